@@ -1,0 +1,1 @@
+"""Specs, tracking, metrics and reports: what a sweep is for."""

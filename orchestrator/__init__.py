@@ -1,0 +1,1 @@
+"""What runs where and when: prompts in, videos out, over a Ray cluster."""

@@ -1,0 +1,121 @@
+"""What the scheduler is told (events, past tense) and what it asks for (commands, imperative).
+
+Every event carries ``time_s``, stamped by the shell that saw it: the scheduler has no clock. ``handle`` fields are opaque
+to the scheduler (a Ray reference, a value in this process, a token of the simulator) and never reach the event log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.types import Clip, Decision, Item, Slice
+
+
+@dataclass(frozen=True)
+class Event:
+    time_s: float
+
+
+@dataclass(frozen=True)
+class WorkerJoined(Event):
+    """``kind`` is "sketch", "decode" or "pod"; ``num_ranks`` is 1 for all but pods."""
+
+    kind: str
+    worker: str
+    num_ranks: int = 1
+
+
+@dataclass(frozen=True)
+class WorkerLost(Event):
+    """The worker is gone; whatever it was doing goes back to its last boundary."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Arrived(Event):
+    item: Item
+
+
+@dataclass(frozen=True)
+class Sketched(Event):
+    item_key: str
+    attempt: int
+    decision: Decision
+    timings_s: dict[str, float]
+    handle: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class PhaseDone(Event):
+    item_key: str
+    attempt: int
+    timings_s: dict[str, float]
+    handle: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Decoded(Event):
+    item_key: str
+    attempt: int
+    clip: Clip
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """One attempt failed; ``phase`` is "sketch", "refine" or "decode"; ``error`` is one line, ``traceback`` the rest."""
+
+    item_key: str
+    attempt: int
+    phase: str
+    error: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Command:
+    item_key: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class StartSketch(Command):
+    worker: str
+
+
+@dataclass(frozen=True)
+class StartPhase(Command):
+    """Run the stages after the sketch on ``slice``. ``handle`` is the sketch's boundary."""
+
+    slice: Slice
+    handle: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class StartDecode(Command):
+    worker: str
+    handle: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Finish(Command):
+    """The item is done: write its record. ``timings_s`` joins every phase's timings; ``device_s`` is what it held."""
+
+    item: Item
+    decision: Decision
+    clip: Clip
+    timings_s: dict[str, float]
+    latency_s: float
+    device_s: float
+    degree: int
+
+
+@dataclass(frozen=True)
+class GiveUp(Command):
+    """The item failed ``attempt`` times; ``story`` is its part of the event log."""
+
+    item: Item
+    error: str
+    story: tuple[str, ...]

@@ -1,0 +1,168 @@
+"""The frozen values that travel between the parts of a sweep.
+
+Units: pixels for ``VideoShape``, latent cells for ``Grid``, seconds for ``*_s``. Standard library only, so that the
+scheduler, ``dvg plan`` and the workers share them without loading torch or Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+Grid = tuple[int, int, int]
+"""Latent cells along (time, height, width)."""
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """What a viewer gets: frames at ``height`` x ``width`` pixels, played at ``fps``."""
+
+    num_frames: int
+    height: int
+    width: int
+    fps: int = 16
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``steps`` solver steps on one latent grid under one timestep shift."""
+
+    grid: Grid
+    steps: int
+    shift: float
+
+
+@dataclass(frozen=True)
+class Action:
+    """A schedule of stages. ``density`` is the share of the full grid's token-steps it spends (DVG eq. 7).
+
+    ``s2`` is the spatial rate of stage 2 and ``f2`` the latent frames of stages 2 and 3; both None for a plain full run.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    density: float
+    s2: float | None = None
+    f2: int | None = None
+
+
+@dataclass(frozen=True)
+class Demand:
+    """How much spatial detail and motion a sketch shows, both in [0, 1]; ``neutral`` when it could not be measured."""
+
+    spatial: float
+    temporal: float
+    neutral: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The chosen action and why, in one human line. ``demand`` and ``weights`` are None when nothing was measured."""
+
+    action: Action
+    why: str
+    demand: Demand | None = None
+    weights: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video to make: one prompt and seed under one arm. ``item_key`` identifies it across restarts."""
+
+    item_key: str
+    arm: str
+    prompt_id: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """``width`` adjacent ranks of one pod, from ``start`` (a multiple of ``width``)."""
+
+    pod: str
+    start: int
+    width: int
+
+    @property
+    def ranks(self) -> range:
+        return range(self.start, self.start + self.width)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A finished video file. ``path`` is relative to the run folder."""
+
+    path: str
+    num_bytes: int
+    sha256: str
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything a reader of a run wants to know of one finished item, in one flat row of ``records.jsonl``."""
+
+    item_key: str
+    arm: str
+    prompt_id: str
+    prompt: str
+    seed: int
+    model: str
+    planner: str
+    budget: float | None
+    num_steps: int
+    guidance: float
+    num_frames: int
+    height: int
+    width: int
+    fps: int
+    spatial_demand: float | None
+    temporal_demand: float | None
+    spatial_weight: float | None
+    temporal_weight: float | None
+    neutral_demand: bool
+    action: str
+    s2: float | None
+    f2: int | None
+    why: str
+    density: float
+    density_executed: float
+    """Token-steps of the forwards that really ran, over those of a full run."""
+    tokens_full: int
+    stage_grids: str
+    """For example ``4x8x8|7x14x14|7x18x18|11x18x18``."""
+    stage_s: str
+    """Seconds of each stage's steps, in the order of ``stage_grids``, joined by ``|``."""
+    text_s: float
+    sketch_s: float
+    refine_s: float
+    denoise_s: float
+    """``sketch_s + refine_s``: every transformer step and transition, nothing else."""
+    decode_s: float
+    encode_s: float
+    latency_s: float
+    """From the start of the sketch to the video on disk, waiting included."""
+    device_s: float
+    """Device seconds held by this item: each phase's seconds times the ranks it held."""
+    degree: int
+    attempts: int
+    device: str
+    host: str
+    video: str
+    num_bytes: int
+    sha256: str
+    finished_at: str
+    """UTC, ISO 8601."""
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """The record as a flat JSON-ready mapping, in field order."""
+    return dataclasses.asdict(record)
+
+
+def record_from_row(row: dict[str, Any]) -> Record:
+    """Inverse of :func:`as_row`; unknown keys of a newer version are ignored."""
+    names = {f.name for f in dataclasses.fields(Record)}
+    return Record(**{key: value for key, value in row.items() if key in names})

@@ -1,0 +1,1 @@
+"""Process groups and the attention that spans them."""

@@ -1,0 +1,1 @@
+"""Pure torch: one clip, one grid after another."""

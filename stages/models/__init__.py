@@ -1,0 +1,1 @@
+"""Model adapters: one call to denoise, whatever the family."""

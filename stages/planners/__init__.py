@@ -1,0 +1,1 @@
+"""Planners: which grid when."""
