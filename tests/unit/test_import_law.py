@@ -1,0 +1,88 @@
+"""Who may import whom (docs/structure.md): read from the source, so that a lazy import counts too."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PURE = ("types", "events", "arms", "geometry", "actions", "plan", "cost", "policy", "slices", "scheduler", "simulator")
+PURE_MODULES = frozenset(f"orchestrator.{name}" for name in PURE)
+SHARED = frozenset({"orchestrator", *(f"orchestrator.{name}" for name in ("types", "geometry", "actions", "arms", "cost"))})
+RAY_MODULES = ("orchestrator.driver", "orchestrator.pods", "orchestrator.cluster", "orchestrator.doctor")
+
+
+def module_name(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Every module this file names in an import, wherever in the file; ``from a import b`` counts as ``a`` and ``a.b``."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(package: str) -> list[pathlib.Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def top(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def ours(names: set[str], package: str) -> set[str]:
+    return {name for name in names if name.split(".")[0] == package}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_deciding_modules_import_only_the_standard_library_pydantic_and_each_other(name: str) -> None:
+    path = ROOT / "orchestrator" / f"{name}.py"
+    if not path.exists():
+        pytest.skip(f"{name} is not written yet")
+    found = imports(path)
+    assert top(found) <= set(sys.stdlib_module_names) | {"pydantic", "orchestrator"}
+    for inner in ours(found, "orchestrator"):
+        assert any(inner == module or inner.startswith(module + ".") for module in PURE_MODULES), inner
+
+
+@pytest.mark.parametrize("path", files("parallel"), ids=module_name)
+def test_parallel_knows_neither_ray_nor_the_stages(path: pathlib.Path) -> None:
+    found = imports(path)
+    assert not top(found) & {"ray", "mlflow", "stages", "experiments"}
+    assert all(any(n == m or n.startswith(m + ".") for m in SHARED) for n in ours(found, "orchestrator"))
+
+
+@pytest.mark.parametrize("path", files("stages"), ids=module_name)
+def test_stages_know_neither_ray_nor_mlflow_nor_the_scheduler(path: pathlib.Path) -> None:
+    found = imports(path)
+    assert not top(found) & {"ray", "mlflow", "experiments"}
+    for inner in ours(found, "orchestrator"):
+        assert any(inner == module or inner.startswith(module + ".") for module in SHARED), inner
+
+
+@pytest.mark.parametrize("path", files("orchestrator"), ids=module_name)
+def test_in_the_orchestrator_only_the_shell_knows_ray_and_only_the_cli_knows_the_experiments(path: pathlib.Path) -> None:
+    name, found = module_name(path), top(imports(path))
+    if name not in RAY_MODULES:
+        assert "ray" not in found
+    if not name.startswith("orchestrator.cli"):
+        assert "experiments" not in found
+    if not name.startswith(("orchestrator.cli", "orchestrator.doctor")):
+        assert "mlflow" not in found
+
+
+def test_the_cli_imports_nothing_heavy_at_its_top() -> None:
+    for path in (ROOT / "orchestrator").glob("cli*.py"):
+        body = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in body if isinstance(node, ast.ImportFrom)}
+        assert not {n.split(".")[0] for n in names} & {"torch", "ray", "mlflow", "diffusers", "stages", "experiments"}
