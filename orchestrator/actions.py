@@ -1,0 +1,176 @@
+"""DVG's action lists: every schedule that meets a budget.
+
+Source: Dynamic Video Generation (DVG), arXiv 2605.21042, equations 6 to 8. Defaults follow the authors' release; where
+the paper's text differs, its form is an option of :class:`DvgConfig`. Pure arithmetic, as are the modules whose names
+this one re-exports, so ``dvg plan`` and the simulator load no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from orchestrator.dvg_config import DvgConfig
+from orchestrator.geometry import ModelGeometry
+from orchestrator.matching import choose, decide, weights
+from orchestrator.schedules import (
+    density,
+    density_executed,
+    forwards_per_stage,
+    stage_grids,
+    stage_shapes,
+    steps_per_stage,
+    transition_steps,
+)
+from orchestrator.types import Action, Stage, VideoShape
+
+__all__ = [
+    "DvgConfig",
+    "InfeasibleBudget",
+    "action_list",
+    "choose",
+    "decide",
+    "density",
+    "density_executed",
+    "feasible_budgets",
+    "first_stage",
+    "format_budgets",
+    "forwards_per_stage",
+    "full_action",
+    "stage_grids",
+    "stage_shapes",
+    "steps_per_stage",
+    "transition_steps",
+    "weights",
+]
+
+ROUNDING = 1e-9
+"""Slack on the tolerance, so that a density on its edge does not depend on the last bit."""
+
+
+class InfeasibleBudget(ValueError):
+    """No action meets the budget. ``nearest`` holds the closest actions, ``feasible`` the budgets that would do."""
+
+    def __init__(self, budget: float, config: DvgConfig, nearest: Sequence[Action], feasible: Sequence[float]) -> None:
+        self.budget, self.nearest, self.feasible = budget, tuple(nearest), tuple(feasible)
+        around = sorted(sorted(feasible, key=lambda value: abs(value - budget))[:3])
+        closest = ", ".join(f"{action.name} with {action.density:.4f}" for action in nearest)
+        super().__init__(
+            f"budget {budget:g}: no action has a density within {config.tolerance:g} of it. "
+            f"Nearest actions: {closest}. "
+            f"Nearest feasible budgets: {', '.join(f'{value:.2f}' for value in around)} "
+            f"(all: {format_budgets(feasible)})"
+        )
+
+
+def full_action(geometry: ModelGeometry, shape: VideoShape, num_steps: int) -> Action:
+    """The plain run: every step on the full grid."""
+    stage = Stage(geometry.latent_grid(shape), num_steps, geometry.full_shift)
+    return Action("full", (stage,), 1.0)
+
+
+def action_list(
+    geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float, config: DvgConfig
+) -> tuple[Action, ...]:
+    """Every schedule whose density is within the tolerance of the budget, nearest first (eqs. 6 and 8).
+
+    A budget of 1 is the plain run. Raises InfeasibleBudget when no schedule fits, ValueError for a bad shape or budget.
+    """
+    candidates = _candidates(geometry, shape, num_steps, budget, config)
+    feasible = [action for action in candidates if _fits(action, budget, config)]
+    feasible.sort(key=lambda action: _order(action, budget))
+    if feasible:
+        return tuple(feasible)
+    nearest = sorted(candidates, key=lambda action: _order(action, budget))[:3]
+    raise InfeasibleBudget(budget, config, nearest, feasible_budgets(geometry, shape, num_steps, config))
+
+
+def first_stage(geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float, config: DvgConfig) -> Stage:
+    """The sketch, which every action of the list shares. It is the whole run when ``steps == num_steps``."""
+    return next(_candidates(geometry, shape, num_steps, budget, config)).stages[0]
+
+
+def _candidates(
+    geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float, config: DvgConfig
+) -> Iterator[Action]:
+    """Every schedule DVG knows at this budget, feasible or not; two rates that give the same stages count once."""
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget is {budget:g}: it must be above 0 and at most 1")
+    steps = steps_per_stage(num_steps, config.transition_rates)
+    num_frames = geometry.latent_grid(shape)[0]
+    if budget == 1 or len(steps) == 1:
+        yield full_action(geometry, shape, num_steps)
+        return
+    if len(steps) == 2:
+        yield _action(geometry, shape, steps, budget, config, None)
+        return
+    f1 = min(max(round(num_frames * config.stage1_temporal * budget), 1), num_frames)
+    seen = set()
+    for s2 in config.spatial_rates:
+        for f2 in _frame_choices(f1, num_frames, config.temporal_rate_step) if s2 >= config.stage1_spatial else ():
+            action = _action(geometry, shape, steps, budget, config, (s2, f2))
+            if action.stages not in seen:
+                yield action
+            seen.add(action.stages)
+
+
+def _frame_choices(least: int, most: int, rate_step: float | None) -> Sequence[int]:
+    if rate_step is None:
+        return range(least, most + 1)
+    frames = {round(most * rate_step * i) for i in range(1, round(1 / rate_step) + 1)}
+    return sorted(value for value in frames if least <= value <= most)
+
+
+def _action(
+    geometry: ModelGeometry,
+    shape: VideoShape,
+    steps: Sequence[int],
+    budget: float,
+    config: DvgConfig,
+    choice: tuple[float, int] | None,
+) -> Action:
+    """Stages of one choice (s2, F2): rates s1, s2, 1, .. in space and t1, F2/F, .., 1 in time; None with two stages."""
+    full_grid = geometry.latent_grid(shape)
+    s2, f2 = choice or (1.0, full_grid[0])
+    num_middle = len(steps) - 2
+    spatial = (config.stage1_spatial, s2, *[1.0] * num_middle)
+    temporal = (config.stage1_temporal * budget, *[f2 / full_grid[0]] * num_middle, 1.0)
+    shapes = stage_shapes(geometry, full_grid, spatial, temporal)
+    grids = stage_grids(geometry, full_grid, spatial, temporal)
+    shifts = config.shifts or geometry.stage_shifts
+    stages = tuple(map(Stage, grids, steps, (*shifts[: len(steps) - 1], shifts[-1])))
+    if choice is None:
+        return Action("sketch-full", stages, density(shapes, steps))
+    return Action(f"s{s2:.2f}-f{f2}", stages, density(shapes, steps), s2, f2)
+
+
+def _fits(action: Action, budget: float, config: DvgConfig) -> bool:
+    above = 0.0 if config.one_sided else config.tolerance
+    return -config.tolerance - ROUNDING <= action.density - budget <= above + ROUNDING
+
+
+def _order(action: Action, budget: float) -> tuple[float, float, float, int]:
+    """Smallest gap first, then the larger density, s2 and f2; ties in the score go to the earlier action."""
+    return round(abs(action.density - budget), 12), -action.density, -(action.s2 or 0.0), -(action.f2 or 0)
+
+
+def feasible_budgets(
+    geometry: ModelGeometry, shape: VideoShape, num_steps: int, config: DvgConfig
+) -> tuple[float, ...]:
+    """Budgets 0.01, 0.02, .. 1.00 for which :func:`action_list` is not empty."""
+    budgets = (hundredths / 100 for hundredths in range(1, 101))
+    return tuple(
+        budget
+        for budget in budgets
+        if any(_fits(action, budget, config) for action in _candidates(geometry, shape, num_steps, budget, config))
+    )
+
+
+def format_budgets(budgets: Sequence[float]) -> str:
+    """Budgets in hundredths as ranges, for people: ``0.36-0.78, 1.00``."""
+    runs: list[list[float]] = []
+    for budget in budgets:
+        if runs and budget - runs[-1][-1] < 0.015:
+            runs[-1].append(budget)
+        else:
+            runs.append([budget])
+    return ", ".join(f"{run[0]:.2f}-{run[-1]:.2f}" if len(run) > 1 else f"{run[0]:.2f}" for run in runs)

@@ -1,0 +1,71 @@
+"""Every knob of DVG, its meaning and its released value."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from orchestrator.geometry import NUM_STAGES, Shifts
+
+SpatialDemand = Literal["fft", "fft_exact", "fft_per_frame", "sobel", "multiscale"]
+TemporalDemand = Literal["global_lk", "windowed_lk", "phase_correlation", "difference", "spectrum"]
+ResizeMode = Literal[
+    "temporal_interp_spatial_restore", "temporal_interp_spatial_area", "temporal_interp_spatial_interp", "trilinear"
+]
+SmoothingPadding = Literal["replicate", "zeros"]
+NoiseHash = Literal["arithmetic", "logical"]
+
+
+class DvgConfig(BaseModel):
+    """Every knob of DVG. The defaults are the authors' released behaviour, except where a field says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    transition_rates: tuple[float, ...] = Field((0.28, 0.50, 0.72), min_length=1, max_length=NUM_STAGES - 1)
+    """Shares of the steps after which the grid changes; strictly increasing, in (0, 1)."""
+    stage1_spatial: float = Field(0.5, gt=0, le=1)
+    """Height and width of the sketch, as a share of the full grid's."""
+    stage1_temporal: float = Field(0.8, gt=0, le=1)
+    """Frames of the sketch: this share of budget times the full grid's."""
+    spatial_rates: tuple[float, ...] = Field((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), min_length=1)
+    """Choices for the spatial rate s2 of stage 2. The paper writes a grid of 0.05."""
+    temporal_rate_step: float | None = Field(None, gt=0, le=1)
+    """None: any number of frames from the sketch's to all. 0.05: the paper's grid of rates."""
+    tolerance: float = Field(0.02, gt=0, lt=1)
+    """An action is feasible when its density is this near to the budget."""
+    one_sided: bool = False
+    """True: never above the budget."""
+    sharpness: float = Field(2.6, ge=0)
+    """Softmax factor from demands to weights; 0 always weighs space and time alike."""
+    balance: float = Field(0.5, ge=0, le=1)
+    """Share of the spatial term in the score."""
+    matching: Literal["minmax", "stage_mean", "demand_match", "linear"] = "minmax"
+    """How an action's split is scored: rescaled over the list; the paper's equation 9; two more of the release."""
+    demand_match_prior: float = Field(0.08, ge=0)
+    """Weight of the Beta(5, 2) prior on s2 under ``demand_match`` (the release uses 0.15 for HunyuanVideo)."""
+    shifts: Shifts | None = None
+    """Timestep shift of each stage; None: the model's."""
+    spatial_demand: SpatialDemand = "fft"
+    temporal_demand: TemporalDemand = "global_lk"
+    resize: ResizeMode = "temporal_interp_spatial_restore"
+    smoothing: float = Field(0.3, ge=0, le=1)
+    """Share of a 3 x 3 box blur mixed in on entering stage 2."""
+    smoothing_padding: SmoothingPadding = "replicate"
+    """``zeros`` is the release, which darkens the border."""
+    noise_seed: int | None = None
+    """None: derived from the item's seed. The release uses 12345 for every video."""
+    noise_hash: NoiseHash = "arithmetic"
+    """Right shift of the noise hash; ``arithmetic`` gives the release's values."""
+    renoise: Literal["coordinate", "random"] = "coordinate"
+    """``random`` draws fresh noise at every transition (an ablation of the paper)."""
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> Self:
+        for name in ("transition_rates", "spatial_rates"):
+            rates = getattr(self, name)
+            if list(rates) != sorted(set(rates)) or not all(0 < rate <= 1 for rate in rates):
+                raise ValueError(f"{name} is {rates}: it must be strictly increasing and within (0, 1]")
+        if self.transition_rates[-1] >= 1:
+            raise ValueError(f"transition_rates is {self.transition_rates}: the last must be below 1")
+        return self
