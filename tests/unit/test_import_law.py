@@ -9,9 +9,11 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PURE = ("types", "events", "arms", "geometry", "actions", "plan", "cost", "policy", "slices", "scheduler", "simulator")
+SHARED_NAMES = ("types", "geometry", "dvg_config", "schedules", "matching", "actions", "arms", "cost")
+DECIDING = ("events", "eventlog", "books", "plan", "policy", "slices", "scheduler", "simulator")
+PURE = (*SHARED_NAMES, *DECIDING)
 PURE_MODULES = frozenset(f"orchestrator.{name}" for name in PURE)
-SHARED = frozenset({"orchestrator", *(f"orchestrator.{name}" for name in ("types", "geometry", "actions", "arms", "cost"))})
+SHARED = frozenset({"orchestrator", *(f"orchestrator.{name}" for name in SHARED_NAMES)})
 RAY_MODULES = ("orchestrator.driver", "orchestrator.pods", "orchestrator.cluster", "orchestrator.doctor")
 
 

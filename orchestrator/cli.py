@@ -1,0 +1,154 @@
+"""The ``dvg`` command. Exit codes: 0 done, 1 error, 2 something written wrong, 3 some items were given up, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator import __version__
+from orchestrator.mistakes import ConfigError
+
+app = typer.Typer(
+    name="dvg",
+    help="Dynamic video generation: sketch small, measure, choose a grid per prompt, refine at full size.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option(help="A model name; `dvg models` lists them.")]
+Weights = Annotated[str | None, typer.Option(help="A folder or a hub id; wan-mini ships with the project.")]
+Frames = Annotated[int | None, typer.Option(help="Frames of the video, 4k+1.")]
+Height = Annotated[int | None, typer.Option(help="Pixels.")]
+Width = Annotated[int | None, typer.Option(help="Pixels.")]
+Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _settings(**options: Any) -> dict[str, Any]:
+    """The options a person gave, under the names a spec uses."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the video shows.")],
+    model: Model = "wan-mini",
+    weights: Weights = None,
+    planner: Annotated[str, typer.Option(help="full or dvg.")] = "dvg",
+    budget: Annotated[float | None, typer.Option(help="Share of the full run's token-steps, in (0, 1].")] = None,
+    steps: Steps = None,
+    seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt (needs guidance above 1).")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames per second of the file.")] = None,
+    out: Annotated[pathlib.Path, typer.Option(help="The video file to write.")] = pathlib.Path("video.mp4"),
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one video in this process, with a progress bar per stage."""
+    from orchestrator.cli_generate import run_generate
+
+    settings = _settings(
+        model=model, weights=weights, planner=planner, budget=budget, steps=steps, guidance=guidance,
+        negative=negative, frames=frames, height=height, width=width, fps=fps,
+    )  # fmt: skip
+    run_generate(prompt, seed, settings, out, as_json)
+
+
+@app.command()
+def sweep(
+    spec: Annotated[pathlib.Path, typer.Argument(help="The YAML file of the sweep.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")] = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="The run folder; default runs/<name of the spec>.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="No Ray: one item after another in this process.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts and seeds.")] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Try given-up items again.")] = False,
+    print_config: Annotated[bool, typer.Option(help="Print the resolved sweep and stop.")] = False,
+) -> None:
+    """Make every video of a spec. The same command again resumes: finished items are skipped."""
+    from orchestrator.cli_sweep import SweepOptions, run_sweep
+
+    raise typer.Exit(run_sweep(spec, overrides or [], out, SweepOptions(local, limit, retry_failed, print_config)))
+
+
+@app.command()
+def plan(
+    model: Model = "wan-mini",
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    steps: Steps = None,
+    budget: Annotated[float, typer.Option(help="Share of the full run's token-steps, in (0, 1].")] = 0.5,
+    spatial_demand: Annotated[float | None, typer.Option(min=0, max=1, help="Measured or assumed detail.")] = None,
+    temporal_demand: Annotated[float | None, typer.Option(min=0, max=1, help="Measured or assumed motion.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the actions a budget allows, and the one a demand chooses. Loads no model."""
+    from orchestrator.cli_plan import run_plan
+
+    settings = _settings(model=model, frames=frames, height=height, width=width, steps=steps, budget=budget)
+    run_plan(settings, spatial_demand, temporal_demand, as_json)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models, and the vocabulary of the embedded one."""
+    from orchestrator.cli_plan import run_models
+
+    run_models(as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, what it gives, and what each missing piece would give."""
+    from orchestrator.cli_plan import run_doctor
+
+    raise typer.Exit(run_doctor(as_json))
+
+
+@app.command()
+def track(
+    run: Annotated[pathlib.Path, typer.Argument(help="A run folder.")],
+    uri: Annotated[str | None, typer.Option(help="Where to; default as in the sweep.")] = None,
+) -> None:
+    """Mirror a run folder into MLflow; what is there already is left alone."""
+    from orchestrator.cli_sweep import run_track
+
+    run_track(run, uri)
+
+
+@app.command()
+def report(run: Annotated[pathlib.Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write summary.csv and report.html of a run again from its records."""
+    from orchestrator.cli_sweep import run_report
+
+    run_report(run)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Run the command line; what a person wrote wrong is told in one line each, without a traceback."""
+    try:
+        app(standalone_mode=True)
+    except ConfigError as error:
+        for line in error.mistakes:
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout, with nothing around it."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -1,0 +1,207 @@
+"""A sweep's YAML: strict to read, expanded into arms and items, every mistake told at once.
+
+What each knob means is documented on its field; the planner's own knobs live in :class:`orchestrator.actions.DvgConfig`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.arms import Arm, make_item
+from orchestrator.expansion import expand_points, merge, set_dotted
+from orchestrator.mistakes import ConfigError, from_validation
+from orchestrator.prompts import Prompt, load_prompts
+from orchestrator.resolve import resolve_arm
+from orchestrator.types import Item
+
+
+def _file_safe(name: str) -> str:
+    """Arm names are folder names."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", name) or name.startswith("."):
+        raise ValueError("an arm's name may hold letters, digits, '_', '-' and '.', at most 60, and not start with '.'")
+    return name
+
+
+ArmName = Annotated[str, AfterValidator(_file_safe)]
+
+
+class ClusterConfig(BaseModel):
+    """The workers of a sweep. On a machine without GPUs all of them share its cores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sketch_workers: int = Field(1, ge=1)
+    """Actors that encode text, run stage 1 and choose the action."""
+    heavy_ranks: int = Field(2, ge=1, le=8)
+    """Ranks of the heavy pod, which runs every stage after the sketch."""
+    decode_workers: int = Field(1, ge=1)
+    """Actors that decode the latent and write the video."""
+    num_threads: int | None = Field(None, ge=1)
+    """Torch threads of a CPU worker; None: the machine's cores."""
+    gpus_per_sketch: float = Field(0, ge=0)
+    gpus_per_rank: float = Field(0, ge=0)
+    gpus_per_decode: float = Field(0, ge=0)
+    """GPUs a worker of each kind reserves; 0: CPU."""
+    address: str | None = None
+    """Address of a running Ray cluster; None: RAY_ADDRESS if set, otherwise a local cluster for this sweep alone."""
+
+
+class TrackingConfig(BaseModel):
+    """The MLflow mirror of ``records.jsonl``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = True
+    uri: str | None = None
+    """None: MLFLOW_TRACKING_URI if set, otherwise an sqlite file in the run folder."""
+    experiment: str = "dvg"
+    videos: Literal["none", "sample", "all"] = "all"
+    """Which videos are uploaded: none, one prompt in ten, or all."""
+
+
+class ArmOptions(BaseModel):
+    """What an arm may say. None: inherited from the spec, then from the model's defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = None
+    weights: str | None = None
+    planner: Literal["full", "dvg"] | None = None
+    budget: float | None = Field(None, gt=0, le=1)
+    steps: int | None = Field(None, ge=1)
+    guidance: float | None = Field(None, ge=0)
+    negative: str | None = None
+    frames: int | None = Field(None, ge=1)
+    height: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1)
+    fps: int | None = Field(None, ge=1)
+    dvg: dict[str, Any] = Field(default_factory=dict)
+    """Knobs of :class:`orchestrator.actions.DvgConfig`."""
+
+
+class SweepSpec(ArmOptions):
+    """One YAML file: what to make, with which arms, on which workers."""
+
+    name: str = "sweep"
+    prompts: list[str | Prompt] | str
+    """A list, or the path of a text file (one prompt a line) or a JSONL file (``{"prompt": ..., "id": ..., "seed": ...}``)."""
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    arms: dict[ArmName, ArmOptions] = Field(default_factory=dict)
+    """Named partial settings; without any, one arm named after the planner."""
+    sweep: dict[str, list[Any]] = Field(default_factory=dict)
+    """Knob (dotted for nested ones) to values: every arm is repeated for every combination."""
+    reference: str | None = None
+    """The arm that quality and speedup are measured against; None: the first arm whose planner is ``full``."""
+    max_attempts: int = Field(3, ge=1)
+    """Attempts of an item before it is given up."""
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A spec fully resolved: nothing left to look up, nothing left to go wrong but the run itself."""
+
+    name: str
+    arms: tuple[Arm, ...]
+    items: tuple[Item, ...]
+    reference: str | None
+    max_attempts: int
+    cluster: ClusterConfig
+    tracking: TrackingConfig
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def resolved(self) -> dict[str, Any]:
+        """The sweep as plain data, for ``config.resolved.yaml``."""
+        return {
+            "name": self.name,
+            "reference": self.reference,
+            "max_attempts": self.max_attempts,
+            "arms": [arm.model_dump(mode="json") for arm in self.arms],
+            "prompts": _prompt_rows(self.items),
+            "cluster": self.cluster.model_dump(mode="json"),
+            "tracking": self.tracking.model_dump(mode="json"),
+        }
+
+
+def _prompt_rows(items: Sequence[Item]) -> list[dict[str, Any]]:
+    rows = {(i.prompt_id, i.seed): {"id": i.prompt_id, "prompt": i.prompt, "seed": i.seed} for i in items}
+    return list(rows.values())
+
+
+def read_yaml(path: pathlib.Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError if it is missing, not YAML, or not a mapping."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"spec {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}"]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError([f"spec {str(path)!r} is not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(data, dict):
+        raise ConfigError([f"spec {str(path)!r} must be a mapping of keys to values, not {type(data).__name__}"])
+    return data
+
+
+def load_sweep(path: pathlib.Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep a spec file describes, with ``key=value`` overrides applied. Raises ConfigError with every mistake found."""
+    data = read_yaml(path)
+    for override in overrides:
+        set_dotted(data, override)
+    return build_sweep(data, base=path.resolve().parent)
+
+
+def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
+    """Validate and expand; relative prompt files are looked up in ``base``, then in the working directory."""
+    try:
+        spec = SweepSpec.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(from_validation(error, SweepSpec)) from error
+    mistakes: list[str] = []
+    prompts = load_prompts(spec.prompts, base, mistakes)
+    arms = _arms(spec, mistakes)
+    reference = _reference(spec, arms, mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return Sweep(spec.name, arms, _items(arms, prompts, spec.seeds), reference, spec.max_attempts, spec.cluster, spec.tracking)
+
+
+def _arms(spec: SweepSpec, mistakes: list[str]) -> tuple[Arm, ...]:
+    """Every arm at every point of the sweep; points that resolve to the same settings are one arm."""
+    shared = {key: value for key, value in spec.model_dump().items() if key in ArmOptions.model_fields}
+    named = spec.arms or {spec.planner or "dvg": ArmOptions()}
+    found: dict[Any, Arm] = {}
+    for name, options in named.items():
+        settings = merge(shared, options.model_dump())
+        for suffix, point in expand_points(settings, spec.sweep, mistakes):
+            arm = resolve_arm(name + suffix, point, mistakes)
+            if arm is not None:
+                found.setdefault((name, arm.model_copy(update={"name": name}).model_dump_json()), arm)
+    return tuple(found.values())
+
+
+def _reference(spec: SweepSpec, arms: Sequence[Arm], mistakes: list[str]) -> str | None:
+    names = [arm.name for arm in arms]
+    if spec.reference is None:
+        return next((arm.name for arm in arms if arm.planner == "full"), None)
+    if spec.reference not in names and arms:
+        mistakes.append(f"reference: {spec.reference!r} is not an arm; arms: {', '.join(names)}")
+    return spec.reference
+
+
+def _items(arms: Sequence[Arm], prompts: Sequence[Prompt], seeds: Sequence[int]) -> tuple[Item, ...]:
+    """Prompt by prompt, so that the arms of one prompt finish together and can be compared early."""
+    return tuple(
+        make_item(arm, prompt.id, prompt.prompt, seed)
+        for prompt in prompts
+        for seed in ([prompt.seed] if prompt.seed is not None else seeds)
+        for arm in arms
+    )

@@ -1,0 +1,172 @@
+"""``dvg doctor``: what is installed, what it gives, and what each missing piece would give."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.resolve import EMBEDDED_WEIGHTS
+
+REQUIRED = {
+    "torch": "the models",
+    "diffusers": "model and scheduler implementations",
+    "transformers": "text encoders",
+    "ray": "sweeps over processes and nodes",
+    "mlflow": "experiment tracking",
+    "av": "video files",
+    "torchmetrics": "PSNR and SSIM",
+}
+OPTIONAL = {
+    "flash_attn": ("flash-attn", "FlashAttention kernels on NVIDIA GPUs (pip install '.[gpu]')"),
+    "xfuser": ("xfuser", "the usp sequence-parallel backend on GPUs (pip install '.[gpu]')"),
+    "deepspeed": ("deepspeed", "the ulysses sequence-parallel backend (pip install '.[parallel]')"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``state`` is "ok", "missing" (optional) or "broken" (a sweep will not run)."""
+
+    topic: str
+    state: str
+    found: str
+    gives: str
+
+
+def examine() -> list[Finding]:
+    """Every check, none of which starts anything or leaves this machine."""
+    checks: list[Callable[[], list[Finding]]] = [
+        _python, _packages, _gpus, _attention, _video, _embedded, _ray_auth, _mlflow, _machine,
+    ]  # fmt: skip
+    return [finding for check in checks for finding in check()]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> list[Finding]:
+    legal = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    return [Finding("python", "ok" if legal else "broken", platform.python_version(), "3.11 or 3.12 is needed")]
+
+
+def _packages() -> list[Finding]:
+    rows = []
+    for name, gives in REQUIRED.items():
+        version = _version(name)
+        rows.append(Finding(name, "ok" if version else "broken", version or "not installed", gives))
+    for module, (distribution, gives) in OPTIONAL.items():
+        rows.append(_optional(module, distribution, gives))
+    return rows
+
+
+def _optional(module: str, distribution: str, gives: str) -> Finding:
+    """Optional packages are imported for real: several of them install where they cannot run."""
+    version = _version(distribution)
+    if version is None:
+        return Finding(distribution, "missing", "not installed", gives)
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001 - these packages fail at import in many ways; each is the finding
+        return Finding(distribution, "missing", f"{version}, import fails: {_one_line(error)}", gives)
+    return Finding(distribution, "ok", version, gives)
+
+
+def _one_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+
+
+def _gpus() -> list[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Finding("gpu", "missing", "none visible", "real-size models; wan-mini runs without")]
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory_gb = properties.total_memory / 1e9
+        rows.append(Finding(f"gpu {index}", "ok", f"{properties.name}, {memory_gb:.0f} GB", "heavy ranks"))
+    return rows
+
+
+def _attention() -> list[Finding]:
+    """The kernels torch's scaled_dot_product_attention may use here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Finding("attention", "ok", "torch SDPA on CPU", "flash and cuDNN kernels need a GPU")]
+    kernels = {
+        "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
+        "flash": torch.backends.cuda.flash_sdp_enabled(),
+        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+    }
+    return [Finding("attention", "ok", ", ".join(name for name, on in kernels.items() if on), "choose by measuring")]
+
+
+def _video() -> list[Finding]:
+    import av.codec
+
+    encoder = "libx264" in av.codec.codecs_available
+    ffmpeg = shutil.which("ffmpeg")
+    return [
+        Finding("h264 encoder", "ok" if encoder else "broken", "libx264 in PyAV" if encoder else "none", "mp4 output"),
+        Finding("ffmpeg", "ok" if ffmpeg else "missing", ffmpeg or "not on PATH", "not needed; handy to inspect videos"),
+    ]
+
+
+def _embedded() -> list[Finding]:
+    present = (EMBEDDED_WEIGHTS / "model_index.json").is_file()
+    size_mb = sum(p.stat().st_size for p in EMBEDDED_WEIGHTS.rglob("*") if p.is_file()) / 1e6
+    found = f"{size_mb:.1f} MB" if present else "not found"
+    return [Finding("wan-mini", "ok" if present else "broken", found, "the embedded model: videos without a download")]
+
+
+def _ray_auth() -> list[Finding]:
+    mode, address = os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_ADDRESS")
+    advice = "set RAY_AUTH_MODE to the same value where Ray starts and where jobs are submitted"
+    token = pathlib.Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser().is_file()
+    risky = mode is None and (token or address is not None)
+    found = f"RAY_AUTH_MODE={mode or 'unset'}{', a token file exists' if token else ''}"
+    return [
+        Finding("ray auth", "missing" if risky else "ok", found, advice),
+        Finding("ray address", "ok", address or "unset: a local cluster on 127.0.0.1", "RAY_ADDRESS joins a cluster"),
+    ]
+
+
+def _mlflow() -> list[Finding]:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        return [Finding("mlflow uri", "ok", "unset: sqlite in the run folder", "MLFLOW_TRACKING_URI names a server")]
+    gives = "where runs are mirrored; a server that is down never stops a sweep"
+    if not uri.startswith(("http://", "https://")):
+        return [Finding("mlflow uri", "ok", uri, gives)]
+    state, found = _reach(uri)
+    return [Finding("mlflow uri", state, found, gives)]
+
+
+def _reach(uri: str) -> tuple[str, str]:
+    """Whether a tracking server answers; credentials in the address are never shown."""
+    import requests
+
+    shown = uri.split("@")[-1]
+    try:
+        answer = requests.get(uri.rstrip("/") + "/health", timeout=3)
+    except requests.RequestException as error:
+        return "missing", f"{shown}: no answer ({type(error).__name__})"
+    return ("ok" if answer.ok else "missing"), f"{shown}: {answer.status_code}"
+
+
+def _machine() -> list[Finding]:
+    free_gb = shutil.disk_usage(pathlib.Path.cwd()).free / 1e9
+    disk = Finding("disk", "ok" if free_gb > 5 else "missing", f"{free_gb:.0f} GB free here", "videos and checkpoints")
+    return [Finding("cpu", "ok", f"{os.cpu_count()} cores", "workers share them without a GPU"), disk]

@@ -1,0 +1,60 @@
+"""What a person wrote wrong, told in whole lines: the value, the rule, the choices."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel, ValidationError
+
+
+class ConfigError(ValueError):
+    """All the mistakes of one input, a line each."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        self.mistakes = tuple(dict.fromkeys(mistakes))
+        super().__init__("\n".join(self.mistakes))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` or nothing."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def unknown(what: str, word: str, choices: Iterable[str]) -> str:
+    names = list(choices)
+    return f"unknown {what} {word!r}{nearest(word, names)}; choices: {', '.join(names)}"
+
+
+def from_validation(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
+    """One line for each thing pydantic refused; an unknown key is answered with the keys there are."""
+    return [_line(dict(detail), model, where) for detail in error.errors()]
+
+
+def _line(detail: dict[str, typing.Any], model: type[BaseModel], where: str) -> str:
+    path = [str(part) for part in detail["loc"]]
+    dotted = ".".join([where, *path] if where else path)
+    if detail["type"] == "extra_forbidden":
+        return unknown(f"key at {dotted!r}:", path[-1], _keys(model, path[:-1]))
+    if detail["type"] == "missing":
+        return f"{dotted}: this key is required"
+    return f"{dotted}: {detail['msg']} (got {detail['input']!r})"
+
+
+def _keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The keys that the model at ``path`` inside ``model`` accepts."""
+    current: type[BaseModel] | None = model
+    for part in path:
+        field = current.model_fields.get(part) if current else None
+        current = _model_in(field.annotation) if field else current
+    return list((current or model).model_fields)
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """The pydantic model named inside an annotation such as ``dict[str, Model]`` or ``Model | None``."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((found for inner in typing.get_args(annotation) if (found := _model_in(inner))), None)

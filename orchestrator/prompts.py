@@ -1,0 +1,78 @@
+"""Prompts from a list, a text file or a JSONL file, each with an id that is safe as a file name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.mistakes import from_validation
+
+MAX_SLUG = 40
+
+
+class Prompt(BaseModel):
+    """One prompt. ``id`` defaults to a slug of the text with a short hash; ``seed`` overrides the spec's seeds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str = Field(min_length=1)
+    id: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", max_length=80)
+    seed: int | None = None
+
+
+def prompt_id(text: str) -> str:
+    """For example ``a-red-circle-drifting-left-3f2a9c``: readable, unique to the text, safe as a file name."""
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:MAX_SLUG].strip("-")
+    return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".strip("-")
+
+
+def load_prompts(source: Sequence[str | Prompt] | str, base: pathlib.Path, mistakes: list[str]) -> list[Prompt]:
+    """The prompts of a spec, ids filled in; what is wrong with them is appended to ``mistakes``."""
+    raw = _from_file(source, base, mistakes) if isinstance(source, str) else [_as_prompt(entry) for entry in source]
+    prompts = [p if p.id else p.model_copy(update={"id": prompt_id(p.prompt)}) for p in raw if p.prompt.strip()]
+    if len(prompts) < len(raw):
+        mistakes.append("prompts: a prompt must not be empty")
+    counts = Counter((p.id, p.seed) for p in prompts)
+    mistakes.extend(f"prompts: id {name!r} is used {n} times; ids must be unique" for (name, _), n in counts.items() if n > 1)
+    if not raw and not mistakes:
+        mistakes.append("prompts: at least one prompt is needed")
+    return prompts
+
+
+def _as_prompt(entry: str | Prompt) -> Prompt:
+    return entry if isinstance(entry, Prompt) else Prompt.model_construct(prompt=entry, id="", seed=None)
+
+
+def _from_file(source: str, base: pathlib.Path, mistakes: list[str]) -> list[Prompt]:
+    tried = [pathlib.Path(source)] if pathlib.Path(source).is_absolute() else [base / source, pathlib.Path.cwd() / source]
+    path = next((p for p in tried if p.is_file()), None)
+    if path is None:
+        mistakes.append(
+            f"prompts: file {source!r} does not exist (looked in {', '.join(dict.fromkeys(str(p.parent) for p in tried))}); "
+            "give a list of prompts, a text file with one prompt a line, or a .jsonl file"
+        )
+        return []
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        mistakes.append(f"prompts: file {source!r} cannot be read as UTF-8 text: {error}")
+        return []
+    if path.suffix == ".jsonl":
+        return [p for number, line in enumerate(lines, 1) if (p := _from_json(line, f"{source}:{number}", mistakes))]
+    return [_as_prompt(line.strip()) for line in lines if not line.lstrip().startswith("#")]
+
+
+def _from_json(line: str, where: str, mistakes: list[str]) -> Prompt | None:
+    try:
+        return Prompt.model_validate(json.loads(line))
+    except json.JSONDecodeError as error:
+        mistakes.append(f"prompts: {where} is not valid JSON: {error.msg}")
+    except ValidationError as error:
+        mistakes.extend(from_validation(error, Prompt, where))
+    return None

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from orchestrator.config import build_sweep, load_sweep
+from orchestrator.mistakes import ConfigError
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROMPTS = ["a red circle", "a blue square"]
+
+
+def mistakes(data: dict[str, Any], base: pathlib.Path = ROOT) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        build_sweep(data, base)
+    return list(caught.value.mistakes)
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    return {"prompts": list(PROMPTS), "arms": {"full": {"planner": "full"}, "dvg": {"budget": 0.5}}, **changes}
+
+
+def test_the_demo_spec_has_sixteen_items_under_two_arms() -> None:
+    sweep = load_sweep(ROOT / "experiments/specs/demo.yaml")
+    assert [arm.name for arm in sweep.arms] == ["full", "dvg"]
+    assert len(sweep.items) == 16
+    assert sweep.reference == "full"
+
+
+def test_item_keys_are_distinct_and_the_same_every_time() -> None:
+    first, second = build_sweep(spec(seeds=[0, 1]), ROOT), build_sweep(spec(seeds=[0, 1]), ROOT)
+    assert first.items == second.items
+    assert len({item.item_key for item in first.items}) == 8
+
+
+def test_anything_that_shapes_the_video_changes_the_key_and_the_workers_do_not() -> None:
+    def keys(**changes: Any) -> set[str]:
+        return {item.item_key for item in build_sweep(spec(**changes), ROOT).items}
+
+    base = keys()
+    assert keys(cluster={"sketch_workers": 2}) == base
+    for changes in ({"steps": 40}, {"guidance": 3.0}, {"frames": 33}, {"dvg": {"sharpness": 1.0}}, {"fps": 8}):
+        assert not keys(**changes) & {k for k in base if changes != {"dvg": {"sharpness": 1.0}}}, changes
+
+
+def test_a_sweep_repeats_every_arm_for_every_combination_and_drops_points_that_mean_the_same() -> None:
+    sweep = build_sweep(spec(sweep={"budget": [0.45, 0.5], "guidance": [1.0, 2.0]}), ROOT)
+    assert [arm.name for arm in sweep.arms] == [
+        "full-budget0.45-guidance1.0",
+        "full-budget0.45-guidance2.0",
+        "dvg-budget0.45-guidance1.0",
+        "dvg-budget0.45-guidance2.0",
+        "dvg-budget0.5-guidance1.0",
+        "dvg-budget0.5-guidance2.0",
+    ]
+
+
+def test_nested_knobs_can_be_swept() -> None:
+    arms = build_sweep(spec(arms={"dvg": {}}, sweep={"dvg.sharpness": [1.0, 2.6]}), ROOT).arms
+    assert [arm.dvg.sharpness for arm in arms] == [1.0, 2.6]
+
+
+def test_every_mistake_is_told_at_once_with_the_rule_and_the_choices() -> None:
+    told = mistakes(spec(frames=40, height=100, prompts="nowhere.txt"))
+    text = "\n".join(told)
+    assert "nowhere.txt" in text
+    assert "4k+1" in text
+    assert "height" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bugdet": 0.5}, ["'bugdet'", "did you mean 'budget'", "planner"]),
+        ({"arms": {"a": {"stepz": 3}}}, ["'stepz'", "did you mean 'steps'"]),
+        ({"dvg": {"sharpnes": 1}}, ["sharpnes", "did you mean 'sharpness'"]),
+        ({"budget": 1.5}, ["budget", "less than or equal to 1", "1.5"]),
+        ({"budget": 0}, ["budget", "greater than 0"]),
+        ({"model": "wan-mimi"}, ["wan-mimi", "wan-mini", "hunyuanvideo"]),
+        ({"planner": "dgv"}, ["planner", "'full'", "'dvg'", "dgv"]),
+        ({"frames": 40}, ["40", "4k+1", "37", "41"]),
+        ({"prompts": []}, ["at least one prompt"]),
+        ({"prompts": [" "]}, ["must not be empty"]),
+        ({"reference": "ful"}, ["'ful'", "full, dvg"]),
+        ({"sweep": {"budgets": [1]}}, ["budgets", "did you mean 'budget'"]),
+        ({"sweep": {"budget": []}}, ["at least one value"]),
+        ({"model": "wan2.1-14b"}, ["ships no weights", "wan-mini"]),
+        ({"arms": {"a b/c": {}}}, ["a b/c", "letters"]),
+        ({"arms": {"a": {"dvg": {"transition_rates": [0.5, 0.4]}}}}, ["transition_rates"]),
+        ({"cluster": {"heavy_ranks": 0}}, ["cluster.heavy_ranks"]),
+    ],
+)
+def test_bad_input_names_the_value_the_rule_and_the_choices(change: dict[str, Any], words: list[str]) -> None:
+    told = mistakes(spec(**change))
+    text = "\n".join(told)
+    assert all("\n" not in line for line in told)
+    for word in words:
+        assert word in text
+
+
+def test_an_infeasible_budget_is_refused_before_anything_runs_and_names_feasible_ones() -> None:
+    told = mistakes(spec(arms={"dvg": {"budget": 0.05}}))
+    assert len(told) == 1
+    assert "0.05" in told[0]
+    assert "feasible" in told[0]
+
+
+def test_prompts_come_from_text_and_jsonl_files_beside_the_spec(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "p.txt").write_text("# a comment\na red circle\n\na blue square\n")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a red circle", "id": "one", "seed": 7}\n{"prompt": "x"}\n')
+    assert [i.prompt for i in build_sweep(spec(prompts="p.txt", arms={}), tmp_path).items] == PROMPTS
+    items = build_sweep(spec(prompts="p.jsonl", arms={}, seeds=[1, 2]), tmp_path).items
+    assert [(i.prompt_id[:3], i.seed) for i in items] == [("one", 7), ("x-2", 1), ("x-2", 2)]
+
+
+def test_a_bad_line_of_a_jsonl_file_is_named_by_its_number(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n{"prompt": \n{"promt": "y"}\n')
+    text = "\n".join(mistakes(spec(prompts="p.jsonl"), tmp_path))
+    assert "p.jsonl:2 is not valid JSON" in text
+    assert "p.jsonl:3" in text
+    assert "did you mean 'prompt'" in text
+
+
+def test_overrides_reach_nested_keys_and_bad_ones_say_the_form(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("prompts: [a red circle]\n")
+    sweep = load_sweep(path, ["arms.dvg.budget=0.45", "cluster.heavy_ranks=1", "seeds=[3]"])
+    assert (sweep.arms[0].budget, sweep.cluster.heavy_ranks, sweep.items[0].seed) == (0.45, 1, 3)
+    with pytest.raises(ConfigError, match="key=value"):
+        load_sweep(path, ["budget"])
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", ""])
+def test_a_spec_that_is_no_mapping_is_refused_in_one_line(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(tmp_path / "s.yaml")
+    assert len(caught.value.mistakes) == 1
