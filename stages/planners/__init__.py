@@ -1,1 +1,5 @@
-"""Planners: which grid when."""
+"""Planners: how a run spends its budget over grids."""
+
+from stages.planners.base import PLANNERS, Planner, make_planner
+
+__all__ = ["PLANNERS", "Planner", "make_planner"]

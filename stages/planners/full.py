@@ -1,0 +1,25 @@
+"""The plain run: every step on the full grid."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from orchestrator.actions import full_action
+from orchestrator.geometry import ModelGeometry
+from orchestrator.types import Action, Decision, Stage, VideoShape
+
+
+class FullPlanner:
+    """One stage, so there is nothing to decide and nothing to carry over."""
+
+    def __init__(self, geometry: ModelGeometry, shape: VideoShape, num_steps: int) -> None:
+        self.action = full_action(geometry, shape, num_steps)
+
+    def first(self) -> Stage:
+        return self.action.stages[0]
+
+    def decide(self, x0: Tensor | None = None) -> Decision:
+        return Decision(self.action, "full grid at every step")
+
+    def carry(self, x0: Tensor, action: Action, stage_index: int, sigma: float, seed: int) -> Tensor:
+        raise RuntimeError(f"a full run has one stage, so stage {stage_index} of {action.name!r} has no successor")
