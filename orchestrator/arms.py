@@ -20,7 +20,7 @@ class Arm(BaseModel):
     name: str
     model: str
     weights: str | None = None
-    """A local folder or a hub id; None means what ships with the project (``wan-mini`` only)."""
+    """A folder in diffusers format; None means what ships with the project (``wan-mini`` only)."""
     revision: str = ""
     """Fingerprint of the weights, so that changed weights are not mistaken for finished work."""
     planner: Literal["full", "dvg"]

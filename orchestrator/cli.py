@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="A model name; `dvg models` lists them.")]
-Weights = Annotated[str | None, typer.Option(help="A folder or a hub id; wan-mini ships with the project.")]
+Weights = Annotated[str | None, typer.Option(help="A folder in diffusers format; wan-mini ships with the project.")]
 Frames = Annotated[int | None, typer.Option(help="Frames of the video, 4k+1.")]
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]
@@ -70,13 +70,12 @@ def sweep(
     out: Annotated[pathlib.Path | None, typer.Option(help="The run folder; default runs/<name of the spec>.")] = None,
     local: Annotated[bool, typer.Option("--local", help="No Ray: one item after another in this process.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts and seeds.")] = None,
-    retry_failed: Annotated[bool, typer.Option(help="Try given-up items again.")] = False,
     print_config: Annotated[bool, typer.Option(help="Print the resolved sweep and stop.")] = False,
 ) -> None:
     """Make every video of a spec. The same command again resumes: finished items are skipped."""
     from orchestrator.cli_sweep import SweepOptions, run_sweep
 
-    raise typer.Exit(run_sweep(spec, overrides or [], out, SweepOptions(local, limit, retry_failed, print_config)))
+    raise typer.Exit(run_sweep(spec, overrides or [], out, SweepOptions(local, limit, print_config)))
 
 
 @app.command()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import geometry
@@ -116,7 +117,11 @@ def _model_row(model: geometry.ModelGeometry) -> dict[str, Any]:
         "guidance": model.default_guidance,
         "shift": model.full_shift,
         "heads": model.heads,
-        "weights": "ships with the project" if model.name == "wan-mini" else "yours (weights: folder or hub id)",
+        "weights": "ships with the project"
+        if model.name == "wan-mini"
+        else "yours (weights: FOLDER)"
+        if model.name in geometry.RUNNABLE
+        else "planning only",
     }
 
 
@@ -132,6 +137,6 @@ def run_doctor(as_json: bool) -> int:
         for heading in ("what", "state", "found", "gives"):
             table.add_column(heading)
         for f in findings:
-            table.add_row(f.topic, f"[{STATE_STYLE[f.state]}]{f.state}[/]", f.found, f.gives)
+            table.add_row(f.topic, f"[{STATE_STYLE[f.state]}]{f.state}[/]", escape(f.found), escape(f.gives))
         Console().print(table)
     return 1 if any(finding.state == "broken" for finding in findings) else 0

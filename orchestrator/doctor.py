@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import pathlib
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,19 +71,15 @@ def _packages() -> list[Finding]:
 
 
 def _optional(module: str, distribution: str, gives: str) -> Finding:
-    """Optional packages are imported for real: several of them install where they cannot run."""
+    """Optional packages are imported for real, in a process of their own: several install where they cannot run."""
     version = _version(distribution)
     if version is None:
         return Finding(distribution, "missing", "not installed", gives)
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # noqa: BLE001 - these packages fail at import in many ways; each is the finding
-        return Finding(distribution, "missing", f"{version}, import fails: {_one_line(error)}", gives)
-    return Finding(distribution, "ok", version, gives)
-
-
-def _one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return Finding(distribution, "ok", version, gives)
+    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return Finding(distribution, "missing", f"{version}, import fails: {reason[:120]}", gives)
 
 
 def _gpus() -> list[Finding]:

@@ -202,6 +202,9 @@ _ALL = (
 
 MODELS: dict[str, ModelGeometry] = {geometry.name: geometry for geometry in _ALL}
 
+RUNNABLE = ("wan-mini", "wan2.1-1.3b", "wan2.1-14b")
+"""Models with an adapter in ``stages.models``; the others can be planned."""
+
 
 def model(name: str) -> ModelGeometry:
     """Geometry of a model by name. Raises ValueError with the choices and the nearest name."""

@@ -109,10 +109,14 @@ def _check_budget(
 
 
 def _check_weights(name: str, model: str, weights: str | None, mistakes: list[str]) -> None:
-    if weights is None and model != EMBEDDED_MODEL:
+    if model not in geometry.RUNNABLE:
         mistakes.append(
-            f"arm {name}: model {model!r} ships no weights; set weights to a folder or a hub id, or use {EMBEDDED_MODEL!r}"
+            f"arm {name}: model {model!r} can be planned but not run yet; models that run: {', '.join(geometry.RUNNABLE)}"
         )
+    elif weights is None and model != EMBEDDED_MODEL:
+        mistakes.append(f"arm {name}: model {model!r} ships no weights; set weights to a folder in diffusers format")
+    elif weights is not None and not (pathlib.Path(weights) / "model_index.json").is_file():
+        mistakes.append(f"arm {name}: weights {weights!r} must be a folder in diffusers format (it has no model_index.json)")
 
 
 def revision(weights: str | None) -> str:

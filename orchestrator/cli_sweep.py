@@ -1,0 +1,229 @@
+"""``dvg sweep``: everything around the shell that makes the videos, from the resolved spec to the report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from orchestrator.config import Sweep, load_sweep
+from orchestrator.ledger import Ledger, RunLock, write_atomic
+from orchestrator.manifest import update_manifest
+from orchestrator.mistakes import ConfigError
+from orchestrator.paths import RunPaths
+from orchestrator.progress import Progress
+from orchestrator.runbook import Runbook
+from orchestrator.scheduler import Scheduler, SchedulerConfig
+from orchestrator.types import Item, Record
+
+if TYPE_CHECKING:
+    from experiments.tracking import Tracker
+
+PARTLY_FAILED = 3
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    local: bool = False
+    limit: int | None = None
+    print_config: bool = False
+
+
+def run_sweep(spec: pathlib.Path, overrides: Sequence[str], out: pathlib.Path | None, options: SweepOptions) -> int:
+    """Make what is missing of a spec's videos; the exit code. Raises ConfigError before anything starts."""
+    sweep = load_sweep(spec, overrides)
+    if options.limit is not None:
+        sweep = limited(sweep, options.limit)
+    if options.print_config:
+        print(yaml.safe_dump(sweep.resolved(), sort_keys=False), end="")
+        return 0
+    paths = RunPaths(writable_folder(out or pathlib.Path("runs") / sweep.name))
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(RunLock(paths))
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
+        return _Run(sweep, paths, options, Console()).run([str(spec), *overrides])
+
+
+def limited(sweep: Sweep, limit: int) -> Sweep:
+    """The first ``limit`` prompts and seeds, under every arm."""
+    kept = list(dict.fromkeys((item.prompt_id, item.seed) for item in sweep.items))[:limit]
+    return dataclasses.replace(sweep, items=tuple(i for i in sweep.items if (i.prompt_id, i.seed) in set(kept)))
+
+
+def writable_folder(out: pathlib.Path) -> pathlib.Path:
+    """``out``, made and proved writable. Raises ConfigError, also for a relative path inside a Ray job."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not out.is_absolute():
+        raise ConfigError([f"--out {str(out)!r} must be absolute in a Ray job: the job's own folder is thrown away"])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError([f"--out {str(out)!r} is not writable: {error.strerror or error}; choose another folder"]) from error
+    return out
+
+
+class _Run:
+    """One start of one run folder, already locked."""
+
+    def __init__(self, sweep: Sweep, paths: RunPaths, options: SweepOptions, console: Console) -> None:
+        self.sweep, self.paths, self.options, self.console = sweep, paths, options, console
+        try:
+            self.ledger = Ledger(paths)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
+        refuse_other_settings(sweep, self.ledger.records())
+
+    def run(self, command: Sequence[str]) -> int:
+        write_atomic(self.paths.config, yaml.safe_dump(self.sweep.resolved(), sort_keys=False))
+        update_manifest(self.paths, self.sweep, command)
+        todo = self._resume()
+        tracker = self._tracker()
+        try:
+            interrupted = bool(todo) and self._make(todo, tracker)
+            return INTERRUPTED if interrupted else self._conclude(tracker)
+        finally:
+            if tracker is not None:
+                tracker.close()
+
+    def _resume(self) -> list[Item]:
+        from stages.video import verify
+
+        todo, adopted = self.ledger.resume(self.sweep.items, verify)
+        done = len(self.sweep.items) - len(todo)
+        if done:
+            extra = f" ({len(adopted)} adopted from videos without a record)" if adopted else ""
+            self.console.print(f"{done} of {len(self.sweep.items)} items are finished{extra}; {len(todo)} to make")
+        return todo
+
+    def _tracker(self) -> Tracker | None:
+        if not self.sweep.tracking.enabled:
+            return None
+        from experiments.tracking import Tracker
+
+        return Tracker(self.paths, self.sweep.resolved(), self._warn)
+
+    def _warn(self, line: str) -> None:
+        self.console.print(f"[yellow]warning:[/] {line}", highlight=False)
+
+    def _make(self, todo: list[Item], tracker: Tracker | None) -> bool:
+        """Run the shell; True when a person interrupted it."""
+        self._warn_unknown_words(todo)
+        scheduler = Scheduler(SchedulerConfig(max_attempts=self.sweep.max_attempts))
+        progress = Progress(self.console, len(todo))
+        runbook = Runbook(
+            self.ledger,
+            {arm.name: arm for arm in self.sweep.arms},
+            on_record=_each(progress.on_record, tracker and tracker.on_record),
+            on_failure=_each(progress.on_failure, tracker and tracker.on_failure),
+        )
+        try:
+            with progress:
+                self._shell(todo, scheduler, runbook, progress)
+        except KeyboardInterrupt:
+            self.console.print("interrupted; the same command goes on from here")
+            return True
+        return False
+
+    def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, progress: Progress) -> None:
+        if self.options.local:
+            from orchestrator.local import run_local
+            from stages.worker import ClipWorker
+
+            worker = ClipWorker({arm.name: arm for arm in self.sweep.arms}, num_threads=self.sweep.cluster.num_threads)
+            run_local(todo, worker, scheduler, runbook, progress.on_event)
+        else:
+            from orchestrator.driver import run_on_ray
+
+            run_on_ray(self.sweep, todo, scheduler, runbook, progress.on_event)
+
+    def _warn_unknown_words(self, todo: list[Item]) -> None:
+        from stages.vocabulary import unknown_words
+
+        if any(arm.model == "wan-mini" for arm in self.sweep.arms):
+            words = sorted({word for item in todo for word in unknown_words(item.prompt)})
+            if words:
+                self._warn(f"wan-mini does not know: {', '.join(words)}; `dvg models` lists the words it knows")
+
+    def _conclude(self, tracker: Tracker | None) -> int:
+        keys = {item.item_key for item in self.sweep.items}
+        records = [record for record in self.ledger.records() if record.item_key in keys]
+        failures = self.ledger.failures()
+        quality = conclude(self.paths, self.sweep.resolved(), records, failures, self.console)
+        if tracker is not None:
+            tracker.on_finish(records, quality, failures)
+        for failure in failures:
+            self.console.print(f"[red]gave up[/] {failure['arm']}/{failure['prompt_id']}/{failure['seed']}: {failure['error']}")
+        return PARTLY_FAILED if failures else 0
+
+
+def _each(*listeners: Callable[[Any], None] | None) -> Callable[[Any], None]:
+    """One listener that tells all that are there."""
+    present = [listener for listener in listeners if listener]
+
+    def tell(value: Any) -> None:
+        for listener in present:
+            listener(value)
+
+    return tell
+
+
+def refuse_other_settings(sweep: Sweep, records: Sequence[Record]) -> None:
+    """An arm that was run with other settings would overwrite its own videos: raises ConfigError, naming the arms."""
+    wanted = {(item.arm, item.prompt_id, item.seed): item.item_key for item in sweep.items}
+    other = {r.arm for r in records if wanted.get((r.arm, r.prompt_id, r.seed), r.item_key) != r.item_key}
+    if other:
+        raise ConfigError(
+            [
+                f"this run folder holds videos of arm {', '.join(sorted(other))} made with other settings or weights; "
+                "choose another --out or give the arm another name"
+            ]
+        )
+
+
+def conclude(
+    paths: RunPaths, spec: dict[str, Any], records: Sequence[Record], failures: Sequence[dict[str, Any]], console: Console
+) -> Sequence[Any]:
+    """Quality against the reference arm, summary.csv, report.html and the table; the quality rows."""
+    from experiments.metrics.quality import measure_quality
+    from experiments.report import write_report
+    from experiments.summary import arm_stats, arm_table, write_summary
+    from stages.video import read_video
+
+    reference = spec.get("reference")
+    quality = measure_quality(paths, records, reference, read_video) if reference else ()
+    write_summary(paths, records, quality)
+    report = write_report(paths, records, quality, failures)
+    console.print(arm_table(arm_stats(records, quality, reference)))
+    console.print(f"report: {report}", soft_wrap=True)
+    return quality
+
+
+def run_report(run: pathlib.Path) -> None:
+    """Summary and report of a run folder again. Raises ConfigError when it is none."""
+    paths = RunPaths(run)
+    if not paths.config.is_file():
+        raise ConfigError([f"{str(run)!r} is no run folder: it has no {paths.config.name}"])
+    spec = yaml.safe_load(paths.config.read_text())
+    ledger = Ledger(paths)
+    conclude(paths, spec, ledger.records(), ledger.failures(), Console())
+
+
+def run_track(run: pathlib.Path, uri: str | None) -> None:
+    """Mirror a run folder into MLflow. Raises ConfigError when it is none."""
+    from experiments.tracking import mirror
+
+    if not RunPaths(run).config.is_file():
+        raise ConfigError([f"{str(run)!r} is no run folder: it has no {RunPaths(run).config.name}"])
+    Console().print(f"mirrored: {mirror(run, uri)}")
