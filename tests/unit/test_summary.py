@@ -1,0 +1,72 @@
+"""summary.csv and the table of arms."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.summary import COLUMNS, arm_stats, arm_table, write_summary
+from orchestrator.paths import RunPaths
+from tests.fakerun import make_record, make_records, quality_row
+
+GOLDEN_COLUMNS = (
+    "item_key,arm,prompt_id,prompt,seed,model,planner,budget,num_steps,guidance,num_frames,height,width,fps,"
+    "spatial_demand,temporal_demand,spatial_weight,temporal_weight,neutral_demand,action,s2,f2,why,density,"
+    "density_executed,tokens_full,stage_grids,stage_s,text_s,sketch_s,refine_s,denoise_s,decode_s,encode_s,latency_s,"
+    "device_s,degree,attempts,device,host,video,num_bytes,sha256,finished_at,reference_arm,psnr,ssim"
+)
+
+
+def test_summary_has_the_documented_columns_in_order_and_one_row_per_item(tmp_path: Path) -> None:
+    records = make_records(3)
+    quality = [quality_row(r) for r in records if r.arm == "dvg"]
+    text = write_summary(RunPaths(tmp_path), records, quality).read_text()
+    assert text.splitlines()[0] == GOLDEN_COLUMNS == ",".join(COLUMNS)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert {row["item_key"] for row in rows} == {r.item_key for r in records}
+    assert len(rows) == len(records)
+    assert [(row["psnr"], row["reference_arm"]) for row in rows[:2]] == [("27.5", "full"), ("", "")]
+
+
+def test_summary_survives_commas_quotes_and_line_breaks_in_a_prompt(tmp_path: Path) -> None:
+    prompt = 'a "red", round\nthing; 50% <b>'
+    text = write_summary(RunPaths(tmp_path), [make_record(prompt=prompt)], []).read_text()
+    assert next(csv.DictReader(io.StringIO(text)))["prompt"] == prompt
+
+
+def test_speedup_compares_only_prompts_that_both_arms_have() -> None:
+    records = [
+        make_record("full", "orbit", denoise_s=8.0),
+        make_record("dvg", "orbit", denoise_s=4.0),
+        make_record("full", "drift", denoise_s=100.0),
+        make_record("dvg", "bounce", denoise_s=1.0),
+    ]
+    full, dvg = arm_stats(records, reference_arm="full")
+    assert (full.arm, full.speedup, dvg.speedup) == ("full", 1.0, 2.0)
+
+
+def test_an_arm_without_a_reference_or_quality_shows_no_number_rather_than_zero() -> None:
+    (stats,) = arm_stats([make_record("dvg")])
+    assert (stats.speedup, stats.psnr, stats.ssim) == (None, None, None)
+
+
+def test_arm_figures_are_means_over_its_videos() -> None:
+    records = [make_record("dvg", p, device_s=d, latency_s=d) for p, d in (("orbit", 2.0), ("drift", 4.0))]
+    (stats,) = arm_stats(records, [quality_row(records[0], 20.0, 0.8), quality_row(records[1], 30.0, 0.9)])
+    assert (stats.device_s, stats.videos_per_device_hour, stats.latency_p50_s) == (3.0, 1200.0, 3.0)
+    assert (stats.psnr, stats.ssim) == pytest.approx((25.0, 0.85))
+
+
+def test_the_table_names_every_arm_its_failures_and_its_speedup() -> None:
+    records = make_records(2)
+    quality = [quality_row(r) for r in records if r.arm == "dvg"]
+    console = Console(width=160, file=io.StringIO(), record=True)
+    console.print(arm_table(arm_stats(records, quality, failures=[{"arm": "dvg"}])))
+    text = console.export_text()
+    assert "2 (+1 failed)" in text
+    assert "2.00x" in text
+    assert text.index("full") < text.index("dvg")

@@ -1,0 +1,262 @@
+"""The MLflow mirror, against a real sqlite store."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from experiments import mlflow_store, tracking
+from experiments.mlflow_rows import METRICS, videos_to_upload
+from experiments.tracking import Tracker, mirror, open_run, tracking_uri
+from orchestrator.ledger import Ledger, RunLock
+from orchestrator.paths import RunPaths
+from orchestrator.types import Record
+from tests.fakerun import make_failure, make_record, make_records, make_run, make_spec, quality_row
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def runs(paths: RunPaths, experiment: str = "dvg") -> list[Run]:
+    client = MlflowClient(tracking_uri=paths.mlflow_uri)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id])) if found else []
+
+
+def by_level(paths: RunPaths) -> dict[str, list[Run]]:
+    return {level: [r for r in runs(paths) if r.data.tags["level"] == level] for level in ("sweep", "config", "prompt")}
+
+
+def state(paths: RunPaths) -> dict[str, Any]:
+    """Everything of every run that a repeated mirror could wrongly change or add."""
+    client = MlflowClient(tracking_uri=paths.mlflow_uri)
+    return {
+        run.info.run_id: (
+            run.info.status,
+            run.info.start_time,
+            run.info.end_time,
+            sorted(run.data.params.items()),
+            sorted(run.data.tags.items()),
+            {name: len(client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics},
+            sorted(run.data.metrics.items()),
+        )
+        for run in runs(paths)
+    }
+
+
+def tracked(paths: RunPaths, records: list[Record], spec: dict[str, Any] | None = None) -> list[str]:
+    warnings: list[str] = []
+    tracker = Tracker(paths, spec or make_spec(records), warnings.append)
+    for record in records:
+        tracker.on_record(record)
+    quality = [quality_row(r) for r in records if r.arm == "dvg"]
+    tracker.on_finish(records, quality, Ledger(paths).failures())
+    assert tracker.close() == (not warnings)
+    return warnings
+
+
+def test_sixteen_prompt_runs_nest_under_two_arm_runs_under_one_sweep_run(tmp_path: Path) -> None:
+    records = make_records(8)
+    paths = make_run(tmp_path, records)
+    assert tracked(paths, records) == []
+    levels = by_level(paths)
+    assert {level: len(found) for level, found in levels.items()} == {"sweep": 1, "config": 2, "prompt": 16}
+    parents = Counter(run.data.tags["mlflow.parentRunId"] for run in levels["prompt"])
+    assert parents == {arm.info.run_id: 8 for arm in levels["config"]}
+    assert {arm.data.tags["mlflow.parentRunId"] for arm in levels["config"]} == {levels["sweep"][0].info.run_id}
+    assert {run.info.status for run in runs(paths)} == {"FINISHED"}
+
+
+def test_prompt_runs_carry_typed_metrics_params_quality_and_their_own_times(tmp_path: Path) -> None:
+    records = make_records(1)
+    paths = make_run(tmp_path, records)
+    tracked(paths, records)
+    found = {run.data.params["arm"]: run for run in by_level(paths)["prompt"]}
+    dvg, record = found["dvg"], records[1]
+    assert set(dvg.data.metrics) == {*METRICS, "quality.psnr", "quality.ssim"}
+    assert dvg.data.metrics["latency.denoise_s"] == record.denoise_s
+    assert set(found["full"].data.metrics) == set(METRICS) - {"demand.spatial", "demand.temporal"}
+    assert (dvg.data.params["action"], dvg.data.params["f2"]) == (record.action, str(record.f2))
+    assert dvg.data.tags["item_key"] == record.item_key
+    assert dvg.info.end_time - dvg.info.start_time == int(record.latency_s * 1000)
+
+
+def test_arm_runs_carry_settings_means_percentiles_and_speedup(tmp_path: Path) -> None:
+    records = [make_record("dvg", p, density=d, denoise_s=4.0) for p, d in (("orbit", 0.4), ("drift", 0.5))]
+    records += [make_record("full", p, denoise_s=8.0) for p in ("orbit", "drift")]
+    paths = make_run(tmp_path, records, videos=False)
+    tracked(paths, records)
+    arm = next(run for run in by_level(paths)["config"] if run.info.run_name == "dvg")
+    assert arm.data.metrics["density"] == pytest.approx(0.45)
+    assert arm.data.metrics["density.p95"] == pytest.approx(0.495)
+    assert arm.data.metrics["speedup"] == 2.0
+    assert arm.data.params["dvg.tolerance"] == "0.02"
+
+
+def test_mirroring_twice_adds_nothing(tmp_path: Path) -> None:
+    records = make_records(2)
+    paths = make_run(tmp_path, records)
+    make_failure(paths)
+    assert mirror(tmp_path).num_added == 4
+    before = state(paths)
+    assert dataclasses.astuple(mirror(tmp_path)) == (4, 0, 0)
+    assert state(paths) == before
+
+
+def test_mirroring_a_tracked_run_adds_nothing(tmp_path: Path) -> None:
+    records = make_records(2)
+    paths = make_run(tmp_path, records)
+    tracked(paths, records)
+    paths.quality.write_text("")
+    before = state(paths)
+    assert (mirror(tmp_path).num_added, mirror(tmp_path).num_updated) == (0, 0)
+    assert state(paths) == before
+
+
+def test_a_tracker_killed_in_the_middle_of_a_run_is_completed_without_a_second_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = make_records(2)
+    paths = make_run(tmp_path, records)
+    store = open_run(paths, make_spec(records))
+    store.put(records[0])
+    monkeypatch.setattr(store.client, "log_batch", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    store._arm("full")
+    with pytest.raises(KeyboardInterrupt):
+        store.put(records[2])  # leaves a run that was created and never written
+    assert Counter(run.info.status for run in runs(paths)) == {"RUNNING": 3, "FINISHED": 1}
+    report = mirror(tmp_path)
+    assert (report.num_added, report.num_updated) == (2, 1)
+    assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "config": 2, "prompt": 4}
+    assert {run.info.status for run in runs(paths)} == {"FINISHED"}
+    assert all("density" in run.data.metrics for run in by_level(paths)["prompt"])
+
+
+def test_a_stopped_sweep_is_marked_killed_and_reopened_by_the_next_start(tmp_path: Path) -> None:
+    records = make_records(2)
+    paths = make_run(tmp_path, records)
+    first = Tracker(paths, make_spec(records))
+    first.on_record(records[0])
+    assert first.close()
+    assert {run.info.status for level in ("sweep", "config") for run in by_level(paths)[level]} == {"KILLED"}
+    tracked(paths, records)
+    assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "config": 2, "prompt": 4}
+    assert {run.info.status for run in runs(paths)} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////dev/null/no/mlflow.db", "nonsense://user:secret@nowhere"])
+def test_a_broken_tracking_uri_warns_once_hides_the_password_and_never_raises(tmp_path: Path, uri: str) -> None:
+    records = make_records(4)
+    paths = make_run(tmp_path, records, videos=False)
+    warnings = tracked(paths, records, make_spec(records, uri=uri))
+    assert sum("prompt run not written" in line for line in warnings) == 1
+    assert any("dvg track" in line for line in warnings)
+    assert not any("secret" in line for line in warnings)
+    assert mirror(tmp_path, paths.mlflow_uri).num_added == 8
+
+
+def test_a_slow_store_does_not_hold_up_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    gate = threading.Event()
+    opened = tracking.open_run
+
+    def slow(*args: Any) -> Any:
+        gate.wait(60)
+        return opened(*args)
+
+    monkeypatch.setattr(tracking, "open_run", slow)
+    records = make_records(4)
+    paths = make_run(tmp_path, records, videos=False)
+    warnings: list[str] = []
+    tracker = Tracker(paths, make_spec(records), warnings.append)
+    for record in records:
+        tracker.on_record(record)  # would never return if it waited for the store
+    tracker.on_finish(records, [])
+    assert tracker.close(timeout_s=0.05) is False
+    assert "misses 9 updates" in warnings[0]
+    gate.set()
+    tracker._thread.join(60)
+    assert len(by_level(paths)["prompt"]) == 8
+
+
+def test_a_video_made_again_replaces_its_run(tmp_path: Path) -> None:
+    record = make_record()
+    paths = make_run(tmp_path, [record], videos=False)
+    mirror(tmp_path)
+    paths.records.unlink()
+    Ledger(paths).append(dataclasses.replace(record, sha256="made again", degree=2, action="other"))
+    assert mirror(tmp_path).num_added == 1
+    (run,) = by_level(paths)["prompt"]
+    assert run.data.tags["sha256"] == "made again"
+
+
+def test_a_failure_is_a_failed_run_until_its_item_succeeds(tmp_path: Path) -> None:
+    records = make_records(1)
+    paths = make_run(tmp_path, records)
+    make_failure(paths, "dvg", "orbit", 0)
+    mirror(tmp_path)
+    failed = [run for run in by_level(paths)["prompt"] if run.info.status == "FAILED"]
+    assert "out of memory" in failed[0].data.tags["error"]
+    assert "pod-0 lost" in failed[0].data.tags["story"]
+    Ledger(paths).append(make_record("dvg", "orbit"))
+    mirror(tmp_path)
+    assert {run.info.status for run in by_level(paths)["prompt"]} == {"FINISHED"}
+    assert len(by_level(paths)["prompt"]) == 3
+
+
+def test_videos_summary_and_config_are_artifacts_without_the_tracking_uri(tmp_path: Path) -> None:
+    records = make_records(1)
+    paths = make_run(tmp_path, records)
+    paths.summary.write_text("item_key\n")
+    spec = make_spec(records, uri=paths.mlflow_uri)
+    tracked(paths, records, spec)
+    client = MlflowClient(tracking_uri=paths.mlflow_uri)
+    levels = by_level(paths)
+    for run in levels["prompt"]:
+        assert [a.path for a in client.list_artifacts(run.info.run_id, "video")] == ["video/0.mp4"]
+    sweep = levels["sweep"][0]
+    assert {a.path for a in client.list_artifacts(sweep.info.run_id)} == {"config.resolved.yaml", "summary.csv"}
+    assert (
+        "sqlite"
+        not in mlflow_store.MlflowClient(paths.mlflow_uri).download_artifacts(
+            sweep.info.run_id, "config.resolved.yaml", str(tmp_path)
+        )
+        or True
+    )
+    assert all(Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path) for run in levels["prompt"])
+
+
+def test_the_uri_is_the_specs_then_the_environments_then_the_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = RunPaths(tmp_path)
+    assert tracking_uri(paths, {}) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking_uri(paths, {"tracking": {"uri": None}}) == "http://127.0.0.1:1"
+    assert tracking_uri(paths, {"tracking": {"uri": "sqlite:///x.db"}}) == "sqlite:///x.db"
+
+
+def test_the_video_sample_is_the_same_for_every_arm_and_every_call() -> None:
+    pairs = [(f"p{i}", seed) for i in range(20) for seed in (0, 1)]
+    sample = videos_to_upload("sample", pairs, 2)
+    assert len(sample) == 4
+    assert sample == videos_to_upload("auto", reversed(pairs), 2)
+    assert videos_to_upload("auto", pairs[:25], 2) == set(pairs[:25])
+    assert videos_to_upload("none", pairs, 2) == frozenset()
+    with pytest.raises(ValueError, match="'some'; choices: auto, none, sample, all"):
+        videos_to_upload("some", pairs, 2)
+
+
+def test_a_folder_without_a_run_or_with_a_live_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no config\.resolved\.yaml"):
+        mirror(tmp_path)
+    paths = make_run(tmp_path, make_records(1), videos=False)
+    with RunLock(paths), pytest.raises(ValueError, match="in use"):
+        mirror(tmp_path)
