@@ -28,10 +28,14 @@ class WorkerJoined(Event):
 
 @dataclass(frozen=True)
 class WorkerLost(Event):
-    """The worker is gone; whatever it was doing goes back to its last boundary."""
+    """The worker is gone; whatever it was doing goes back to its last boundary.
+
+    ``ranks`` of a pod: the dead ones. The pod takes no new work, slices without a dead rank finish what they do. Empty: all.
+    """
 
     worker: str
     reason: str
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,11 @@ class Decoded(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """One attempt failed; ``phase`` is "sketch", "refine" or "decode"; ``error`` is one line, ``traceback`` the rest."""
+    """One attempt failed; ``error`` is one line, ``traceback`` the rest.
+
+    ``phase`` is "sketch", "refine" or "decode": the running one, which goes on from the last boundary, or an earlier one
+    when that boundary can no longer be read, which means from the start.
+    """
 
     item_key: str
     attempt: int

@@ -1,0 +1,109 @@
+"""The shell that runs everything in this process, one thing after the other: breakpoints work, no Ray is needed."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from orchestrator.events import (
+    Arrived,
+    Command,
+    Decoded,
+    Event,
+    Finish,
+    GiveUp,
+    PhaseDone,
+    Sketched,
+    StartDecode,
+    StartPhase,
+    StartSketch,
+    WorkerJoined,
+)
+from orchestrator.runbook import Runbook
+from orchestrator.scheduler import Scheduler
+from orchestrator.types import Item
+from orchestrator.work import Worker, failed
+
+OnEvent = Callable[[Event, Sequence[Command]], None]
+
+PHASE_OF = {StartSketch: "sketch", StartPhase: "refine", StartDecode: "decode"}
+
+
+def run_local(
+    items: Iterable[Item],
+    worker: Worker,
+    scheduler: Scheduler,
+    runbook: Runbook,
+    on_event: OnEvent = lambda event, commands: None,
+    device: str = "cpu",
+) -> None:
+    """Make every item with one worker. The same events and commands as on Ray, so the logs compare."""
+    LocalShell({item.item_key: item for item in items}, worker, scheduler, runbook, on_event, device).run()
+
+
+class LocalShell:
+    """One sketch worker, one pod of one rank and one decode worker, all of them the same object in this process."""
+
+    def __init__(
+        self,
+        items: dict[str, Item],
+        worker: Worker,
+        scheduler: Scheduler,
+        runbook: Runbook,
+        on_event: OnEvent,
+        device: str = "cpu",
+    ) -> None:
+        self.items = items
+        self.worker = worker
+        self.scheduler = scheduler
+        self.runbook = runbook
+        self.on_event = on_event
+        self.device = device
+        self._started_s = time.monotonic()
+        self._todo: deque[Command] = deque()
+
+    def run(self) -> None:
+        for kind in ("sketch", "pod", "decode"):
+            self._tell(WorkerJoined(self._now_s(), kind, f"{kind}-0"))
+        for item in self.items.values():
+            self._tell(Arrived(self._now_s(), item))
+        while self._todo:
+            self._carry_out(self._todo.popleft())
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def _tell(self, event: Event) -> None:
+        commands = self.scheduler.handle(event)
+        self.runbook.ledger.write_event(self.scheduler.log[-1])
+        self._todo.extend(commands)
+        self.on_event(event, commands)
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Finish):
+            self.runbook.finish(command, self.device, platform.node())
+        elif isinstance(command, GiveUp):
+            self.runbook.give_up(command)
+        else:
+            self._tell(self._attempt(command))
+
+    def _attempt(self, command: Command) -> Event:
+        try:
+            return self._work(command)
+        except Exception as error:  # noqa: BLE001 - whatever a worker raises is one attempt's failure
+            return failed(self._now_s(), command.item_key, command.attempt, PHASE_OF[type(command)], error)
+
+    def _work(self, command: Command) -> Event:
+        item, key, attempt = self.items[command.item_key], command.item_key, command.attempt
+        if isinstance(command, StartSketch):
+            decision, timings_s, boundary = self.worker.sketch(item)
+            return Sketched(self._now_s(), key, attempt, decision, timings_s, boundary)
+        if isinstance(command, StartPhase):
+            boundary, timings_s = self.worker.refine(item, command.handle)
+            return PhaseDone(self._now_s(), key, attempt, timings_s, boundary)
+        if isinstance(command, StartDecode):
+            clip = self.worker.decode(item, command.handle, self.runbook.staging(item, attempt))
+            return Decoded(self._now_s(), key, attempt, clip)
+        raise ValueError(f"{type(command).__name__} is no command of orchestrator.events")

@@ -1,0 +1,102 @@
+"""Every file name of a run folder, and names that are safe as files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run. ``root`` is made absolute, because workers have working folders of their own."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root).absolute())
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.resolved.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "records.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def quality(self) -> Path:
+        return self.root / "quality.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def tracking(self) -> Path:
+        return self.root / "tracking.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """Where runs are tracked when no other place is given."""
+        return f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def failures(self) -> Path:
+        return self.root / "failures"
+
+    def failure(self, item_key: str) -> Path:
+        return self.failures / f"{file_name(item_key)}.failure.json"
+
+    @property
+    def videos(self) -> Path:
+        return self.root / "videos"
+
+    def video(self, arm: str, prompt_id: str, seed: int) -> Path:
+        return self._clip(arm, prompt_id, f"{seed}.mp4")
+
+    def sidecar(self, arm: str, prompt_id: str, seed: int) -> Path:
+        """The video's record, written before the video appears."""
+        return self._clip(arm, prompt_id, f"{seed}.json")
+
+    def staging(self, arm: str, prompt_id: str, seed: int, attempt: int) -> Path:
+        """Where one attempt writes its video; a late earlier attempt can never touch a later one's file."""
+        return self._clip(arm, prompt_id, f".{seed}.{attempt}.mp4")
+
+    def _clip(self, arm: str, prompt_id: str, name: str) -> Path:
+        return self.videos / file_name(arm) / file_name(prompt_id) / name
+
+    def relative(self, path: Path) -> str:
+        """``path`` as it is written in records: relative to the run folder, with forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+
+def file_name(text: str) -> str:
+    """``text`` itself where it is safe as one file name, else a slug with a hash of the whole text."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,99}", text):
+        return text
+    return slug(text)
+
+
+def slug(text: str, max_chars: int = 40) -> str:
+    """Lower-case words joined by dashes and eight hex digits of the text's hash: readable, safe and unique."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:max_chars].strip("-")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{words}-{digest}" if words else digest

@@ -1,0 +1,108 @@
+"""What both shells do when an item ends: make its record, write it down, pass it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.actions import density_executed
+from orchestrator.arms import Arm
+from orchestrator.events import Finish, GiveUp
+from orchestrator.geometry import ModelGeometry, model
+from orchestrator.ledger import Ledger
+from orchestrator.types import Action, Item, Record
+
+
+class Runbook:
+    """Writes one run's ledger. ``on_record`` and ``on_failure`` hear of an item after it is safely on disk."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        arms: Mapping[str, Arm],
+        on_record: Callable[[Record], None] = lambda record: None,
+        on_failure: Callable[[dict[str, Any]], None] = lambda failure: None,
+    ) -> None:
+        self.ledger = ledger
+        self.arms = arms
+        self.on_record = on_record
+        self.on_failure = on_failure
+
+    def staging(self, item: Item, attempt: int) -> Path:
+        """Absolute path that this attempt's decoder writes to; its folder exists."""
+        path = self.ledger.paths.staging(item.arm, item.prompt_id, item.seed, attempt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def finish(self, finish: Finish, device: str, host: str) -> None:
+        item, arm = finish.item, self.arms[finish.item.arm]
+        paths = self.ledger.paths
+        video = paths.relative(paths.video(item.arm, item.prompt_id, item.seed))
+        record = make_record(finish, arm, model(arm.model), device, host, video)
+        self.ledger.finish(record, self.staging(item, finish.attempt))
+        self.on_record(record)
+
+    def give_up(self, command: GiveUp) -> None:
+        self.on_failure(self.ledger.fail(command.item, command.error, command.story, command.attempt))
+
+
+def make_record(
+    finish: Finish, arm: Arm, geometry: ModelGeometry, device: str, host: str, video: str, finished_at: str | None = None
+) -> Record:
+    """The flat row of a finished item. ``video`` is relative to the run folder; ``finished_at`` None: now, UTC."""
+    item, decision, clip, timings_s = finish.item, finish.decision, finish.clip, finish.timings_s
+    action, demand = decision.action, decision.demand
+    sketch_s, refine_s = timings_s.get("sketch_s", 0.0), timings_s.get("refine_s", 0.0)
+    spatial_weight, temporal_weight = decision.weights or (None, None)
+    return Record(
+        item_key=item.item_key,
+        arm=item.arm,
+        prompt_id=item.prompt_id,
+        prompt=item.prompt,
+        seed=item.seed,
+        model=arm.model,
+        planner=arm.planner,
+        budget=arm.budget,
+        num_steps=arm.num_steps,
+        guidance=arm.guidance,
+        num_frames=arm.num_frames,
+        height=arm.height,
+        width=arm.width,
+        fps=arm.fps,
+        spatial_demand=demand.spatial if demand else None,
+        temporal_demand=demand.temporal if demand else None,
+        spatial_weight=spatial_weight,
+        temporal_weight=temporal_weight,
+        neutral_demand=bool(demand and demand.neutral),
+        action=action.name,
+        s2=action.s2,
+        f2=action.f2,
+        why=decision.why,
+        density=action.density,
+        density_executed=density_executed(geometry, action),
+        tokens_full=geometry.num_tokens(geometry.latent_grid(arm.shape)),
+        stage_grids="|".join("x".join(map(str, stage.grid)) for stage in action.stages),
+        stage_s=_stage_seconds(action, timings_s),
+        text_s=timings_s.get("text_s", 0.0),
+        sketch_s=sketch_s,
+        refine_s=refine_s,
+        denoise_s=sketch_s + refine_s,
+        decode_s=timings_s.get("decode_s", 0.0),
+        encode_s=timings_s.get("encode_s", 0.0),
+        latency_s=finish.latency_s,
+        device_s=finish.device_s,
+        degree=finish.degree,
+        attempts=finish.attempt,
+        device=device,
+        host=host,
+        video=video,
+        num_bytes=clip.num_bytes,
+        sha256=clip.sha256,
+        finished_at=finished_at or datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _stage_seconds(action: Action, timings_s: Mapping[str, float]) -> str:
+    return "|".join(f"{timings_s.get(f'stage{k}_s', 0.0):.3f}" for k in range(1, len(action.stages) + 1))

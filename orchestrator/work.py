@@ -1,0 +1,33 @@
+"""What a shell needs of the object that makes videos; :class:`stages.worker.ClipWorker` is the real one."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.events import Failed
+from orchestrator.types import Clip, Decision, Item
+
+
+class Worker(Protocol):
+    """``boundary`` is the latent where one phase ends and the next begins, opaque to the shells. Each phase may raise."""
+
+    def sketch(self, item: Item) -> tuple[Decision, dict[str, float], Any]:
+        """The decision, timings, and the boundary after the sketch."""
+        ...
+
+    def refine(self, item: Item, boundary: Any) -> tuple[Any, dict[str, float]]:
+        """The final boundary and timings."""
+        ...
+
+    def decode(self, item: Item, boundary: Any, path: Path) -> Clip:
+        """Decode and write the video to ``path``, whole or not at all."""
+        ...
+
+
+def failed(time_s: float, item_key: str, attempt: int, phase: str, error: BaseException) -> Failed:
+    """The event for an exception that ended one attempt."""
+    lines = traceback.format_exception(error)
+    summary = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return Failed(time_s, item_key, attempt, phase, summary, "".join(lines))

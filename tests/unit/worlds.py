@@ -1,0 +1,136 @@
+"""A made-up outside world for scheduler tests: it carries commands out, late, wrongly or never, as it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator import events
+from orchestrator.events import Command, Event, Finish, GiveUp, StartDecode, StartPhase, StartSketch
+from orchestrator.scheduler import Scheduler
+from orchestrator.types import Action, Clip, Decision, Item, Stage
+
+STAGES = (Stage((4, 8, 8), 9, 7.0), Stage((7, 14, 14), 7, 9.0), Stage((7, 18, 18), 7, 11.0), Stage((11, 18, 18), 7, 11.0))
+ACTION = Action("s0.70-f20", STAGES, 0.5, 0.7, 20)
+DECISION = Decision(ACTION, "a still scene with fine texture")
+CLIP = Clip("x.mp4", 10, "00", {"decode_s": 1.0})
+KINDS = ("sketch", "decode", "pod")
+
+
+def item(number: int) -> Item:
+    return Item(f"key{number}", "dvg", f"p{number}", "a red circle", number)
+
+
+@dataclass
+class World:
+    """Every event passes through :meth:`tell`, which checks what must hold after every one of them."""
+
+    scheduler: Scheduler
+    running: list[Command] = field(default_factory=list)
+    past: list[Event] = field(default_factory=list)
+    """Results already told; telling one again is a late duplicate."""
+    ended: dict[str, list[Command]] = field(default_factory=dict)
+    workers: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Living workers: kind and ranks."""
+    draining: set[str] = field(default_factory=set)
+    charges: dict[str, int] = field(default_factory=dict)
+    num_items: int = 0
+    num_joined: int = 0
+    time_s: float = 0.0
+
+    def tell(self, event: Event) -> list[Command]:
+        commands = self.scheduler.handle(event)
+        self.scheduler.check()
+        for command in commands:
+            if isinstance(command, Finish | GiveUp):
+                self.ended.setdefault(command.item_key, []).append(command)
+            else:
+                self.running.append(command)
+        self.assert_nobody_does_two_things()
+        return commands
+
+    def tick(self) -> float:
+        self.time_s += 1.0
+        return self.time_s
+
+    def arrive(self) -> list[Command]:
+        self.num_items += 1
+        return self.tell(events.Arrived(self.tick(), item(self.num_items)))
+
+    def join(self, kind: str, num_ranks: int = 1) -> str:
+        self.num_joined += 1
+        name = f"{kind}-{self.num_joined}"
+        self.workers[name] = (kind, num_ranks)
+        self.tell(events.WorkerJoined(self.tick(), kind, name, num_ranks))
+        return name
+
+    def succeed(self, command: Command) -> list[Command]:
+        self.running.remove(command)
+        event = result(self.tick(), command)
+        self.past.append(event)
+        return self.tell(event)
+
+    def fail(self, command: Command, phase: str | None = None) -> list[Command]:
+        self.running.remove(command)
+        self.charge(command)
+        event = events.Failed(
+            self.tick(), command.item_key, command.attempt, phase or phase_of(command), "ValueError: no", "trace"
+        )
+        self.past.append(event)
+        return self.tell(event)
+
+    def lose(self, name: str, ranks: tuple[int, ...] = ()) -> list[Command]:
+        """Kill a worker, or some ranks of a pod. What ran there is charged; the rest of a pod goes on."""
+        dead = [command for command in self.running if on_worker(command, name, ranks)]
+        self.running = [command for command in self.running if command not in dead]
+        for command in dead:
+            self.charge(command)
+            self.past.append(result(self.time_s, command))
+        del self.workers[name]
+        self.draining.add(name)
+        return self.tell(events.WorkerLost(self.tick(), name, "killed", ranks))
+
+    def charge(self, command: Command) -> None:
+        self.charges[command.item_key] = self.charges.get(command.item_key, 0) + 1
+
+    def drain(self) -> None:
+        """Bring one worker of each kind and let everything succeed."""
+        for kind in KINDS:
+            self.join(kind)
+        while self.running:
+            self.succeed(self.running[0])
+
+    def assert_nobody_does_two_things(self) -> None:
+        """Told from the commands alone, not from the scheduler's books."""
+        held: list[object] = []
+        for command in self.running:
+            if isinstance(command, StartPhase):
+                assert command.slice.start % command.slice.width == 0
+                held.extend((command.slice.pod, rank) for rank in command.slice.ranks)
+            elif isinstance(command, StartSketch | StartDecode):
+                held.append(command.worker)
+        assert len(held) == len(set(held)), f"two commands share a worker: {self.running}"
+        keys = [command.item_key for command in self.running]
+        assert len(keys) == len(set(keys)), f"one item runs twice: {self.running}"
+
+
+def phase_of(command: Command) -> str:
+    return {StartSketch: "sketch", StartPhase: "refine", StartDecode: "decode"}[type(command)]
+
+
+def on_worker(command: Command, name: str, ranks: tuple[int, ...]) -> bool:
+    if isinstance(command, StartPhase):
+        return command.slice.pod == name and (not ranks or bool(set(ranks) & set(command.slice.ranks)))
+    return isinstance(command, StartSketch | StartDecode) and command.worker == name
+
+
+def result(time_s: float, command: Command) -> Event:
+    key, attempt = command.item_key, command.attempt
+    if isinstance(command, StartSketch):
+        return events.Sketched(time_s, key, attempt, DECISION, {"sketch_s": 1.0}, handle=(key, "sketched", attempt))
+    if isinstance(command, StartPhase):
+        assert command.handle is not None
+        assert command.handle[:2] == (key, "sketched")
+        return events.PhaseDone(time_s, key, attempt, {"refine_s": 2.0}, handle=(key, "refined", attempt))
+    assert isinstance(command, StartDecode)
+    assert command.handle[:2] == (key, "refined")
+    return events.Decoded(time_s, key, attempt, CLIP)
