@@ -75,7 +75,7 @@ def action_list(
 
     A budget of 1 is the plain run. Raises InfeasibleBudget when no schedule fits, ValueError for a bad shape or budget.
     """
-    candidates = _candidates(geometry, shape, num_steps, budget, config)
+    candidates = tuple(_candidates(geometry, shape, num_steps, budget, config))
     feasible = [action for action in candidates if _fits(action, budget, config)]
     feasible.sort(key=lambda action: _order(action, budget))
     if feasible:
@@ -89,9 +89,7 @@ def first_stage(geometry: ModelGeometry, shape: VideoShape, num_steps: int, budg
     return next(_candidates(geometry, shape, num_steps, budget, config)).stages[0]
 
 
-def _candidates(
-    geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float, config: DvgConfig
-) -> Iterator[Action]:
+def _candidates(geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float, config: DvgConfig) -> Iterator[Action]:
     """Every schedule DVG knows at this budget, feasible or not; two rates that give the same stages count once."""
     if not 0 < budget <= 1:
         raise ValueError(f"budget is {budget:g}: it must be above 0 and at most 1")
@@ -153,9 +151,7 @@ def _order(action: Action, budget: float) -> tuple[float, float, float, int]:
     return round(abs(action.density - budget), 12), -action.density, -(action.s2 or 0.0), -(action.f2 or 0)
 
 
-def feasible_budgets(
-    geometry: ModelGeometry, shape: VideoShape, num_steps: int, config: DvgConfig
-) -> tuple[float, ...]:
+def feasible_budgets(geometry: ModelGeometry, shape: VideoShape, num_steps: int, config: DvgConfig) -> tuple[float, ...]:
     """Budgets 0.01, 0.02, .. 1.00 for which :func:`action_list` is not empty."""
     budgets = (hundredths / 100 for hundredths in range(1, 101))
     return tuple(

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.geometry import NUM_STAGES, Shifts
 
-SpatialDemand = Literal["fft", "fft_exact", "fft_per_frame", "sobel", "multiscale"]
-TemporalDemand = Literal["global_lk", "windowed_lk", "phase_correlation", "difference", "spectrum"]
+SpatialDemand = Literal["fft", "fft_exact", "fft_per_frame", "fft_energy", "sobel", "multiscale"]
+TemporalDemand = Literal["global_lk", "windowed_lk", "phase_correlation", "difference", "change", "spectrum"]
 ResizeMode = Literal[
     "temporal_interp_spatial_restore", "temporal_interp_spatial_area", "temporal_interp_spatial_interp", "trilinear"
 ]
@@ -36,7 +36,7 @@ class DvgConfig(BaseModel):
     """An action is feasible when its density is this near to the budget."""
     one_sided: bool = False
     """True: never above the budget."""
-    sharpness: float = Field(2.6, ge=0)
+    sharpness: float = Field(2.6, ge=0, le=100)
     """Softmax factor from demands to weights; 0 always weighs space and time alike."""
     balance: float = Field(0.5, ge=0, le=1)
     """Share of the spatial term in the score."""
@@ -47,8 +47,11 @@ class DvgConfig(BaseModel):
     shifts: Shifts | None = None
     """Timestep shift of each stage; None: the model's."""
     spatial_demand: SpatialDemand = "fft"
+    """How detail is measured; ``fft_per_frame`` is the paper's form, the others are described beside their code."""
     temporal_demand: TemporalDemand = "global_lk"
+    """How motion is measured; ``windowed_lk`` is the closest reading of the paper."""
     resize: ResizeMode = "temporal_interp_spatial_restore"
+    """Passage to the next grid; ``temporal_interp_spatial_interp`` is the paper's equation 12, ``trilinear`` its ablation."""
     smoothing: float = Field(0.3, ge=0, le=1)
     """Share of a 3 x 3 box blur mixed in on entering stage 2."""
     smoothing_padding: SmoothingPadding = "replicate"

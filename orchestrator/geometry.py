@@ -85,20 +85,14 @@ def _frames_mistake(model_name: str, num_frames: int, stride: int) -> str:
     if num_frames > 0 and (num_frames - 1) % stride == 0:
         return ""
     below = max(1, (num_frames - 1) // stride * stride + 1)
-    return (
-        f"num_frames is {num_frames}: {model_name} needs {stride}k+1 frames, "
-        f"the nearest are {below} and {below + stride}"
-    )
+    return f"num_frames is {num_frames}: {model_name} needs {stride}k+1 frames, the nearest are {below} and {below + stride}"
 
 
 def _size_mistake(model_name: str, side: str, size: int, multiple: int) -> str:
     if size > 0 and size % multiple == 0:
         return ""
     below = max(multiple, size // multiple * multiple)
-    return (
-        f"{side} is {size} pixels: {model_name} needs a multiple of {multiple}, "
-        f"the nearest are {below} and {below + multiple}"
-    )
+    return f"{side} is {size} pixels: {model_name} needs a multiple of {multiple}, the nearest are {below} and {below + multiple}"
 
 
 WAN_MINI_SHIFT = 3.0

@@ -20,9 +20,7 @@ def decide(actions: Sequence[Action], demand: Demand, config: DvgConfig) -> Deci
     pair = weights(demand, config.sharpness)
     targets = (demand.spatial, demand.temporal) if config.matching == "linear" else pair
     action = choose(actions, targets, config)
-    measured = (
-        "demand not measurable" if demand.neutral else f"detail {demand.spatial:.3f}, motion {demand.temporal:.3f}"
-    )
+    measured = "demand not measurable" if demand.neutral else f"detail {demand.spatial:.3f}, motion {demand.temporal:.3f}"
     why = f"{measured}: weights {pair[0]:.2f} space, {pair[1]:.2f} time; {action.name} fits best of {len(actions)}"
     return Decision(action, why, demand, pair)
 

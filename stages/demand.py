@@ -5,6 +5,7 @@ Every measure takes a clean latent [B, C, T, H, W] and gives one number in [0, 1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -69,14 +70,15 @@ def _frequencies(size: int, exact: bool) -> Tensor:
 def _high(x0: Tensor, exact: bool = False) -> Tensor:
     """Mask [H, W] of the bins at half the largest radius or beyond."""
     fy, fx = (_frequencies(size, exact) for size in x0.shape[-2:])
-    radius = torch.sqrt(fy[:, None] ** 2 + fx[None, :] ** 2) / 2**0.5
-    return torch.ge(radius, 0.5).to(x0.device)
+    radius = torch.sqrt(fy[:, None] ** 2 + fx[None, :] ** 2) / math.sqrt(2)
+    mask: Tensor = radius >= 0.5
+    return mask.to(x0.device)
 
 
 def _power(x0: Tensor) -> Tensor:
     """Power per frequency bin [B, C, T, H, W] of a latent standardised per channel."""
     spectrum = torch.fft.fft2(_standardise(x0, (2, 3, 4)), norm="ortho")
-    return torch.fft.fftshift(spectrum.abs() ** 2, dim=(-2, -1))
+    return torch.fft.fftshift(spectrum.abs().square(), dim=(-2, -1))
 
 
 def _fft(x0: Tensor, exact: bool = False) -> Tensor:
@@ -93,7 +95,14 @@ def _fft_per_frame(x0: Tensor) -> Tensor:
     return ratios.mean()
 
 
+def _fft_energy(x0: Tensor) -> Tensor:
+    """High-band power per cell in the latent's own scale, so that a faint texture counts less than a strong one."""
+    power = torch.fft.fftshift(torch.fft.fft2(x0, norm="ortho").abs().square(), dim=(-2, -1))
+    return squash(power[..., _high(x0)].sum() / x0.numel())
+
+
 def _sobel_magnitude(x0: Tensor) -> Tensor:
+    """Mean gradient; it peaks at middling detail, because a Sobel kernel smooths across its direction."""
     gx, gy = _sobel(_scalar_frames(x0))
     return squash(torch.sqrt(gx**2 + gy**2).mean())
 
@@ -179,17 +188,23 @@ def _difference(x0: Tensor) -> Tensor:
     return squash((frames[:, 1:] - frames[:, :-1]).abs().mean())
 
 
+def _change(x0: Tensor) -> Tensor:
+    """Mean absolute change of every channel, in the latent's own scale: sees cuts and small objects too."""
+    return squash((x0[:, :, 1:] - x0[:, :, :-1]).abs().mean())
+
+
 def _spectrum(x0: Tensor) -> Tensor:
     """Share of temporal energy, the still part included, in the upper half of the frequencies."""
-    power = torch.fft.rfft(_scalar_frames(x0), dim=1, norm="ortho").abs() ** 2
+    power: Tensor = torch.fft.rfft(_scalar_frames(x0), dim=1, norm="ortho").abs() ** 2
     frequency = torch.fft.rfftfreq(x0.shape[2], device=x0.device)
-    return power[:, torch.ge(frequency, 0.25)].sum() / power.sum().clamp_min(TINY_POWER)
+    return power[:, frequency >= 0.25].sum() / power.sum().clamp_min(TINY_POWER)
 
 
 SPATIAL: dict[SpatialDemand, Callable[[Tensor], Tensor]] = {
     "fft": _fft,
     "fft_exact": lambda x0: _fft(x0, exact=True),
     "fft_per_frame": _fft_per_frame,
+    "fft_energy": _fft_energy,
     "sobel": _sobel_magnitude,
     "multiscale": _multiscale,
 }
@@ -198,5 +213,6 @@ TEMPORAL: dict[TemporalDemand, Callable[[Tensor], Tensor]] = {
     "windowed_lk": _windowed_lk,
     "phase_correlation": _phase_correlation,
     "difference": _difference,
+    "change": _change,
     "spectrum": _spectrum,
 }

@@ -1,0 +1,152 @@
+"""The two planners: what they start with, decide and carry over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from orchestrator.actions import DvgConfig, InfeasibleBudget
+from orchestrator.geometry import model
+from stages.noise import coordinate_noise, derive_seed
+from stages.planners.base import make_planner
+from stages.resize import nested_axes, resize, smooth
+
+GEOMETRY = model("wan-mini")
+SHAPE = GEOMETRY.default_shape
+
+
+def planner(name="dvg", budget=0.5, num_steps=30, **knobs):
+    return make_planner(name, GEOMETRY, SHAPE, num_steps, budget, DvgConfig(**knobs))
+
+
+def latent(grid, seed=0):
+    return torch.randn(1, 4, *grid, generator=torch.Generator().manual_seed(seed))
+
+
+def sketch(policy, seed=0):
+    return latent(policy.first().grid, seed)
+
+
+def axes_of(action):
+    return nested_axes(tuple(stage.grid for stage in action.stages))
+
+
+def test_full_is_one_stage_on_the_full_grid():
+    policy = planner("full", budget=None)
+    (stage,) = policy.decide(None).action.stages
+    assert policy.first() == stage
+    assert (stage.grid, stage.steps, stage.shift) == ((11, 18, 18), 30, GEOMETRY.full_shift)
+
+
+def test_full_has_nothing_to_carry():
+    policy = planner("full", budget=None)
+    with pytest.raises(RuntimeError, match="no successor"):
+        policy.carry(latent((11, 18, 18)), policy.decide(None).action, 0, 0.5, 1)
+
+
+def test_dvg_starts_on_the_sketch_every_action_shares():
+    policy = planner()
+    assert (policy.first().grid, policy.first().steps) == ((4, 8, 8), 8)
+    assert {action.stages[0] for action in policy.actions} == {policy.first()}
+
+
+def test_dvg_decides_by_content():
+    policy = planner()
+    t, w = torch.arange(4.0)[:, None, None], torch.arange(8.0)[None, None, :]
+    moving = torch.sin(0.5 * w - 1.5 * t).expand(1, 4, 4, 8, 8)
+    textured = latent((1, 8, 8)).expand(-1, -1, 4, -1, -1)
+    fast, fine = policy.decide(moving), policy.decide(textured)
+    assert fast.weights[1] > fine.weights[1]
+    assert fast.action.f2 > fine.action.f2
+    assert fast.action.s2 < fine.action.s2
+
+
+def test_dvg_needs_a_sketch_to_decide():
+    with pytest.raises(ValueError, match="clean latent"):
+        planner().decide(None)
+
+
+def test_dvg_at_a_budget_of_one_is_the_plain_run():
+    policy = planner(budget=1.0)
+    assert policy.first() == planner("full").first()
+    assert policy.decide(None).action == planner("full").decide(None).action
+
+
+@pytest.mark.parametrize(("name", "budget", "words"), [("fastest", 0.5, "full, dvg"), ("dvg", None, "needs a budget")])
+def test_bad_planners_are_refused(name, budget, words):
+    with pytest.raises(ValueError, match=words):
+        planner(name, budget)
+
+
+def test_an_infeasible_budget_is_refused_before_any_work():
+    with pytest.raises(InfeasibleBudget):
+        planner(budget=0.2)
+
+
+@pytest.mark.parametrize("stage_index", [0, 1, 2])
+def test_carry_lands_on_the_next_grid_at_the_given_level(stage_index):
+    policy = planner()
+    action = policy.decide(sketch(policy)).action
+    x0 = latent(action.stages[stage_index].grid).bfloat16()
+    y = policy.carry(x0, action, stage_index, 0.25, seed=3)
+    source, target = axes_of(action)[stage_index : stage_index + 2]
+    clean = resize(x0.float(), source, target, "temporal_interp_spatial_restore")
+    if stage_index == 0:
+        clean = smooth(clean, 0.3, "replicate")
+    noise = coordinate_noise(target, 4, derive_seed(3), "cpu")
+    assert y.shape[2:] == action.stages[stage_index + 1].grid
+    assert y.dtype == torch.float32
+    assert torch.allclose(y, 0.75 * clean + 0.25 * noise)
+
+
+@pytest.mark.parametrize("stage_index", [1, 2])
+def test_only_the_entry_to_stage_2_is_smoothed(stage_index):
+    policy = planner()
+    action = policy.decide(sketch(policy)).action
+    x0 = latent(action.stages[stage_index].grid)
+    source, target = axes_of(action)[stage_index : stage_index + 2]
+    t, h, w = ([fine.index(cell) for cell in coarse] for coarse, fine in zip(source, target, strict=True))
+    kept = policy.carry(x0, action, stage_index, 0.0, seed=3)[:, :, t][:, :, :, h][..., w]
+    assert torch.equal(kept, x0)
+
+
+def test_shared_cells_get_the_same_noise_at_every_transition():
+    policy = planner()
+    action = policy.decide(sketch(policy)).action
+    axes = axes_of(action)
+    noises = [policy.carry(latent(action.stages[k].grid), action, k, 1.0, seed=5) for k in range(3)]
+    full = noises[-1]
+    for k, noise in enumerate(noises):
+        t, h, w = map(list, axes[k + 1])
+        assert torch.equal(noise, full[:, :, t][:, :, :, h][..., w])
+
+
+def test_the_items_seed_moves_the_noise_unless_a_constant_is_asked_for():
+    policy, parity = planner(), planner(noise_seed=12345)
+    action = policy.decide(sketch(policy)).action
+    x0 = latent(action.stages[2].grid)
+    first, second = (policy.carry(x0, action, 2, 1.0, seed) for seed in (1, 2))
+    assert not torch.equal(first, second)
+    first, second = (parity.carry(x0, action, 2, 1.0, seed) for seed in (1, 2))
+    assert torch.equal(first, second)
+    assert first[0, 0, 0, 0, 0].item() == pytest.approx(-0.721240528, abs=1.2e-7)
+
+
+def test_random_renoising_is_fresh_at_every_transition_and_repeatable():
+    policy = planner(renoise="random")
+    action = policy.decide(sketch(policy)).action
+    x0s = [latent(action.stages[k].grid) for k in (1, 2)]
+    second, third = (policy.carry(x0, action, k, 1.0, seed=5) for k, x0 in zip((1, 2), x0s, strict=True))
+    t, h, w = map(list, axes_of(action)[2])
+    assert not torch.equal(second, third[:, :, t][:, :, :, h][..., w])
+    assert torch.equal(third, policy.carry(x0s[1], action, 2, 1.0, seed=5))
+
+
+def test_the_knobs_reach_the_transition():
+    policy, plain = planner(), planner(resize="trilinear", smoothing=0.0)
+    action = policy.decide(sketch(policy)).action
+    x0 = sketch(policy)
+    source, target = axes_of(action)[:2]
+    y = plain.carry(x0, action, 0, 0.0, seed=1)
+    assert torch.equal(y, resize(x0, source, target, "trilinear"))
+    assert not torch.allclose(y, policy.carry(x0, action, 0, 0.0, seed=1))
