@@ -125,8 +125,8 @@ class _Run:
         runbook = Runbook(
             self.ledger,
             {arm.name: arm for arm in self.sweep.arms},
-            on_record=_each(progress.on_record, tracker and tracker.on_record),
-            on_failure=_each(progress.on_failure, tracker and tracker.on_failure),
+            on_record=_each(progress.on_record, *([tracker.on_record] if tracker else [])),
+            on_failure=_each(progress.on_failure, *([tracker.on_failure] if tracker else [])),
         )
         try:
             with progress:
@@ -168,12 +168,11 @@ class _Run:
         return PARTLY_FAILED if failures else 0
 
 
-def _each(*listeners: Callable[[Any], None] | None) -> Callable[[Any], None]:
-    """One listener that tells all that are there."""
-    present = [listener for listener in listeners if listener]
+def _each(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:
+    """One listener that tells all."""
 
     def tell(value: Any) -> None:
-        for listener in present:
+        for listener in listeners:
             listener(value)
 
     return tell

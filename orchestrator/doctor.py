@@ -101,12 +101,9 @@ def _attention() -> list[Finding]:
 
     if not torch.cuda.is_available():
         return [Finding("attention", "ok", "torch SDPA on CPU", "flash and cuDNN kernels need a GPU")]
-    kernels = {
-        "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
-        "flash": torch.backends.cuda.flash_sdp_enabled(),
-        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
-    }
-    return [Finding("attention", "ok", ", ".join(name for name, on in kernels.items() if on), "choose by measuring")]
+    names = ("cudnn", "flash", "mem_efficient")
+    on = [name for name in names if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()]
+    return [Finding("attention", "ok", f"torch SDPA: {', '.join(on)}", "choose by measuring")]
 
 
 def _video() -> list[Finding]:
