@@ -14,6 +14,7 @@ from orchestrator.actions import DvgConfig
 from orchestrator.cli import print_json
 from orchestrator.mistakes import ConfigError
 from orchestrator.plan import plan_report
+from orchestrator.resolve import EMBEDDED_WEIGHTS
 from orchestrator.types import Demand, VideoShape
 
 STATE_STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
@@ -88,12 +89,13 @@ def _stages(action: Mapping[str, Any]) -> str:
 
 def run_models(as_json: bool) -> None:
     """Every model's geometry; for the embedded one also the words it knows and a prompt to try."""
-    from stages.vocabulary import embedded_vocabulary, example_prompt
+    from experiments.embedded.captions import EXAMPLE
+    from stages.vocabulary import vocabulary
 
     rows = [_model_row(model) for model in geometry.MODELS.values()]
-    words, example = sorted(embedded_vocabulary()), example_prompt()
+    words, example = vocabulary(EMBEDDED_WEIGHTS), EXAMPLE
     if as_json:
-        print_json({"models": rows, "wan-mini": {"vocabulary": words, "example": example}})
+        print_json({"models": rows, "wan-mini": {"vocabulary": list(words), "example": example}})
         return
     console = Console()
     table = Table(header_style="bold")

@@ -6,19 +6,21 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 
+from orchestrator.arms import Arm
 from orchestrator.config import Sweep, load_sweep
 from orchestrator.ledger import Ledger, RunLock, write_atomic
 from orchestrator.manifest import update_manifest
 from orchestrator.mistakes import ConfigError
 from orchestrator.paths import RunPaths
 from orchestrator.progress import Progress
+from orchestrator.resolve import EMBEDDED_WEIGHTS
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.types import Item, Record
@@ -149,12 +151,9 @@ class _Run:
             run_on_ray(self.sweep, todo, scheduler, runbook, progress.on_event)
 
     def _warn_unknown_words(self, todo: list[Item]) -> None:
-        from stages.vocabulary import unknown_words
-
-        if any(arm.model == "wan-mini" for arm in self.sweep.arms):
-            words = sorted({word for item in todo for word in unknown_words(item.prompt)})
-            if words:
-                self._warn(f"wan-mini does not know: {', '.join(words)}; `dvg models` lists the words it knows")
+        for model, arm in {arm.model: arm for arm in self.sweep.arms}.items():
+            if words := unknown_prompt_words([item.prompt for item in todo], arm):
+                self._warn(f"{model} does not know: {', '.join(words)}; `dvg models` lists its words")
 
     def _conclude(self, tracker: Tracker | None) -> int:
         keys = {item.item_key for item in self.sweep.items}
@@ -166,6 +165,14 @@ class _Run:
         for failure in failures:
             self.console.print(f"[red]gave up[/] {failure['arm']}/{failure['prompt_id']}/{failure['seed']}: {failure['error']}")
         return PARTLY_FAILED if failures else 0
+
+
+def unknown_prompt_words(prompts: Iterable[str], arm: Arm) -> list[str]:
+    """Words that the arm's model has never seen, each once; none for a model that splits words into pieces."""
+    from stages.vocabulary import unknown_words
+
+    folder = pathlib.Path(arm.weights) if arm.weights else EMBEDDED_WEIGHTS
+    return list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt, folder)))
 
 
 def _each(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:

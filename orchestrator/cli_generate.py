@@ -1,0 +1,140 @@
+"""``dvg generate``: one video in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import rich.progress
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.arms import Arm, make_item
+from orchestrator.cli import print_json
+from orchestrator.cli_sweep import unknown_prompt_words
+from orchestrator.config import ArmOptions
+from orchestrator.mistakes import ConfigError, from_validation
+from orchestrator.resolve import resolve_arm
+from orchestrator.types import Clip, Decision, Stage
+
+if TYPE_CHECKING:
+    from stages.denoise import StepDone
+
+
+def run_generate(prompt: str, seed: int, settings: Mapping[str, Any], out: pathlib.Path, as_json: bool) -> None:
+    """Make the video, print demand, action, density and seconds per stage. Raises ConfigError before a model is loaded."""
+    arm = _arm(prompt, settings)
+    out = _writable(out)
+    console = Console(stderr=as_json)
+    if words := unknown_prompt_words([prompt], arm):
+        console.print(f"[yellow]warning:[/] {arm.model} does not know: {', '.join(words)}; `dvg models` lists its words")
+    decision, timings_s, clip = _make(arm, prompt, seed, out, console)
+    timings_s |= clip.timings_s
+    if as_json:
+        print_json({"video": str(out), "seed": seed, **_facts(decision), "timings_s": timings_s})
+    else:
+        _print(console, out, decision, timings_s)
+
+
+def _arm(prompt: str, settings: Mapping[str, Any]) -> Arm:
+    from pydantic import ValidationError
+
+    mistakes = [] if prompt.strip() else ["the prompt must not be empty"]
+    try:
+        options = ArmOptions.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError([*mistakes, *from_validation(error, ArmOptions)]) from error
+    arm = resolve_arm("generate", options.model_dump(), mistakes)
+    if arm is None or mistakes:
+        raise ConfigError([line.removeprefix("arm generate: ") for line in mistakes])
+    return arm
+
+
+def _writable(out: pathlib.Path) -> pathlib.Path:
+    out = out.absolute()
+    if out.suffix.lower() != ".mp4":
+        raise ConfigError([f"--out {str(out)!r} must end in .mp4"])
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ConfigError([f"--out {str(out)!r}: folder {str(out.parent)!r} does not exist or is not writable"])
+    return out
+
+
+def _make(arm: Arm, prompt: str, seed: int, out: pathlib.Path, console: Console) -> tuple[Decision, dict[str, float], Clip]:
+    from stages.worker import ClipWorker
+
+    item = make_item(arm, "generate", prompt, seed)
+    with console.status("loading the model"):
+        worker = ClipWorker({arm.name: arm})
+        worker.warm_up()
+    bars = _StageBars(console)
+    with bars:
+        decision, timings_s, boundary = worker.sketch(item, bars.on_step)
+        bars.plan(decision.action.stages)
+        boundary, refine_s = worker.refine(item, boundary, bars.on_step)
+    with console.status("decoding"):
+        clip = worker.decode(item, boundary, out)
+    return decision, {**timings_s, **refine_s}, clip
+
+
+class _StageBars:
+    """One bar per stage, drawn when its first step is done; how many stages there are is only known after the sketch."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+        )
+        self._bar = rich.progress.Progress(*columns, console=console)
+        self._tasks: dict[int, rich.progress.TaskID] = {}
+
+    def __enter__(self) -> _StageBars:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def on_step(self, step: StepDone) -> None:
+        if step.stage not in self._tasks:
+            grid = "x".join(str(side) for side in step.grid)
+            self._tasks[step.stage] = self._bar.add_task(f"stage {step.stage + 1}  grid {grid}", total=None)
+        self._bar.advance(self._tasks[step.stage])
+
+    def plan(self, stages: tuple[Stage, ...]) -> None:
+        """The action is known: give every bar its length. The forward of a transition runs on the earlier grid."""
+        for index, stage in enumerate(stages):
+            grid = "x".join(str(side) for side in stage.grid)
+            steps = stage.steps + (index < len(stages) - 1) - (index > 0)
+            if index not in self._tasks:
+                self._tasks[index] = self._bar.add_task(f"stage {index + 1}  grid {grid}", total=steps)
+            self._bar.update(self._tasks[index], total=steps)
+
+
+def _facts(decision: Decision) -> dict[str, Any]:
+    return {
+        "demand": dataclasses.asdict(decision.demand) if decision.demand else None,
+        "weights": decision.weights,
+        "action": dataclasses.asdict(decision.action),
+        "why": decision.why,
+    }
+
+
+def _print(console: Console, out: pathlib.Path, decision: Decision, timings_s: Mapping[str, float]) -> None:
+    action = decision.action
+    console.print(f"[bold]{action.name}[/]  density {action.density:.3f}  {decision.why}", highlight=False)
+    table = Table(header_style="bold")
+    for heading in ("phase", "grid", "seconds"):
+        table.add_column(heading, justify="right" if heading == "seconds" else "left")
+    table.add_row("text", "", f"{timings_s.get('text_s', 0):.2f}")
+    for index, stage in enumerate(action.stages, 1):
+        grid = "x".join(str(side) for side in stage.grid)
+        table.add_row(f"stage {index}", grid, f"{timings_s.get(f'stage{index}_s', 0):.2f}")
+    table.add_row("decode", "", f"{timings_s.get('decode_s', 0):.2f}")
+    table.add_row("encode", "", f"{timings_s.get('encode_s', 0):.2f}")
+    console.print(table)
+    console.print(f"wrote {out}", soft_wrap=True)
