@@ -14,7 +14,26 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from orchestrator.geometry import model
 
 GEOMETRY = model("wan-mini")
-WORDS = "a the red green blue circle square moves left right up down still fast slow over plain checker".split()
+WORDS = (
+    "a",
+    "the",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "moves",
+    "left",
+    "right",
+    "up",
+    "down",
+    "still",
+    "fast",
+    "slow",
+    "over",
+    "plain",
+    "checker",
+)
 TEXT_DIM = 32
 NUM_HEADS, HEAD_DIM = 4, 12
 
@@ -30,9 +49,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _text_encoder(num_words: int) -> UMT5EncoderModel:
-    config = UMT5Config(
-        vocab_size=num_words, d_model=TEXT_DIM, d_kv=8, d_ff=48, num_layers=2, num_heads=4, dropout_rate=0.0
-    )
+    config = UMT5Config(vocab_size=num_words, d_model=TEXT_DIM, d_kv=8, d_ff=48, num_layers=2, num_heads=4, dropout_rate=0.0)
     return UMT5EncoderModel(config)
 
 

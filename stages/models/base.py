@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.geometry import ModelGeometry, model
+from orchestrator.geometry import RUNNABLE, ModelGeometry, model
 
 ALL_PARTS = frozenset({"text", "transformer", "vae"})
-RUNNABLE = ("wan-mini", "wan2.1-1.3b", "wan2.1-14b")
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Self-attention over ``[B, heads, tokens, head_dim]`` queries, keys and values."""
@@ -75,6 +74,7 @@ class Model(Protocol):
 def load(name: str, weights: str | None, device: str = "cpu", parts: frozenset[str] = ALL_PARTS) -> Model:
     """Load ``parts`` of a model; ``weights`` is a folder in diffusers format, None for the embedded model.
 
+    Weights are float32 on a CPU and for the embedded model, bfloat16 elsewhere.
     Raises ValueError for a model without an adapter and for weights that do not fit the model's geometry.
     """
     geometry = model(name)
@@ -84,4 +84,6 @@ def load(name: str, weights: str | None, device: str = "cpu", parts: frozenset[s
 
     if weights is None and name != embedded.NAME:
         raise ValueError(f"model {name!r} needs weights: the path of a folder in diffusers format")
-    return wan.load_wan(geometry, embedded.FOLDER if weights is None else weights, torch.device(device), parts)
+    dtype = torch.float32 if device == "cpu" or name == embedded.NAME else torch.bfloat16
+    folder = embedded.FOLDER if weights is None else weights
+    return wan.load_wan(geometry, folder, torch.device(device), dtype, parts)

@@ -91,15 +91,16 @@ class WanModel:
         return part
 
 
-def load_wan(geometry: ModelGeometry, folder: str | Path, device: torch.device, parts: frozenset[str]) -> WanModel:
-    """Load ``parts`` of a checkpoint: float32 on a CPU and for the embedded model, else bfloat16 with a float32 VAE.
+def load_wan(
+    geometry: ModelGeometry, folder: str | Path, device: torch.device, dtype: torch.dtype, parts: frozenset[str]
+) -> WanModel:
+    """Load ``parts`` of a checkpoint in ``dtype``, its VAE in float32.
 
     Raises ValueError for a folder that is not there or does not fit ``geometry``.
     """
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"no model at {str(folder)!r}: a folder in diffusers format has a model_index.json")
-    dtype = torch.float32 if device.type == "cpu" or geometry.head_dim < 128 else torch.bfloat16
     text = _load_text(folder, device, dtype) if "text" in parts else None
     transformer = _load_transformer(folder, device, dtype, geometry) if "transformer" in parts else None
     decoder = _load_decoder(folder, device, geometry) if "vae" in parts else None
@@ -108,7 +109,9 @@ def load_wan(geometry: ModelGeometry, folder: str | Path, device: torch.device, 
 
 def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     from transformers import AutoTokenizer, UMT5EncoderModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True)
     return TextEncoder(tokenizer, encoder.to(device).eval())
@@ -134,8 +137,6 @@ def _load_decoder(folder: Path, device: torch.device, geometry: ModelGeometry) -
 
 def _check(folder: Path, found: dict[str, Any], geometry: ModelGeometry) -> None:
     """Plans are made from the geometry alone, so weights of other sizes would fail far from the cause."""
-    wrong = [
-        f"{key} is {value}, not {getattr(geometry, key)}" for key, value in found.items() if value != getattr(geometry, key)
-    ]
+    wrong = [f"{key} is {value}, not {getattr(geometry, key)}" for key, value in found.items() if value != getattr(geometry, key)]
     if wrong:
         raise ValueError(f"the weights at {str(folder)!r} are no {geometry.name}: {'; '.join(wrong)}")

@@ -38,8 +38,7 @@ class WanDecoder:
         cache: list[Tensor | str | None] = [None] * self.num_caches
         chunks = z.split(self._chunk_lengths(z), dim=2)
         frames = [
-            self.vae.decoder(chunk, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
-            for index, chunk in enumerate(chunks)
+            self.vae.decoder(chunk, feat_cache=cache, feat_idx=[0], first_chunk=index == 0) for index, chunk in enumerate(chunks)
         ]
         video = unpatchify(torch.cat(frames, dim=2), self.vae.config.patch_size or 1)
         return video.float().clamp(-1, 1)

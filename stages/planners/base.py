@@ -18,6 +18,8 @@ PLANNERS = ("full", "dvg")
 class Planner(Protocol):
     """Stages and the passage between them; the engine that runs them is the same for every planner."""
 
+    num_steps: int
+
     def first(self) -> Stage:
         """The stage every run starts with. It is the whole run when its steps are all there are."""
 

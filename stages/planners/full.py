@@ -13,6 +13,7 @@ class FullPlanner:
     """One stage, so there is nothing to decide and nothing to carry over."""
 
     def __init__(self, geometry: ModelGeometry, shape: VideoShape, num_steps: int) -> None:
+        self.num_steps = num_steps
         self.action = full_action(geometry, shape, num_steps)
 
     def first(self) -> Stage:

@@ -1,0 +1,32 @@
+"""The cheap first phase of a clip: encode the text, run stage 1 on its small grid, measure and decide."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from orchestrator.types import Decision
+from stages.denoise import Boundary, OnStep, ignore, run_stages, start
+from stages.models.base import Model
+from stages.planners.base import Planner
+
+
+def sketch(
+    model: Model, planner: Planner, prompt: str, negative: str, guidance: float, seed: int, on_step: OnStep = ignore
+) -> tuple[Decision, dict[str, float], Boundary]:
+    """The decision, seconds (``text_s``, ``sketch_s`` and stage 1's share of it) and the boundary after stage 1.
+
+    A planner of one stage has nothing to sketch: the boundary is pure noise.
+    """
+    started_s = time.perf_counter()
+    condition = model.encode_text(prompt, negative, guidance)
+    encoded_s = time.perf_counter()
+    boundary = start(model, planner, condition, seed)
+    timings_s: dict[str, float] = {}
+    if boundary.decision is None:
+        boundary, timings_s = run_stages(model, planner, boundary, 1, on_step)
+    timings_s = {"text_s": encoded_s - started_s, "sketch_s": time.perf_counter() - encoded_s, **timings_s}
+    if boundary.decision is None:
+        raise RuntimeError("the sketch ended without a decision: the planner's first stage has no transition")
+    # The boundary carries the choice, so that it alone is enough to go on from.
+    return boundary.decision, timings_s, dataclasses.replace(boundary, x=boundary.x.cpu())

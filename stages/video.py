@@ -1,0 +1,80 @@
+"""Video files: H.264 in mp4, written whole or not at all, the same bytes for the same frames."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+Frames = np.ndarray[Any, np.dtype[np.uint8]]
+"""``[F, H, W, 3]``, RGB."""
+
+ENCODER_OPTIONS = {"crf": "10", "preset": "medium"}
+
+
+def write_mp4(frames: Frames, path: Path, fps: int) -> None:
+    """H.264, yuv420p, index first (plays while it loads); renamed onto ``path`` once it is on disk.
+
+    One encoder thread and no time stamps, so the bytes depend on the frames alone. Raises ValueError for other shapes.
+    """
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
+        raise ValueError(f"frames must be uint8 [F, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise ValueError(f"yuv420p needs an even height and width, not {frames.shape[1]}x{frames.shape[2]}")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        _encode(frames, temporary, fps)
+        _flush_to_disk(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _flush_to_disk(path.parent)
+
+
+def _encode(frames: Frames, path: str, fps: int) -> None:
+    with av.open(path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options=ENCODER_OPTIONS)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _flush_to_disk(path: str | Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_video(path: Path) -> Frames:
+    """All frames of a video. Raises ValueError for a file that cannot be decoded to its end."""
+    try:
+        with av.open(str(path)) as container:
+            container.streams.video[0].codec_context.options = {"err_detect": "explode"}
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} is no whole video: {error}") from error
+    if not frames:
+        raise ValueError(f"{path} is no whole video: it has no frames")
+    return np.stack(frames)
+
+
+def verify(path: Path, num_frames: int) -> str | None:
+    """What is wrong with the file, or None when all of its ``num_frames`` frames decode."""
+    if not Path(path).is_file():
+        return f"{path} is not there"
+    try:
+        found = len(read_video(path))
+    except ValueError as error:
+        return str(error)
+    return None if found == num_frames else f"{path} has {found} frames, not {num_frames}"

@@ -1,0 +1,120 @@
+"""The worker, end to end on a tiny checkpoint: an item becomes a video, the same on every worker."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.arms import Arm, make_item
+from orchestrator.types import Item
+from stages.denoise import Boundary, StepDone
+from stages.video import read_video, verify
+from stages.worker import ClipWorker
+from tests.tiny import checkpoint
+
+SHAPE = {"num_frames": 25, "height": 96, "width": 96, "fps": 8}
+
+
+def arm(name: str, planner: str, budget: float | None = None, **changes: object) -> Arm:
+    fields = {"model": "wan-mini", "weights": str(checkpoint()), "num_steps": 12, "guidance": 1.0, **SHAPE, **changes}
+    return Arm.model_validate({"name": name, "planner": planner, "budget": budget, **fields})
+
+
+ARMS = {a.name: a for a in (arm("full", "full"), arm("dvg", "dvg", 0.5), arm("guided", "dvg", 0.5, guidance=3.0))}
+
+
+def item(arm_name: str, seed: int = 7) -> Item:
+    return make_item(ARMS[arm_name], "p", "a red circle moves left", seed)
+
+
+@pytest.fixture(scope="module")
+def worker() -> ClipWorker:
+    return ClipWorker(ARMS, num_threads=1)
+
+
+@pytest.mark.parametrize("name", list(ARMS))
+def test_an_item_becomes_a_whole_video(worker: ClipWorker, name: str, tmp_path: Path) -> None:
+    decision, sketch_s, boundary = worker.sketch(item(name))
+    boundary, refine_s = worker.refine(item(name), boundary)
+    clip = worker.decode(item(name), boundary, tmp_path / "a.mp4")
+    assert verify(tmp_path / "a.mp4", 25) is None
+    assert read_video(tmp_path / "a.mp4").shape == (25, 96, 96, 3)
+    assert clip.num_bytes == (tmp_path / "a.mp4").stat().st_size
+    stages = {f"stage{k}_s" for k in range(1, len(decision.action.stages) + 1)}
+    assert {*sketch_s, *refine_s, *clip.timings_s} == {"text_s", "sketch_s", "refine_s", "decode_s", "encode_s", *stages}
+    assert all(seconds >= 0 for seconds in {**sketch_s, **refine_s, **clip.timings_s}.values())
+
+
+def test_dvg_crosses_every_grid_of_the_action_it_chose(worker: ClipWorker) -> None:
+    told: list[StepDone] = []
+    decision, _, boundary = worker.sketch(item("dvg"), told.append)
+    assert boundary.stage == 1
+    assert boundary.x.shape[2:] == decision.action.stages[1].grid
+    boundary, _ = worker.refine(item("dvg"), boundary, told.append)
+    assert [step.step for step in told] == list(range(12))
+    grids = [step.grid for step in told]
+    assert list(dict.fromkeys(grids)) == [stage.grid for stage in decision.action.stages]
+    assert grids[-1] == (7, 12, 12)
+    assert decision.demand is not None
+    assert boundary.x.shape[2:] == (7, 12, 12)
+
+
+def test_a_full_run_leaves_every_step_to_refine(worker: ClipWorker) -> None:
+    told: list[StepDone] = []
+    decision, _, boundary = worker.sketch(item("full"), told.append)
+    assert not told
+    assert (boundary.step, boundary.stage, decision.action.density) == (0, 0, 1.0)
+
+
+def make(worker: ClipWorker, of: Item, path: Path) -> str:
+    boundary, _ = worker.refine(of, worker.sketch(of)[2])
+    return worker.decode(of, boundary, path).sha256
+
+
+def test_the_same_item_gives_the_same_bytes_and_another_seed_others(worker: ClipWorker, tmp_path: Path) -> None:
+    first = make(worker, item("guided"), tmp_path / "a.mp4")
+    make(worker, item("full"), tmp_path / "b.mp4")
+    assert make(ClipWorker(ARMS), item("guided"), tmp_path / "c.mp4") == first
+    assert make(worker, item("guided", seed=8), tmp_path / "d.mp4") != first
+
+
+ELSEWHERE = """
+import pickle, sys
+from stages.denoise import Boundary
+from stages.worker import ClipWorker
+arms, item, packed, out = pickle.load(open(sys.argv[1], "rb"))
+worker = ClipWorker(arms, frozenset({"transformer"}), num_threads=1)
+boundary, _ = worker.refine(item, Boundary.unpack(packed))
+pickle.dump(boundary.pack(), open(out, "wb"))
+"""
+
+
+@pytest.mark.slow
+def test_a_sketch_handed_to_another_process_goes_on_bit_for_bit(worker: ClipWorker, tmp_path: Path) -> None:
+    _, _, boundary = worker.sketch(item("guided"))
+    job, out = tmp_path / "job.pickle", tmp_path / "out.pickle"
+    job.write_bytes(pickle.dumps((ARMS, item("guided"), boundary.pack(), str(out))))
+    subprocess.run([sys.executable, "-c", ELSEWHERE, str(job)], cwd=Path(__file__).parents[2], check=True, timeout=120)
+    there = Boundary.unpack(pickle.loads(out.read_bytes()))
+    here, _ = worker.refine(item("guided"), boundary)
+    assert torch.equal(there.x, here.x)
+    assert there.decision == here.decision
+
+
+def test_what_cannot_be_done_yet_is_refused(worker: ClipWorker, tmp_path: Path) -> None:
+    _, _, boundary = worker.sketch(item("dvg"))
+    with pytest.raises(RuntimeError, match="only a finished latent"):
+        worker.decode(item("dvg"), boundary, tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="arm 'other'; this worker has full, dvg, guided"):
+        worker.sketch(Item("k", "other", "p", "a", 1))
+
+
+def test_bad_weights_are_noticed_when_the_worker_warms_up(tmp_path: Path) -> None:
+    broken = ClipWorker({"x": arm("x", "full", weights=str(tmp_path))})
+    with pytest.raises(ValueError, match="no model at"):
+        broken.warm_up()
