@@ -51,7 +51,7 @@ def _free(planes: NDArray[np.float32]) -> NDArray[np.bool_]:
     tinted = np.hypot(planes[0], planes[1]) > TINTED
     height, width = tinted.shape[1:]
     size = (1, 2 * round(MARGIN * height) + 1, 2 * round(MARGIN * width) + 1)
-    return np.logical_not(ndimage.maximum_filter(tinted, size))
+    return np.asarray(~ndimage.maximum_filter(tinted, size), np.bool_)
 
 
 def check(video: NDArray[np.uint8], scene: Scene) -> dict[str, bool | None]:

@@ -20,18 +20,21 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 SATURATED = 0.3  # opponent length of a thing's pixel: the palette has at least 0.62, the backgrounds at most 0.1
-MIN_AREA = 0.006  # of the frame; the smallest thing covers 0.0175
+MIN_AREA, MAX_AREA = 0.006, 0.25  # of the frame; things cover 0.0175 to 0.116
 MIN_PRESENCE = 0.7  # share of the frames in which a thing is seen
 COPY_AREA = 0.35  # of a blob's area: a second blob of its colour this large is a second thing
 CANVAS_SIDE, CANVAS_REACH = 33, 1.9  # pixels, and radii from the centre, of a normalised mask
 MEAN_SHAPE_AREA = 3.0  # of a shape of radius 1
 BLURS = (0.0, 0.7, 1.4, 2.2)  # softness that a template is tried with, in canvas pixels
+MIN_LIKENESS, THING_LIKENESS = 0.8, 0.6  # correlation with the best shape: below, the shape is "other"; far below, no thing
+SOLID = 0.7  # mean opacity that the core of a thing reaches, over all frames
 TEMPLATE_SIDE = 320  # pixels of the drawing that a template is cut from
 
 
 @dataclass(frozen=True)
 class SeenThing:
-    """What the pixels show of one thing; `course` is a direction, "bounce", "orbit", "none" (still) or "other"."""
+    """What the pixels show of one thing; `shape` may be "other", `course` is a direction, "bounce", "orbit", "none" (still)
+    or "other"."""
 
     colour: str
     shape: str
@@ -72,13 +75,16 @@ def find_things(planes: Floats, times: NDArray[np.float64]) -> tuple[SeenThing, 
         seen = [(time, blob) for time, blob in zip(times, blobs, strict=True) if blob is not None]
         if len(seen) >= MIN_PRESENCE * len(times):
             things.append(_describe(tuple(COLOURS)[colours[0]], [blob for _, blob in seen], [time for time, _ in seen]))
-    return tuple(sorted(things, key=lambda thing: -thing.radius))
+    return tuple(sorted((thing for thing in things if thing is not None), key=lambda thing: -thing.radius))
 
 
 def colour_labels(planes: Floats) -> NDArray[np.int8]:
     """Number of the palette colour nearest in hue for each pixel, -1 where it is near grey: [F, H, W]."""
     degrees = np.degrees(np.arctan2(planes[1], planes[0])).astype(np.int16) % 360
-    return np.asarray(np.where(np.hypot(planes[0], planes[1]) > SATURATED, _hue_table()[degrees], np.int8(-1)))
+    saturated = np.hypot(planes[0], planes[1]) > SATURATED
+    labels: NDArray[np.int8] = _hue_table()[degrees]
+    labels[~saturated] = -1
+    return labels
 
 
 @lru_cache(maxsize=1)
@@ -86,7 +92,7 @@ def _hue_table() -> NDArray[np.int8]:
     """Number of the palette colour nearest to each hue, in whole degrees."""
     palette = opponents(np.array(list(COLOURS.values()), np.float32))
     distance = np.arange(360)[:, None] - np.degrees(np.arctan2(palette[1], palette[0]))
-    return np.abs((distance + 180) % 360 - 180).argmin(1).astype(np.int8)
+    return np.asarray(np.abs((distance + 180) % 360 - 180).argmin(1), np.int8)
 
 
 def _colour_groups(labels: NDArray[np.int8]) -> list[list[int]]:
@@ -145,10 +151,15 @@ def _blob(opacity: Floats, mask: Bools, allowed: Bools) -> _Blob | None:
     return _Blob((x / width, y / height), total / mask.size, crop, corner, (height, width), num_copies)
 
 
-def _describe(colour: str, blobs: list[_Blob], times: list[float]) -> SeenThing:
+def _describe(colour: str, blobs: list[_Blob], times: list[float]) -> SeenThing | None:
+    """A thing from its blobs at their times; None if it is too large, not solid, or like no shape at all."""
     area = float(np.median([blob.area for blob in blobs]))
-    shape = _nearest_shape(np.mean([_normalised(blob, area) for blob in blobs], axis=0))
-    radius = math.sqrt(area / _template(shape)[1])
+    canvas = np.mean([_normalised(blob, area) for blob in blobs], axis=0)
+    likeness, nearest = _nearest_shape(canvas)
+    if area > MAX_AREA or likeness < THING_LIKENESS or np.quantile(canvas, 0.95) < SOLID:
+        return None
+    shape = nearest if likeness >= MIN_LIKENESS else "other"
+    radius = math.sqrt(area / _template(nearest)[1])
     size = min(RADII, key=lambda name: abs(math.log(RADII[name] / radius)))
     centres = np.array([blob.centre for blob in blobs])
     course, path_length = find_course(centres, np.array(times))
@@ -166,13 +177,13 @@ def _normalised(blob: _Blob, area: float) -> Floats:
     return np.asarray(ndimage.map_coordinates(blob.opacity, np.meshgrid(rows, columns, indexing="ij"), order=1))
 
 
-def _nearest_shape(canvas: Floats) -> str:
-    """The shape whose drawing, at some softness, correlates best with a normalised mask."""
+def _nearest_shape(canvas: Floats) -> tuple[float, str]:
+    """The shape whose drawing, at some softness, correlates best with a normalised mask, after that correlation."""
 
     def likeness(shape: str) -> float:
         return max(float(np.corrcoef(drawn.ravel(), canvas.ravel())[0, 1]) for drawn in _template(shape)[0])
 
-    return max(SHAPES, key=likeness)
+    return max((likeness(shape), shape) for shape in SHAPES)
 
 
 @lru_cache(maxsize=len(SHAPES))

@@ -88,6 +88,7 @@ def truth(scene: Scene) -> Observed:
     for thing, placed in zip(scene.things, place(scene), strict=True):
         seen = (thing.colour, thing.shape, thing.size, course(thing), SPEED_CLASSES[thing.motion])
         things.append(SeenThing(*seen, placed.radius, placed.length, placed.at(0.5)))
+    things.sort(key=lambda thing: -thing.radius)
     return Observed(tuple(things), scene.background, "unseen" if scene.background == "plain" else scene.camera)
 
 
