@@ -77,15 +77,8 @@ def compare(seen: Observed, scene: Scene) -> dict[str, bool | None]:
         "direction": all(found is not None and found.course == course(thing) for thing, found in moving) if moving else None,
         "speed": all(found is not None and found.speed == SPEED_CLASSES[thing.motion] for thing, found in pairs),
         "background": seen.background == scene.background and not blank,
-        "camera": _camera_matches(seen, scene),
+        "camera": None if scene.background == "plain" else seen.camera == scene.camera,
     }
-
-
-def _camera_matches(seen: Observed, scene: Scene) -> bool | None:
-    """None before a plain background, and where a gradient runs along the pan."""
-    if scene.background == "plain" or (seen.camera == "unseen" and seen.background == "gradient" and scene.camera != "zoom"):
-        return None
-    return seen.camera == scene.camera
 
 
 def course(thing: Thing) -> str:

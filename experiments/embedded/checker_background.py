@@ -25,9 +25,9 @@ SHADED = 0.75  # share of the variance that a cubic surface explains, from which
 STRIPE_SHARE, CHECKER_SHARE, BRICK_SHARE = 0.75, 0.25, 0.47  # of the power, on one line, on each diagonal, on the vertical
 NOISE_SHARE = 0.45  # of the power on one line: the most that noise has
 
-GRID = 40  # background points a side that are followed
+GRID = 32  # background points a side that are followed
 LAGS = (0.05, 0.1, 0.2, 0.4)  # of the clip: short ones tell periods apart, long ones are exact
-PAIRS_PER_LAG = 6
+PAIRS_PER_LAG = 5
 PANS = np.round(np.arange(-0.80, 0.801, 0.02), 2)
 ZOOMS = np.array([0.7, 0.78, 0.86, 0.93, 1.07, 1.14, 1.22, 1.3, 1.4, 1.5, 1.6])
 MIN_ZOOM = 1.18
