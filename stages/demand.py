@@ -78,7 +78,8 @@ def _high(x0: Tensor, exact: bool = False) -> Tensor:
 def _power(x0: Tensor) -> Tensor:
     """Power per frequency bin [B, C, T, H, W] of a latent standardised per channel."""
     spectrum = torch.fft.fft2(_standardise(x0, (2, 3, 4)), norm="ortho")
-    return torch.fft.fftshift(spectrum.abs().square(), dim=(-2, -1))
+    power: Tensor = torch.fft.fftshift(spectrum.abs().square(), dim=(-2, -1))
+    return power
 
 
 def _fft(x0: Tensor, exact: bool = False) -> Tensor:

@@ -39,14 +39,13 @@ def _nested(sizes: Sequence[int]) -> list[Axis]:
 
 
 def _anchors(num: int, length: int) -> list[int]:
-    """Positions of ``num`` anchors on an axis of ``length``: near-uniform, strictly increasing, both ends included."""
+    """Positions of ``num`` anchors on an axis of ``length``, both ends included.
+
+    Neighbours are more than one cell apart before rounding, or all on whole cells, so no two fall on one cell.
+    """
     if num == 1:
         return [0]
-    positions = [round(i * (length - 1) / (num - 1)) for i in range(num)]
-    positions[0], positions[-1] = 0, length - 1
-    for i in range(1, num):
-        positions[i] = min(max(positions[i], positions[i - 1] + 1), length - num + i)
-    return positions
+    return [round(i * (length - 1) / (num - 1)) for i in range(num)]
 
 
 def resize(x: Tensor, source: Axes, target: Axes, mode: ResizeMode) -> Tensor:

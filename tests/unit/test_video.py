@@ -39,9 +39,15 @@ def test_a_video_comes_back_nearly_as_it_was(tmp_path: Path) -> None:
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 32  # the disc's edge loses colour to 4:2:0
 
 
-def test_the_same_frames_give_the_same_bytes(tmp_path: Path, whole: bytes) -> None:
-    write_mp4(clip(), tmp_path / "b.mp4", fps=16)
-    assert (tmp_path / "b.mp4").read_bytes() == whole
+def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
+    texture = np.random.default_rng(0).normal(128, 25, (96, 160, 3))
+    texture = (texture + np.roll(texture, 1, 0) + np.roll(texture, 1, 1)) / 3
+    drifting = np.stack([texture[:, t : t + 96] for t in range(25)]).astype(np.uint8)
+    files = set()
+    for _ in range(12):
+        write_mp4(drifting, tmp_path / "a.mp4", fps=16)
+        files.add((tmp_path / "a.mp4").read_bytes())
+    assert len(files) == 1
 
 
 def test_browsers_can_play_it_while_it_loads(tmp_path: Path, whole: bytes) -> None:
