@@ -20,8 +20,10 @@ class Planner(Protocol):
 
     num_steps: int
 
+    num_steps: int
+
     def first(self) -> Stage:
-        """The stage every run starts with. It is the whole run when its steps are all there are."""
+        """The stage every run starts with. It is the whole run when it has all ``num_steps``."""
 
     def decide(self, x0: Tensor | None) -> Decision:
         """The whole schedule, given the first stage's clean latent [1, C, T, H, W]; None if there is one stage only."""

@@ -62,6 +62,11 @@ def test_dvg_decides_by_content():
     assert fast.action.s2 < fine.action.s2
 
 
+def test_a_first_stage_with_every_step_is_the_whole_run():
+    policies = planner("full"), planner(budget=1.0), planner()
+    assert [policy.first().steps == policy.num_steps for policy in policies] == [True, True, False]
+
+
 def test_dvg_needs_a_sketch_to_decide():
     with pytest.raises(ValueError, match="clean latent"):
         planner().decide(None)
