@@ -20,8 +20,6 @@ class Planner(Protocol):
 
     num_steps: int
 
-    num_steps: int
-
     def first(self) -> Stage:
         """The stage every run starts with. It is the whole run when it has all ``num_steps``."""
 

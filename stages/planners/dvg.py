@@ -17,7 +17,6 @@ class DvgPlanner:
     """One video's plan at one budget. Raises InfeasibleBudget at construction, before any work is done."""
 
     def __init__(self, geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float, config: DvgConfig) -> None:
-        self.num_steps = num_steps
         self.num_steps, self.config = num_steps, config
         self.actions = action_list(geometry, shape, num_steps, budget, config)
         self._first = first_stage(geometry, shape, num_steps, budget, config)

@@ -14,7 +14,6 @@ class FullPlanner:
 
     def __init__(self, geometry: ModelGeometry, shape: VideoShape, num_steps: int) -> None:
         self.num_steps = num_steps
-        self.num_steps = num_steps
         self.action = full_action(geometry, shape, num_steps)
 
     def first(self) -> Stage:
