@@ -68,6 +68,7 @@ def test_no_item_is_lost_or_ended_twice_whatever_happens(world: World) -> None:
     assert world.scheduler.idle
     assert sorted(world.ended) == sorted(item(n).item_key for n in range(1, world.num_items + 1))
     assert all(len(ends) == 1 for ends in world.ended.values())
+    assert {*world.scheduler.books.pods, *world.scheduler.books.workers} == set(world.workers), "the dead are still booked"
 
 
 @settings(max_examples=100, deadline=None)

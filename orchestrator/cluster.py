@@ -1,0 +1,101 @@
+"""Starts a Ray cluster for one sweep on this machine alone, or joins one that is running.
+
+Ray is imported inside functions throughout the Ray shell: it reads its environment when it is imported, and what must be
+set differs between starting and joining.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Shared memory of a local cluster: a boundary is at most some tens of MB, and only a few live at once."""
+
+LOCAL_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that puts every socket on 127.0.0.1
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES to us, and silences the notice about it
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray. ``owned``: this process started it and ends it."""
+
+    address: str
+    owned: bool
+    num_cpus: float
+    num_gpus: float
+    uses_roles: bool
+    """Nodes carry a ``role`` label (ray_cluster.yaml), so workers ask for theirs."""
+
+    def leave(self) -> None:
+        """Disconnect; end the cluster if it is ours. Other drivers of a joined cluster notice nothing."""
+        import ray
+
+        ray.shutdown()
+
+
+def start_or_join(address: str | None = None, num_cpus: int | None = None, num_gpus: int | None = None) -> Cluster:
+    """Join ``address``, else RAY_ADDRESS, else start a cluster that listens on 127.0.0.1 alone.
+
+    ``num_cpus`` and ``num_gpus`` are what a cluster started here claims to have; None: what the machine has.
+    Raises RuntimeError when there is no cluster at the address.
+    """
+    found = address or os.environ.get("RAY_ADDRESS")
+    os.environ.update(missing_environment(os.environ, joining=bool(found)))
+    import ray
+
+    if found:
+        try:
+            ray.init(address=found, log_to_driver=False)
+        except (ConnectionError, ValueError) as error:
+            raise RuntimeError(f"no Ray cluster answers at {found!r}: {error}") from error
+    else:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+        )
+    return _describe(owned=not found)
+
+
+def missing_environment(environment: Mapping[str, str], joining: bool, home: Path | None = None) -> dict[str, str]:
+    """What Ray must find in its environment and does not, its authentication mode first of all.
+
+    Unset, Ray writes a token file into the home folder and later clusters and clients disagree about the mode. A cluster
+    of ours gets a token that lives in the environment of its processes only; a joined one decides, and has a token or not.
+    """
+    missing: dict[str, str] = {}
+    if "RAY_AUTH_MODE" not in environment:
+        token_file = (home or Path.home()) / ".ray" / "auth_token"
+        has_token = bool({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & environment.keys()) or token_file.exists()
+        missing["RAY_AUTH_MODE"] = "token" if has_token or not joining else "disabled"
+        if not joining and not has_token:
+            missing["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if not joining:
+        missing |= {key: value for key, value in LOCAL_ENVIRONMENT.items() if key not in environment}
+    return missing
+
+
+def _describe(owned: bool) -> Cluster:
+    import ray
+
+    resources: MutableMapping[str, Any] = ray.cluster_resources()
+    return Cluster(
+        address=ray.get_runtime_context().gcs_address,
+        owned=owned,
+        num_cpus=float(resources.get("CPU", 0)),
+        num_gpus=float(resources.get("GPU", 0)),
+        uses_roles=any("role" in node.get("Labels", {}) for node in ray.nodes()),
+    )

@@ -1,0 +1,288 @@
+"""The shell that runs a sweep on Ray: carries the scheduler's commands out and tells it what came of them.
+
+One loop around ``ray.wait``. Three things are awaited: units that start, a never-ending call on every actor (which fails
+when the actor dies, busy or idle), and the work itself. Every policy is the scheduler's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from orchestrator.cluster import Cluster, start_or_join
+from orchestrator.config import Sweep
+from orchestrator.crew import START_TIMEOUT_S, Crew, Ref, Unit
+from orchestrator.events import (
+    Arrived,
+    Command,
+    Decoded,
+    Event,
+    Failed,
+    Finish,
+    GiveUp,
+    PhaseDone,
+    Sketched,
+    StartDecode,
+    StartPhase,
+    StartSketch,
+    WorkerJoined,
+    WorkerLost,
+)
+from orchestrator.local import PHASE_OF, OnEvent
+from orchestrator.pods import ClipWorkshop, Place, Workshop
+from orchestrator.runbook import Runbook
+from orchestrator.scheduler import Scheduler
+from orchestrator.types import Item
+
+MAX_START_FAILURES = 3
+"""Failures in a row before a worker was ever ready, after which the sweep stops: the machine is at fault, not an item."""
+POLL_S = 5.0
+"""How often start deadlines are looked at while nothing happens."""
+
+
+def run_on_ray(
+    sweep: Sweep,
+    items: Iterable[Item],
+    scheduler: Scheduler,
+    runbook: Runbook,
+    on_event: OnEvent = lambda event, commands: None,
+    workshop: Workshop | None = None,
+    cluster: Cluster | None = None,
+) -> None:
+    """Make ``items`` on a cluster: ``cluster`` if given, else the one ``start_or_join`` finds, left again at the end.
+
+    Raises RuntimeError when workers cannot be had. An interrupt passes through after the sweep's own actors are gone.
+    """
+    joined = cluster or start_or_join(sweep.cluster.address)
+    try:
+        crew = Crew(joined, sweep.cluster, workshop or ClipWorkshop({arm.name: arm for arm in sweep.arms}))
+        RayShell({item.item_key: item for item in items}, crew, scheduler, runbook, on_event).run()
+    finally:
+        if cluster is None:
+            joined.leave()
+
+
+@dataclass
+class Job:
+    """A command at work: one reference per rank of its unit, and the boundary it will leave in the object store."""
+
+    command: Command
+    unit: Unit
+    waiting: set[int]
+    ranks: tuple[int, ...]
+    boundary: Ref = None
+    answers: dict[int, Any] = field(default_factory=dict)
+
+
+class RayShell:
+    def __init__(self, items: dict[str, Item], crew: Crew, scheduler: Scheduler, runbook: Runbook, on_event: OnEvent) -> None:
+        self.items = items
+        self.crew = crew
+        self.scheduler = scheduler
+        self.runbook = runbook
+        self.on_event = on_event
+        self._started_s = time.monotonic()
+        self._awaited: dict[Ref, tuple[Unit, Callable[[Any], None]]] = {}
+        """What to do with each reference's outcome, and the unit it comes from."""
+        self._jobs: dict[str, Job] = {}
+        self._places: dict[str, Place] = {}
+        """Where each item was last refined."""
+        self._start_failures: Counter[tuple[str, int]] = Counter()
+
+    def run(self) -> None:
+        try:
+            for kind, slot in self.crew.slots():
+                self._hire(kind, slot, generation=0)
+            for item in self.items.values():
+                self._tell(Arrived(self._now_s(), item))
+            while not self.scheduler.finished:
+                self._wait()
+        finally:
+            self.crew.close()
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def _tell(self, event: Event) -> None:
+        commands = self.scheduler.handle(event)
+        self.runbook.ledger.write_event(self.scheduler.log[-1])
+        for command in commands:
+            self._carry_out(command)
+        self.on_event(event, commands)
+
+    def _wait(self) -> None:
+        import ray
+
+        ready, _ = ray.wait(list(self._awaited), num_returns=1, timeout=POLL_S)
+        for ref in ready:
+            _, then = self._awaited.pop(ref)
+            then(outcome_of(ref))
+        self._refuse_to_wait_forever()
+
+    # Workers come and go
+
+    def _hire(self, kind: str, slot: int, generation: int) -> None:
+        unit, ready = self.crew.hire(kind, slot, generation)
+        for rank, ref in enumerate(ready):
+            self._awaited[ref] = unit, partial(self._on_ready, unit, rank)
+            watch = unit.actors[rank].watch.options(concurrency_group="watch").remote()
+            self._awaited[watch] = unit, partial(self._on_death, unit, rank)
+
+    def _on_ready(self, unit: Unit, rank: int, outcome: Any) -> None:
+        if is_death(outcome) or (unit.kind == "pod" and isinstance(outcome, Exception)):  # ranks fail when another dies
+            return self._on_death(unit, rank, outcome)
+        if isinstance(outcome, Exception):
+            raise RuntimeError(f"{unit.name} cannot start: {summary(outcome)}") from outcome
+        unit.starting.discard(rank)
+        if rank == 0:
+            unit.place = outcome
+        if not unit.starting:
+            self._start_failures.pop((unit.kind, unit.slot), None)
+            self._tell(WorkerJoined(self._now_s(), unit.kind, unit.name, len(unit.actors)))
+        return None
+
+    def _on_death(self, unit: Unit, rank: int, outcome: Any) -> None:
+        """A rank is gone: its items go back to the scheduler, the unit's other slices finish, then the unit is renewed."""
+        if unit.starting:
+            return self._on_failed_start(unit, summary(outcome))
+        if rank in unit.dead:
+            return None
+        unit.dead.add(rank)
+        for job in self._jobs_of(unit):
+            if rank in job.ranks:
+                self._drop(job)
+        ranks = (rank,) if unit.kind == "pod" else ()
+        self._tell(WorkerLost(self._now_s(), unit.name, summary(outcome), ranks))
+        return self._renew_if_done(unit)
+
+    def _on_failed_start(self, unit: Unit, reason: str) -> None:
+        self._start_failures[unit.kind, unit.slot] += 1
+        if self._start_failures[unit.kind, unit.slot] >= MAX_START_FAILURES:
+            raise RuntimeError(f"{unit.name} failed {MAX_START_FAILURES} times in a row before it was ready: {reason}")
+        self._renew(unit)
+
+    def _renew_if_done(self, unit: Unit) -> None:
+        if unit.dead and not self._jobs_of(unit):
+            self._renew(unit)
+
+    def _renew(self, unit: Unit) -> None:
+        self._awaited = {ref: entry for ref, entry in self._awaited.items() if entry[0] is not unit}
+        self.crew.dismiss(unit)
+        self._hire(unit.kind, unit.slot, unit.generation + 1)
+
+    def _refuse_to_wait_forever(self) -> None:
+        late = [u for u in self.crew.units if u.starting and time.monotonic() > u.deadline_s]
+        if late:
+            raise RuntimeError(
+                f"{late[0].name} was not ready after {START_TIMEOUT_S:.0f} s; it needs {self.crew.needs(late[0].kind)} on a "
+                "node of its role, and its weights loaded in that time; `ray status` shows what the cluster offers"
+            )
+
+    # Work goes out and comes back
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Finish):
+            place = self._places.pop(command.item_key)
+            self.runbook.finish(command, place.device, place.host)
+        elif isinstance(command, GiveUp):
+            self._places.pop(command.item_key, None)
+            self.runbook.give_up(command)
+        else:
+            self._start(command)
+
+    def _start(self, command: Command) -> None:
+        item = self.items[command.item_key]
+        if isinstance(command, StartSketch):
+            unit = self._unit(command.worker)
+            answer, boundary = unit.actors[0].sketch.options(num_returns=2).remote(item)
+            self._await(Job(command, unit, {0}, (0,), boundary), {0: answer})
+        elif isinstance(command, StartDecode):
+            unit = self._unit(command.worker)
+            path = self.runbook.staging(item, command.attempt)
+            self._await(Job(command, unit, {0}, (0,)), {0: unit.actors[0].decode.remote(item, command.handle, path)})
+        elif isinstance(command, StartPhase):
+            self._start_phase(command, item)
+
+    def _start_phase(self, command: StartPhase, item: Item) -> None:
+        """Every rank of the slice is told; the first one's boundary counts."""
+        unit, piece = self._unit(command.slice.pod), command.slice
+        calls = {
+            rank: unit.actors[rank].refine.options(num_returns=2).remote(item, command.handle, piece) for rank in piece.ranks
+        }
+        if unit.place is not None:
+            self._places[item.item_key] = unit.place
+        job = Job(command, unit, set(piece.ranks), tuple(piece.ranks), calls[piece.start][1])
+        self._await(job, {rank: refs[0] for rank, refs in calls.items()})
+
+    def _await(self, job: Job, answers: dict[int, Ref]) -> None:
+        self._jobs[job.command.item_key] = job
+        for rank, ref in answers.items():
+            self._awaited[ref] = job.unit, partial(self._on_answer, job, rank)
+
+    def _on_answer(self, job: Job, rank: int, outcome: Any) -> None:
+        if self._jobs.get(job.command.item_key) is not job:
+            return
+        if is_death(outcome):
+            self._on_death(job.unit, rank, outcome)
+            return
+        job.waiting.discard(rank)
+        job.answers[rank] = outcome
+        failed = isinstance(outcome, Exception)
+        if job.waiting and not failed:
+            return
+        self._drop(job)
+        self._tell(self._failure(job, outcome) if failed else self._success(job))
+        self._renew_if_done(job.unit)
+
+    def _success(self, job: Job) -> Event:
+        command, answer, now_s = job.command, job.answers[job.ranks[0]], self._now_s()
+        key, attempt = command.item_key, command.attempt
+        if isinstance(command, StartSketch):
+            decision, timings_s = answer
+            return Sketched(now_s, key, attempt, decision, timings_s, job.boundary)
+        if isinstance(command, StartPhase):
+            return PhaseDone(now_s, key, attempt, answer, job.boundary)
+        return Decoded(now_s, key, attempt, answer)
+
+    def _failure(self, job: Job, error: Exception) -> Failed:
+        """A worker's exception is its phase's failure; a boundary lost with a node means the sketch must be made again."""
+        from ray.exceptions import ObjectLostError
+
+        phase = "sketch" if isinstance(error, ObjectLostError) else PHASE_OF[type(job.command)]
+        return Failed(self._now_s(), job.command.item_key, job.command.attempt, phase, summary(error), str(error))
+
+    def _drop(self, job: Job) -> None:
+        del self._jobs[job.command.item_key]
+
+    def _jobs_of(self, unit: Unit) -> list[Job]:
+        return [job for job in self._jobs.values() if job.unit is unit]
+
+    def _unit(self, name: str) -> Unit:
+        return next(unit for unit in self.crew.units if unit.name == name)
+
+
+def outcome_of(ref: Ref) -> Any:
+    """The value behind a ready reference, or the Ray error it holds."""
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        return error
+
+
+def is_death(outcome: Any) -> bool:
+    """The actor's process is gone or cannot be reached; what it was doing may or may not have happened."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+    return isinstance(outcome, RayActorError | WorkerCrashedError | NodeDiedError | OutOfMemoryError)
+
+
+def summary(error: Any) -> str:
+    """One line of an error; of a worker's own exception, that one's type and message."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:400]}"

@@ -1,0 +1,20 @@
+"""One small Ray cluster for all tests here, on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+from orchestrator.cluster import Cluster, start_or_join
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    os.environ.pop("RAY_ADDRESS", None)
+    started = start_or_join(num_cpus=4)
+    yield started
+    started.leave()

@@ -1,0 +1,148 @@
+"""A worker without a model: light, quick, and it dies or fails where a prompt tells it to.
+
+A prompt is words like ``die-refine-1`` (the process kills itself in the first refine of the item), ``fail-decode-9`` (an
+exception in the first nine) or ``slow`` (a second a phase). Calls leave one file each, named phase.item.pid.number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.arms import Arm
+from orchestrator.config import ClusterConfig, Sweep, TrackingConfig
+from orchestrator.types import Action, Clip, Decision, Item, Stage
+
+STAGES = (Stage((4, 8, 8), 9, 7.0), Stage((11, 18, 18), 21, 11.0))
+DECISION = Decision(Action("s0.70-f9", STAGES, 0.5, 0.7, 9), "still")
+ARM = Arm(
+    name="dvg",
+    model="wan-mini",
+    planner="dvg",
+    budget=0.5,
+    num_steps=30,
+    guidance=1.0,
+    num_frames=41,
+    height=144,
+    width=144,
+    fps=16,
+)
+LATENT_CELLS = 100_000
+"""Large enough for the object store to hold it, as real latents are."""
+
+
+def items(**prompts: str) -> list[Item]:
+    return [Item(key, "dvg", key, prompt, number) for number, (key, prompt) in enumerate(prompts.items())]
+
+
+def sweep(made: list[Item], cluster: ClusterConfig | None = None, max_attempts: int = 3) -> Sweep:
+    return Sweep("test", (ARM,), tuple(made), None, max_attempts, cluster or ClusterConfig(), TrackingConfig())
+
+
+class Tripwire:
+    """Raises where it is unpickled in the driver: whatever holds it must never be opened there."""
+
+    def __init__(self, driver_pid: int) -> None:
+        self.driver_pid = driver_pid
+
+    def __reduce__(self) -> Any:
+        return _open_elsewhere, (self.driver_pid,)
+
+
+def _open_elsewhere(driver_pid: int) -> Tripwire:
+    if os.getpid() == driver_pid:
+        raise AssertionError("the driver opened a boundary")
+    return Tripwire(driver_pid)
+
+
+@dataclass(frozen=True)
+class Latent:
+    x: np.ndarray
+    phase: str
+    wire: Tripwire
+
+    def pack(self) -> dict[str, Any]:
+        return {"x": self.x, "phase": self.phase, "wire": self.wire}
+
+
+@dataclass(frozen=True)
+class FakeWorkshop:
+    folder: Path
+    driver_pid: int
+    broken: str = ""
+    """"raise" or "die": workers cannot be made."""
+
+    def make(self, parts: frozenset[str], device: str, num_threads: int) -> FakeWorker:
+        if self.broken == "raise":
+            raise ValueError("weights 'nowhere' do not exist")
+        if self.broken == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        (self.folder / f"born.{'-'.join(sorted(parts))}.{os.getpid()}").touch()
+        return FakeWorker(self, device)
+
+    def unpack(self, packed: dict[str, Any]) -> Latent:
+        return Latent(**packed)
+
+
+class FakeWorker:
+    def __init__(self, workshop: FakeWorkshop, device: str) -> None:
+        self.folder = workshop.folder
+        self.wire = Tripwire(workshop.driver_pid)
+        assert device == "cpu"
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+    def sketch(self, item: Item) -> tuple[Decision, dict[str, float], Latent]:
+        self._obey(item, "sketch")
+        return DECISION, {"sketch_s": 0.5}, Latent(np.full(LATENT_CELLS, item.seed), "sketched", self.wire)
+
+    def refine(self, item: Item, boundary: Latent) -> tuple[Latent, dict[str, float]]:
+        self._obey(item, "refine")
+        assert boundary.phase == "sketched"
+        assert boundary.x.max() == item.seed
+        return Latent(boundary.x + 1000, "refined", self.wire), {"refine_s": 1.5}
+
+    def decode(self, item: Item, boundary: Latent, path: Path) -> Clip:
+        self._obey(item, "decode")
+        assert boundary.phase == "refined"
+        content = f"video {boundary.x.max() - 1000}".encode()
+        path.write_bytes(content)
+        return Clip(path.name, len(content), hashlib.sha256(content).hexdigest(), {"decode_s": 0.25})
+
+    def _obey(self, item: Item, phase: str) -> None:
+        number = len(list(self.folder.glob(f"{phase}.{item.item_key}.*"))) + 1
+        (self.folder / f"{phase}.{item.item_key}.{os.getpid()}.{number}").touch()
+        for word in item.prompt.split():
+            what, _, rest = word.partition("-")
+            when, _, times = rest.partition("-")
+            if what == "slow":
+                time.sleep(1.0)
+            elif when == phase and number <= int(times):
+                self._suffer(what)
+
+    def _suffer(self, what: str) -> None:
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif what == "fail":
+            raise ArithmeticError("asked to fail")
+        elif what == "murder":  # an actor that has nothing to do with this item
+            (victim,) = self.folder.glob("born.vae.*")
+            os.kill(int(victim.suffix[1:]), signal.SIGKILL)
+            victim.unlink()
+
+
+def calls(folder: Path, phase: str, item_key: str = "*") -> list[tuple[str, int]]:
+    """(item, process) of every call of a phase."""
+    parts = [path.name.split(".") for path in sorted(folder.glob(f"{phase}.{item_key}.*"))]
+    return [(key, int(pid)) for _, key, pid, _ in parts]
+
+
+def born(folder: Path) -> list[int]:
+    """Processes of all workers that were ever made."""
+    return [int(path.suffix[1:]) for path in folder.glob("born.*")]

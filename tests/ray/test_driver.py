@@ -1,0 +1,183 @@
+"""A sweep on real Ray processes: it finishes, and it survives deaths of every kind, charging only who was hit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestrator.cluster import Cluster
+from orchestrator.config import ClusterConfig
+from orchestrator.driver import run_on_ray
+from orchestrator.events import Event, Sketched
+from orchestrator.ledger import Ledger
+from orchestrator.paths import RunPaths
+from orchestrator.runbook import Runbook
+from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
+from tests.ray.fakes import ARM, FakeWorkshop, born, calls, items, sweep
+
+
+class Run:
+    """One sweep in a folder of its own, on the shared cluster."""
+
+    def __init__(self, cluster: Cluster, root: Path) -> None:
+        self.cluster = cluster
+        self.paths = RunPaths(root / "run")
+        self.folder = root / "calls"
+        self.folder.mkdir()
+        self.scheduler = Scheduler()
+
+    def make(
+        self,
+        on_event: Callable[[Event, Any], None] = lambda event, commands: None,
+        config: ClusterConfig | None = None,
+        max_attempts: int = 3,
+        broken: str = "",
+        **prompts: str,
+    ) -> Run:
+        self.scheduler = Scheduler(SchedulerConfig(max_attempts=max_attempts))
+        made = items(**prompts)
+
+        def check(event: Event, commands: Any) -> None:
+            self.scheduler.check()
+            on_event(event, commands)
+
+        run_on_ray(
+            sweep(made, config),
+            made,
+            self.scheduler,
+            Runbook(Ledger(self.paths), {"dvg": ARM}),
+            check,
+            FakeWorkshop(self.folder, os.getpid(), broken),
+            self.cluster,
+        )
+        return self
+
+    @property
+    def attempts(self) -> dict[str, int]:
+        """Attempts of every finished item."""
+        return {record.item_key: record.attempts for record in Ledger(self.paths).records()}
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in self.paths.events.read_text().splitlines()]
+        return [row for row in rows if row["type"] == kind]
+
+
+@pytest.fixture
+def run(cluster: Cluster, tmp_path: Path) -> Run:
+    return Run(cluster, tmp_path)
+
+
+def test_a_sweep_makes_every_video_on_both_ranks_and_the_driver_never_opens_a_latent(run: Run) -> None:
+    run.make(**{f"key{number}": "slow" for number in range(4)})
+    assert run.attempts == dict.fromkeys(["key0", "key1", "key2", "key3"], 1)
+    for record in Ledger(run.paths).records():
+        assert (run.paths.root / record.video).read_bytes() == f"video {record.seed}".encode()
+        assert (record.sketch_s, record.refine_s, record.decode_s) == (0.5, 1.5, 0.25)
+        assert record.device == "cpu"
+    assert len({pid for _, pid in calls(run.folder, "refine")}) == 2, "one of the pod's ranks got no work"
+    replay([json.loads(line) for line in run.paths.events.read_text().splitlines()], Scheduler())
+
+
+@pytest.mark.parametrize("phase", ["sketch", "refine", "decode"])
+def test_a_killed_actor_is_replaced_and_only_its_item_is_charged(run: Run, phase: str) -> None:
+    run.make(key0=f"die-{phase}-1", key1="", key2="slow", key3="")
+    assert run.attempts == {"key0": 2, "key1": 1, "key2": 1, "key3": 1}
+    kind = {"sketch": "sketch-0", "refine": "pod-0", "decode": "decode-0"}[phase]
+    assert [row["worker"] for row in run.log("WorkerLost")] == [kind]
+    assert f"{kind}.1" in [row["worker"] for row in run.log("WorkerJoined")]
+    repeated = {p: len(calls(run.folder, p, "key0")) for p in ("sketch", "refine", "decode")}
+    assert repeated == {"sketch": 1, "refine": 1, "decode": 1} | {phase: 2}, "work before the boundary was done again"
+
+
+def test_an_idle_actor_that_dies_is_replaced_at_no_items_expense(run: Run) -> None:
+    run.make(key0="murder-sketch-1", key1="")
+    assert run.attempts == {"key0": 1, "key1": 1}
+    assert [row["worker"] for row in run.log("WorkerLost")] == ["decode-0"]
+
+
+def test_items_that_kill_or_fail_every_time_are_given_up_and_the_sweep_goes_on(run: Run) -> None:
+    run.make(key0="die-refine-99", key1="fail-decode-99", key2="", key3="fail-sketch-1", max_attempts=2)
+    assert run.attempts == {"key2": 1, "key3": 2}
+    killer, failer = (json.loads(run.paths.failure(key).read_text()) for key in ("key0", "key1"))
+    assert killer["attempts"] == failer["attempts"] == 2
+    assert "ActorDiedError" in killer["error"]
+    assert failer["error"] == "decoding failed: ArithmeticError: asked to fail"
+    assert "fakes.py" in failer["story"][-1], "the remote traceback is missing from the story"
+
+
+def test_a_boundary_that_is_gone_from_the_store_is_made_again(run: Run) -> None:
+    from ray._private.internal_api import free
+
+    freed = []
+
+    def lose_the_first_latent(event: Event, commands: Any) -> None:
+        if isinstance(event, Sketched) and event.item_key == "key1" and not freed:
+            freed.append(event.handle)
+            free([event.handle])
+
+    run.make(lose_the_first_latent, ClusterConfig(heavy_ranks=1), key0="slow", key1="")
+    assert run.attempts == {"key0": 1, "key1": 2}
+    assert len(calls(run.folder, "sketch", "key1")) == 2
+
+
+@pytest.mark.parametrize(
+    "broken, says",
+    [("raise", "cannot start: ValueError: weights 'nowhere' do not exist"), ("die", "failed 3 times in a row")],
+)
+def test_workers_that_cannot_start_stop_the_sweep_with_the_reason(run: Run, broken: str, says: str) -> None:
+    with pytest.raises(RuntimeError, match=says):
+        run.make(broken=broken, key0="")
+
+
+def test_a_pod_that_fits_nowhere_is_refused_with_what_there_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.crew.PLACE_TIMEOUT_S", {True: 0.5, False: 0.5})
+    with pytest.raises(RuntimeError, match=r"no single node offered 2 x .*'GPU': 1.* the cluster has 4 CPUs and 0 GPUs"):
+        run.make(config=ClusterConfig(gpus_per_rank=1), key0="")
+
+
+def test_an_interrupt_ends_the_sweeps_own_actors_and_no_others(run: Run) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Neighbour:
+        def pid(self) -> int:
+            return os.getpid()
+
+    neighbour = Neighbour.remote()
+    pid = ray.get(neighbour.pid.remote())
+
+    def interrupt(event: Event, commands: Any) -> None:
+        if isinstance(event, Sketched):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.make(interrupt, key0="slow", key1="slow")
+    workers = [psutil.Process(pid) for pid in born(run.folder) if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == []
+    assert ray.get(neighbour.pid.remote()) == pid
+    ray.kill(neighbour)
+    run.make(key0="", key1="")
+    assert set(run.attempts) == {"key0", "key1"}
+
+
+def test_nothing_that_was_started_listens_beyond_this_machine(run: Run) -> None:
+    listening: dict[int, set[str]] = {}
+
+    def look(event: Event, commands: Any) -> None:
+        if isinstance(event, Sketched):
+            for process in psutil.Process().children(recursive=True):
+                found = [entry.laddr.ip for entry in process.net_connections() if entry.status == psutil.CONN_LISTEN]
+                listening.setdefault(process.pid, set()).update(found)
+
+    run.make(look, key0="slow")
+    assert set().union(*listening.values()) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    ranks = {int(path.suffix[1:]) for path in run.folder.glob("born.transformer.*")}
+    assert ranks <= listening.keys()
+    assert all(listening[pid] for pid in ranks), "the ranks' own sockets were not looked at"

@@ -1,0 +1,85 @@
+"""The driver process itself dies or is interrupted; the same command again finishes what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.ledger import Ledger
+from orchestrator.paths import RunPaths
+
+ROOT = Path(__file__).parents[2]
+NUM_ITEMS = 6
+
+
+def drive(root: Path) -> subprocess.Popen[str]:
+    calls = root / "calls"
+    calls.mkdir(exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.ray.drive", str(root / "run"), str(calls), str(NUM_ITEMS)],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_records(driver: subprocess.Popen[str], paths: RunPaths, number: int) -> None:
+    while driver.poll() is None and (not paths.records.exists() or paths.records.read_bytes().count(b"\n") < number):
+        time.sleep(0.1)
+    assert driver.poll() is None, driver.stdout.read() if driver.stdout else ""
+
+
+def family(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(driver.pid).children(recursive=True)
+
+
+def assert_all_end(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert [process.cmdline() for process in alive] == []
+
+
+@pytest.mark.slow
+def test_a_driver_killed_half_way_resumes_with_exactly_one_record_per_item(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "run")
+    driver = drive(tmp_path)
+    wait_for_records(driver, paths, 2)
+    started = family(driver)
+    driver.kill()
+    driver.wait()
+    assert_all_end(started)
+    done = Ledger(paths).finished
+    assert 2 <= len(done) < NUM_ITEMS
+
+    again = drive(tmp_path)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    assert f"todo {NUM_ITEMS - len(done)} adopted 0" in output
+    rows = [json.loads(line) for line in paths.records.read_text().splitlines()]
+    assert sorted(row["item_key"] for row in rows) == [f"key{number}" for number in range(NUM_ITEMS)]
+    clips = {path.relative_to(paths.root).as_posix() for path in paths.videos.rglob("*.mp4")}
+    assert clips == {row["video"] for row in rows}, "a draft was left behind, or a video is missing"
+
+
+@pytest.mark.slow
+def test_an_interrupted_driver_keeps_its_records_and_leaves_no_process(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "run")
+    driver = drive(tmp_path)
+    wait_for_records(driver, paths, 1)
+    started = family(driver)
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate()
+    assert driver.returncode == 130, output
+    assert "Traceback" not in output
+    assert_all_end(started)
+    assert len(Ledger(paths).records()) >= 1
