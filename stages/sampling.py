@@ -19,7 +19,8 @@ def sigmas(num_steps: int, shift: float) -> Tensor:
     """Noise levels ``[num_steps + 1]`` of the stock scheduler of this shift; the last one is 0."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(num_steps)
-    return scheduler.sigmas
+    levels: Tensor = scheduler.sigmas
+    return levels
 
 
 def initial_noise(grid: Grid, num_channels: int, seed: int) -> Tensor:

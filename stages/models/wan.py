@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from stages.models.wan_transformer import TextMemory, WanTransformer
 
 MAX_TEXT_TOKENS = 512
 """The stock pipeline pads or cuts every prompt to this many tokens."""
+
+
+Part = TypeVar("Part")
 
 
 class TextEncoder:
@@ -75,8 +78,9 @@ class WanModel:
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
         video = self._part(self.decoder, "vae")(latent.to(self.device))
-        frames = video[0].permute(1, 2, 3, 0).add(1).mul(127.5).round()
-        return frames.to(torch.uint8).cpu().numpy()
+        levels = video[0].permute(1, 2, 3, 0).add(1).mul(127.5).round()
+        frames: np.ndarray[Any, np.dtype[np.uint8]] = levels.to(torch.uint8).cpu().numpy()
+        return frames
 
     def _memory(self, text: TextEmbedding) -> TextMemory:
         """Keys and values live as long as the embedding they came from."""
@@ -85,7 +89,7 @@ class WanModel:
             self._memories[text] = self._part(self.transformer, "transformer").remember(placed)
         return self._memories[text]
 
-    def _part(self, part: Any, name: str) -> Any:
+    def _part(self, part: Part | None, name: str) -> Part:
         if part is None:
             raise RuntimeError(f"this worker loaded {self.geometry.name} without its {name!r} part")
         return part

@@ -40,7 +40,7 @@ class WanDecoder:
         frames = [
             self.vae.decoder(chunk, feat_cache=cache, feat_idx=[0], first_chunk=index == 0) for index, chunk in enumerate(chunks)
         ]
-        video = unpatchify(torch.cat(frames, dim=2), self.vae.config.patch_size or 1)
+        video: Tensor = unpatchify(torch.cat(frames, dim=2), self.vae.config.patch_size or 1)
         return video.float().clamp(-1, 1)
 
     def _chunk_lengths(self, z: Tensor) -> list[int]:

@@ -76,19 +76,22 @@ class WanTransformer:
             h.add_(self._cross_attend(index, self._norm(h, block.norm2.weight, block.norm2.bias), memory))
             h.addcmul_(block.ffn(self._norm(h, ffn_scale, ffn_shift)), ffn_gate)
         shift, scale = (self.weights.scale_shift_table[0] + time).unbind(0)
-        return self._unpatch(self.weights.proj_out(self._norm(h, 1 + scale, shift)), grid).float()
+        velocity: Tensor = self.weights.proj_out(self._norm(h, 1 + scale, shift))
+        return self._unpatch(velocity, grid).float()
 
     def _self_attend(self, index: int, h: Tensor, rope: Tensor) -> Tensor:
         block = self.weights.blocks[index].attn1
         q, k, v = F.linear(h, *self._qkv[index]).chunk(3, dim=-1)
         q, k = self._rotate(block.norm_q(q), rope), self._rotate(block.norm_k(k), rope)
-        return block.to_out[0](self.attention(q, k, self._heads(v)).transpose(1, 2).flatten(2))
+        out: Tensor = block.to_out[0](self.attention(q, k, self._heads(v)).transpose(1, 2).flatten(2))
+        return out
 
     def _cross_attend(self, index: int, h: Tensor, memory: TextMemory) -> Tensor:
         block = self.weights.blocks[index].attn2
         q = self._heads(block.norm_q(block.to_q(h)))
-        out = F.scaled_dot_product_attention(q, memory.keys[index], memory.values[index], attn_mask=memory.bias)
-        return block.to_out[0](out.transpose(1, 2).flatten(2))
+        found = F.scaled_dot_product_attention(q, memory.keys[index], memory.values[index], attn_mask=memory.bias)
+        out: Tensor = block.to_out[0](found.transpose(1, 2).flatten(2))
+        return out
 
     def _norm(self, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Layer norm in float32; the modulation ``norm(h) * scale + shift`` is its affine part."""

@@ -190,5 +190,3 @@ def test_image_to_video_weights_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="only text-to-video"):
         WanTransformer(weights)
-
-

@@ -1,0 +1,66 @@
+"""The model that ships with the project: what its folder says agrees with what the planners assume, and it runs as stock."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.actions import DvgConfig
+from orchestrator.geometry import model as geometry_of
+from orchestrator.types import VideoShape
+from stages.denoise import run_stages, start
+from stages.models.base import load
+from stages.models.embedded import EXAMPLE, FOLDER, NAME
+from stages.planners.base import make_planner
+from stages.vocabulary import unknown_words, vocabulary
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="a checkout without the embedded weights")
+GEOMETRY = geometry_of(NAME)
+
+
+def config_of(part: str, file: str = "config.json") -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((FOLDER / part / file).read_text())
+    return config
+
+
+def test_the_geometry_is_the_checkpoints() -> None:
+    transformer, vae = config_of("transformer"), config_of("vae")
+    assert (transformer["num_attention_heads"], transformer["attention_head_dim"]) == (GEOMETRY.heads, GEOMETRY.head_dim)
+    assert transformer["num_layers"] == GEOMETRY.num_layers
+    assert (transformer["in_channels"], vae["z_dim"]) == (GEOMETRY.latent_channels, GEOMETRY.latent_channels)
+    assert config_of("scheduler", "scheduler_config.json")["shift"] == GEOMETRY.full_shift
+
+
+def test_it_takes_no_more_room_than_promised() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 24_000_000
+
+
+def test_its_example_uses_known_words_only() -> None:
+    assert len(vocabulary(FOLDER)) >= 30
+    assert unknown_words(EXAMPLE, FOLDER) == ()
+
+
+def test_it_runs_as_the_stock_pipeline_does() -> None:
+    from diffusers import WanPipeline
+
+    stock, shape = WanPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32), VideoShape(17, 64, 64)
+    stock.set_progress_bar_config(disable=True)
+    stock.text_encoder.float()
+    expected = stock(
+        EXAMPLE,
+        height=64,
+        width=64,
+        num_frames=17,
+        num_inference_steps=6,
+        guidance_scale=GEOMETRY.default_guidance,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).frames
+    ours = load(NAME, None)
+    planner = make_planner("full", GEOMETRY, shape, 6, None, DvgConfig())
+    condition = ours.encode_text(EXAMPLE, "", GEOMETRY.default_guidance)
+    boundary, _ = run_stages(ours, planner, start(ours, planner, condition, seed=3), 1)
+    assert (boundary.x - expected).abs().max() < 1e-5
