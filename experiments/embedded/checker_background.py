@@ -22,7 +22,8 @@ BAND = (3.0, 26.0)  # cycles a side: between shading and pixel noise; every text
 LINE_WIDTH = 2.3  # cycles a side: what the window smears a spectral line to
 FLAT_TEXTURE, FLAT_SHADE = 0.016, 0.035  # RMS of what still passes for plain
 SHADED = 0.75  # share of the variance that a cubic surface explains, from which a background is a gradient
-STRIPE_SHARE, CHECKER_SHARE, BRICK_SHARE = 0.75, 0.25, 0.47  # of the power, on one line, on each diagonal, on the vertical
+STRIPE_SHARE, SLANTED_SHARE = 0.75, 0.55  # of the power, on one line: any line, one off the vertical
+CHECKER_SHARE, BRICK_SHARE = 0.25, 0.47  # of the power, on each diagonal, on the vertical
 NOISE_SHARE = 0.45  # of the power on one line: the most that noise has
 
 GRID = 32  # background points a side that are followed
@@ -85,7 +86,7 @@ def _class(shade: float, shaded: float, texture: float, line: float, mirror: flo
         return "plain"
     if shaded > SHADED:
         return "gradient"
-    if line > STRIPE_SHARE:
+    if line > STRIPE_SHARE or (line > SLANTED_SHARE and vertical < SLANTED_SHARE / 2):  # bricks lie on the vertical
         return "stripes"
     if min(line, mirror) > CHECKER_SHARE and angle > 25:
         return "checker"
@@ -99,7 +100,7 @@ def camera_class(luma: Floats, free: Bools, times: Doubles) -> str:
     pan_misfits, zoom_misfits = misfits(luma, free, times)
     if zoom_misfits.min() < pan_misfits.min() and not 1 / MIN_ZOOM < ZOOMS[zoom_misfits.argmin()] < MIN_ZOOM:
         return "zoom" if ZOOMS[zoom_misfits.argmin()] > 1 else "zoom out"
-    if pan_misfits[np.abs(PANS) <= 0.5].max() < 3 * pan_misfits.min() + 1e-5:
+    if pan_misfits[np.abs(PANS) <= 0.5].max() < 1.5 * pan_misfits.min() + 1e-5:
         return "unseen"
     pan = float(PANS[pan_misfits.argmin()])
     if abs(pan) < SLOW_PAN:
