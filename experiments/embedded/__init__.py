@@ -1,0 +1,1 @@
+"""How the embedded model `wan-mini` is made: scenes with known truth, training, export, evaluation."""

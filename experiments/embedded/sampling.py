@@ -1,0 +1,68 @@
+"""Batched generation for evaluation: the plain Euler solver on one grid, then the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from experiments.embedded import text, transformer
+from experiments.embedded import vae as autoencoder
+from experiments.embedded.latents import FULL, Shape
+
+SHIFT = 3.0
+NUM_STEPS = 30
+
+
+class Sampler:
+    """The whole model on one device. ``mean`` and ``std`` standardise latents, one number per channel."""
+
+    def __init__(self, vae: AutoencoderKLWan, model, encoder, tokenizer, mean: Tensor, std: Tensor, device: str) -> None:  # type: ignore[no-untyped-def]
+        self.vae, self.model, self.encoder, self.tokenizer, self.device = vae, model, encoder, tokenizer, device
+        self.mean, self.std = mean.to(device).view(1, -1, 1, 1, 1), std.to(device).view(1, -1, 1, 1, 1)
+
+    @torch.no_grad()
+    def latents(
+        self, captions: Sequence[str], shape: Shape = FULL, seed: int = 0, guidance: float = 1.0, steps: int = NUM_STEPS
+    ) -> Tensor:
+        """Standardised latents [B, C, T, H, W]; noise of the i-th caption from ``seed + i``, drawn on the CPU."""
+        frames, side = shape
+        size = (autoencoder.LATENT_CHANNELS, frames, side, side)
+        noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(captions))]
+        x = torch.stack(noise).to(self.device)
+        conditions = [self._text(captions)] + ([self._text([""] * len(captions))] if guidance > 1 else [])
+        u = torch.linspace(1, 0, steps + 1)
+        sigmas = (SHIFT * u / (1 + (SHIFT - 1) * u)).tolist()
+        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            v, *plain = (self._velocity(x, sigma, *condition) for condition in conditions)
+            v = plain[0] + guidance * (v - plain[0]) if plain else v
+            x = x + (following - sigma) * v
+        return x
+
+    def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return text.encode(self.encoder, text.token_ids(self.tokenizer, captions).to(self.device))
+
+    def _velocity(self, x: Tensor, sigma: float, rows: Tensor, bias: Tensor) -> Tensor:
+        levels = torch.full((len(x),), sigma, device=self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            return transformer.velocity(self.model, x, levels, rows, bias).float()
+
+    @torch.no_grad()
+    def videos(self, latents: Tensor, chunk: int = 16) -> np.ndarray:
+        """uint8 [B, F, H, W, 3]."""
+        out = []
+        for part in (latents * self.std + self.mean).split(chunk):
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+                video = autoencoder.decode(self.vae, part.contiguous(memory_format=torch.channels_last_3d))
+            video = video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+            out.append(video.permute(0, 2, 3, 4, 1).cpu().numpy())
+        return np.concatenate(out)
+
+
+def contact_sheet(videos: np.ndarray, columns: int = 8) -> np.ndarray:
+    """One row per video, ``columns`` evenly spaced frames of it: uint8 [rows, width, 3]."""
+    picks = np.linspace(0, videos.shape[1] - 1, columns).round().astype(int)
+    return np.concatenate([np.concatenate(list(video[picks]), 1) for video in videos], 0)
