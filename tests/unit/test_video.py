@@ -73,9 +73,10 @@ def test_a_torn_video_is_noticed_wherever_it_is_torn(whole: bytes, share: float)
         assert verify(path, 13)
 
 
-def test_a_video_with_a_hole_is_noticed(tmp_path: Path, whole: bytes) -> None:
+@pytest.mark.parametrize("length", [16, 600])
+def test_a_video_with_a_hole_is_noticed(tmp_path: Path, whole: bytes, length: int) -> None:
     start = whole.index(b"mdat") + 1000
-    (tmp_path / "a.mp4").write_bytes(whole[:start] + bytes(600) + whole[start + 600 :])
+    (tmp_path / "a.mp4").write_bytes(whole[:start] + bytes(length) + whole[start + length :])
     assert verify(tmp_path / "a.mp4", 13)
 
 

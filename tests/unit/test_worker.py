@@ -25,7 +25,10 @@ def arm(name: str, planner: str, budget: float | None = None, **changes: object)
     return Arm.model_validate({"name": name, "planner": planner, "budget": budget, **fields})
 
 
-ARMS = {a.name: a for a in (arm("full", "full"), arm("dvg", "dvg", 0.5), arm("guided", "dvg", 0.5, guidance=3.0))}
+ARMS = {
+    a.name: a
+    for a in (arm("full", "full"), arm("dvg", "dvg", 0.5), arm("guided", "dvg", 0.5, guidance=3.0, negative_prompt="slow square"))
+}
 
 
 def item(arm_name: str, seed: int = 7) -> Item:
@@ -69,6 +72,16 @@ def test_a_full_run_leaves_every_step_to_refine(worker: ClipWorker) -> None:
     decision, _, boundary = worker.sketch(item("full"), told.append)
     assert not told
     assert (boundary.step, boundary.stage, decision.action.density) == (0, 0, 1.0)
+
+
+def test_the_boundary_carries_the_arms_guidance_and_the_items_seed(worker: ClipWorker) -> None:
+    _, _, guided = worker.sketch(item("guided"))
+    _, _, plain = worker.sketch(item("dvg"))
+    assert (guided.condition.guidance, plain.condition.guidance) == (3.0, 1.0)
+    assert guided.condition.negative is not None
+    assert guided.condition.negative.num_pads == 509, "three tokens: slow square and the end"
+    assert plain.condition.negative is None
+    assert guided.seed == 7
 
 
 def make(worker: ClipWorker, of: Item, path: Path) -> str:
