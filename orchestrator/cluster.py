@@ -57,17 +57,33 @@ def start_or_join(address: str | None = None, num_cpus: int | None = None, num_g
         except (ConnectionError, ValueError) as error:
             raise RuntimeError(f"no Ray cluster answers at {found!r}: {error}") from error
     else:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _node_ip_address="127.0.0.1",
-        )
+        _start(num_cpus, num_gpus)
     return _describe(owned=not found)
+
+
+def _start(num_cpus: int | None, num_gpus: int | None) -> None:
+    """Raises RuntimeError, with nothing left running, should the cluster not be on loopback after all."""
+    import ray
+    from ray._private import ray_constants
+    from ray._raylet import Config
+
+    # Both are read when Ray is imported, which somebody else may have done before the environment was set.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )
+    address = ray.util.get_node_ip_address()
+    if address != "127.0.0.1":
+        ray.shutdown()
+        raise RuntimeError(f"the local Ray cluster would listen on {address}; it must stay on 127.0.0.1")
 
 
 def missing_environment(environment: Mapping[str, str], joining: bool, home: Path | None = None) -> dict[str, str]:

@@ -235,7 +235,7 @@ class RayShell:
         if job.waiting and not failed:
             return
         self._drop(job)
-        self._tell(self._failure(job, outcome) if failed else self._success(job))
+        self._tell(failure_of(self._now_s(), job.command, outcome) if failed else self._success(job))
         self._renew_if_done(job.unit)
 
     def _success(self, job: Job) -> Event:
@@ -247,13 +247,6 @@ class RayShell:
         if isinstance(command, StartPhase):
             return PhaseDone(now_s, key, attempt, answer, job.boundary)
         return Decoded(now_s, key, attempt, answer)
-
-    def _failure(self, job: Job, error: Exception) -> Failed:
-        """A worker's exception is its phase's failure; a boundary lost with a node means the sketch must be made again."""
-        from ray.exceptions import ObjectLostError
-
-        phase = "sketch" if isinstance(error, ObjectLostError) else PHASE_OF[type(job.command)]
-        return Failed(self._now_s(), job.command.item_key, job.command.attempt, phase, summary(error), str(error))
 
     def _drop(self, job: Job) -> None:
         del self._jobs[job.command.item_key]
@@ -280,6 +273,14 @@ def is_death(outcome: Any) -> bool:
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
     return isinstance(outcome, RayActorError | WorkerCrashedError | NodeDiedError | OutOfMemoryError)
+
+
+def failure_of(time_s: float, command: Command, error: Exception) -> Failed:
+    """A worker's exception is its phase's failure; a boundary lost with its node means the sketch must be made again."""
+    from ray.exceptions import ObjectLostError
+
+    phase = "sketch" if isinstance(error, ObjectLostError) else PHASE_OF[type(command)]
+    return Failed(time_s, command.item_key, command.attempt, phase, summary(error), str(error))
 
 
 def summary(error: Any) -> str:

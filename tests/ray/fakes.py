@@ -131,7 +131,9 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         elif what == "fail":
             raise ArithmeticError("asked to fail")
-        elif what == "murder":  # an actor that has nothing to do with this item
+        elif what == "murder":  # an actor that is ready, idle and has nothing to do with this item
+            while not (self.folder / "joined.decode-0").exists():
+                time.sleep(0.05)
             (victim,) = self.folder.glob("born.vae.*")
             os.kill(int(victim.suffix[1:]), signal.SIGKILL)
             victim.unlink()

@@ -10,15 +10,17 @@ from typing import Any
 
 import psutil
 import pytest
+from ray.exceptions import ObjectLostError, RayError
 
 from orchestrator.cluster import Cluster
 from orchestrator.config import ClusterConfig
-from orchestrator.driver import run_on_ray
-from orchestrator.events import Event, Sketched
+from orchestrator.driver import failure_of, run_on_ray
+from orchestrator.events import Event, Sketched, StartDecode, StartPhase, WorkerJoined
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
+from orchestrator.types import Slice
 from tests.ray.fakes import ARM, FakeWorkshop, born, calls, items, sweep
 
 
@@ -96,7 +98,11 @@ def test_a_killed_actor_is_replaced_and_only_its_item_is_charged(run: Run, phase
 
 
 def test_an_idle_actor_that_dies_is_replaced_at_no_items_expense(run: Run) -> None:
-    run.make(key0="murder-sketch-1", key1="")
+    def leave_word(event: Event, commands: Any) -> None:
+        if isinstance(event, WorkerJoined):
+            (run.folder / f"joined.{event.worker}").touch()
+
+    run.make(leave_word, key0="murder-sketch-1", key1="")
     assert run.attempts == {"key0": 1, "key1": 1}
     assert [row["worker"] for row in run.log("WorkerLost")] == ["decode-0"]
 
@@ -111,19 +117,12 @@ def test_items_that_kill_or_fail_every_time_are_given_up_and_the_sweep_goes_on(r
     assert "fakes.py" in failer["story"][-1], "the remote traceback is missing from the story"
 
 
-def test_a_boundary_that_is_gone_from_the_store_is_made_again(run: Run) -> None:
-    from ray._private.internal_api import free
-
-    freed = []
-
-    def lose_the_first_latent(event: Event, commands: Any) -> None:
-        if isinstance(event, Sketched) and event.item_key == "key1" and not freed:
-            freed.append(event.handle)
-            free([event.handle])
-
-    run.make(lose_the_first_latent, ClusterConfig(heavy_ranks=1), key0="slow", key1="")
-    assert run.attempts == {"key0": 1, "key1": 2}
-    assert len(calls(run.folder, "sketch", "key1")) == 2
+@pytest.mark.parametrize("command", [StartPhase("key0", 2, Slice("pod-0", 0, 1)), StartDecode("key0", 2, "decode-0")])
+def test_a_boundary_lost_with_its_node_is_made_again_from_the_sketch(command: StartPhase | StartDecode) -> None:
+    lost = failure_of(1.0, command, ObjectLostError("00" * 28, "", ""))
+    assert (lost.phase, lost.attempt, lost.item_key) == ("sketch", 2, "key0")
+    own = failure_of(1.0, command, RayError("something else"))
+    assert own.phase == ("refine" if isinstance(command, StartPhase) else "decode")
 
 
 @pytest.mark.parametrize(
