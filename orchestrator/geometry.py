@@ -182,13 +182,13 @@ _ALL = (
     ),
     _wan(
         "wan-mini",
-        6,
         8,
+        7,
         30,
         1.0,
         WAN_MINI_SHIFT,
         _constant(WAN_MINI_SHIFT),  # so that a full run and a reduced one share one schedule
-        head_dim=64,
+        head_dim=32,
         latent_channels=WAN_MINI_CHANNELS,
         default_shape=VideoShape(41, 144, 144, 16),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ class Sampler:
         conditions = [self._text(captions)] + ([self._text([""] * len(captions))] if guidance > 1 else [])
         u = torch.linspace(1, 0, steps + 1)
         sigmas = (SHIFT * u / (1 + (SHIFT - 1) * u)).tolist()
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, following in itertools.pairwise(sigmas):
             v, *plain = (self._velocity(x, sigma, *condition) for condition in conditions)
             v = plain[0] + guidance * (v - plain[0]) if plain else v
             x = x + (following - sigma) * v
