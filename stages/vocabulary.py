@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from pathlib import Path
@@ -38,16 +37,3 @@ def unknown_words(prompt: str, folder: Path) -> tuple[str, ...]:
     encoding = tokenizer.encode(prompt, add_special_tokens=False)
     spans = [span for index, span in zip(encoding.ids, encoding.offsets, strict=True) if index == unknown]
     return tuple(dict.fromkeys(prompt[start:end] for start, end in spans))
-
-
-def warning(prompt: str, folder: Path) -> str:
-    """One line that names the unknown words, with the nearest known ones; empty when every word is known."""
-    unknown, words = unknown_words(prompt, folder), vocabulary(folder)
-    if not unknown:
-        return ""
-    return f"the model does not know {', '.join(_with_hint(word, words) for word in unknown)} and will ignore it as noise"
-
-
-def _with_hint(word: str, words: tuple[str, ...]) -> str:
-    nearest = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.75)
-    return f"{word!r} (did you mean {nearest[0]!r}?)" if nearest else repr(word)

@@ -7,4 +7,3 @@ from pathlib import Path
 NAME = "wan-mini"
 FOLDER = Path(__file__).parents[1] / "embedded" / "wan_mini"
 """In diffusers' Wan format: stock ``WanPipeline.from_pretrained`` loads it."""
-EXAMPLE = "a large red circle moves left over a plain background"

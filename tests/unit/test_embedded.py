@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.embedded.captions import EXAMPLE
 from orchestrator.actions import DvgConfig
 from orchestrator.geometry import model as geometry_of
 from orchestrator.types import VideoShape
 from stages.denoise import run_stages, start
 from stages.models.base import load
-from stages.models.embedded import EXAMPLE, FOLDER, NAME
+from stages.models.embedded import FOLDER, NAME
 from stages.planners.base import make_planner
 from stages.vocabulary import unknown_words, vocabulary
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stages.vocabulary import unknown_words, vocabulary, warning
+from stages.vocabulary import unknown_words, vocabulary
 from tests.tiny import WORDS, checkpoint
 
 
@@ -15,20 +15,12 @@ def test_the_vocabulary_is_the_tokenizers_words_without_its_special_ones() -> No
     assert vocabulary(checkpoint()) == tuple(sorted(WORDS))
 
 
-def test_known_words_bring_no_warning() -> None:
+def test_known_words_are_not_named() -> None:
     assert unknown_words("a red circle moves left", checkpoint()) == ()
-    assert warning("a red circle moves left", checkpoint()) == ""
 
 
 def test_unknown_words_are_named_once_and_in_order() -> None:
     assert unknown_words("a zebra chases a red dragon and a zebra", checkpoint()) == ("zebra", "chases", "dragon", "and")
-
-
-def test_a_misspelt_word_gets_the_nearest_known_one() -> None:
-    line = warning("a gren circle", checkpoint())
-    assert "'gren'" in line
-    assert "'green'" in line
-    assert "\n" not in line
 
 
 def test_a_tokenizer_of_word_pieces_knows_every_word(tmp_path: Path) -> None:
