@@ -65,7 +65,7 @@ def _start(num_cpus: int | None, num_gpus: int | None) -> None:
     """Raises RuntimeError, with nothing left running, should the cluster not be on loopback after all."""
     import ray
     from ray._private import ray_constants
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     # Both are read when Ray is imported, which somebody else may have done before the environment was set.
     ray_constants.ENABLE_RAY_CLUSTER = False

@@ -15,7 +15,7 @@ from tests.ray.fakes import ARM, FakeWorkshop, items, sweep
 
 
 def main(root: Path, calls: Path, num_items: int) -> int:
-    made = items(**{f"key{number}": "slow" for number in range(num_items)})
+    made = items(**{f"key{number}": "slow-refine-9" for number in range(num_items)})
     paths = RunPaths(root)
     with RunLock(paths):
         ledger = Ledger(paths)

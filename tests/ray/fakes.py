@@ -1,7 +1,7 @@
 """A worker without a model: light, quick, and it dies or fails where a prompt tells it to.
 
 A prompt is words like ``die-refine-1`` (the process kills itself in the first refine of the item), ``fail-decode-9`` (an
-exception in the first nine) or ``slow`` (a second a phase). Calls leave one file each, named phase.item.pid.number.
+exception in the first nine) or ``slow-sketch-9`` (they take a second). Calls leave one file each: phase.item.pid.number.
 """
 
 from __future__ import annotations
@@ -121,14 +121,14 @@ class FakeWorker:
         for word in item.prompt.split():
             what, _, rest = word.partition("-")
             when, _, times = rest.partition("-")
-            if what == "slow":
-                time.sleep(1.0)
-            elif when == phase and number <= int(times):
+            if when == phase and number <= int(times):
                 self._suffer(what)
 
     def _suffer(self, what: str) -> None:
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif what == "slow":
+            time.sleep(1.0)
         elif what == "fail":
             raise ArithmeticError("asked to fail")
         elif what == "murder":  # an actor that is ready, idle and has nothing to do with this item

@@ -15,7 +15,7 @@ from ray.exceptions import ObjectLostError, RayError
 from orchestrator.cluster import Cluster
 from orchestrator.config import ClusterConfig
 from orchestrator.driver import failure_of, run_on_ray
-from orchestrator.events import Event, Sketched, StartDecode, StartPhase, WorkerJoined
+from orchestrator.events import Event, PhaseDone, Sketched, StartDecode, StartPhase, WorkerJoined
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
 from orchestrator.runbook import Runbook
@@ -76,7 +76,7 @@ def run(cluster: Cluster, tmp_path: Path) -> Run:
 
 
 def test_a_sweep_makes_every_video_on_both_ranks_and_the_driver_never_opens_a_latent(run: Run) -> None:
-    run.make(**{f"key{number}": "slow" for number in range(4)})
+    run.make(**{f"key{number}": "slow-refine-1" for number in range(4)})
     assert run.attempts == dict.fromkeys(["key0", "key1", "key2", "key3"], 1)
     for record in Ledger(run.paths).records():
         assert (run.paths.root / record.video).read_bytes() == f"video {record.seed}".encode()
@@ -86,15 +86,15 @@ def test_a_sweep_makes_every_video_on_both_ranks_and_the_driver_never_opens_a_la
     replay([json.loads(line) for line in run.paths.events.read_text().splitlines()], Scheduler())
 
 
-@pytest.mark.parametrize("phase", ["sketch", "refine", "decode"])
-def test_a_killed_actor_is_replaced_and_only_its_item_is_charged(run: Run, phase: str) -> None:
-    run.make(key0=f"die-{phase}-1", key1="", key2="slow", key3="")
-    assert run.attempts == {"key0": 2, "key1": 1, "key2": 1, "key3": 1}
-    kind = {"sketch": "sketch-0", "refine": "pod-0", "decode": "decode-0"}[phase]
-    assert [row["worker"] for row in run.log("WorkerLost")] == [kind]
-    assert f"{kind}.1" in [row["worker"] for row in run.log("WorkerJoined")]
-    repeated = {p: len(calls(run.folder, p, "key0")) for p in ("sketch", "refine", "decode")}
-    assert repeated == {"sketch": 1, "refine": 1, "decode": 1} | {phase: 2}, "work before the boundary was done again"
+def test_a_killed_actor_is_replaced_and_its_item_alone_is_charged_and_goes_on_from_its_boundary(run: Run) -> None:
+    run.make(key0="die-sketch-1", key1="die-refine-1", key2="die-decode-1", key3="", key4="slow-refine-1")
+    assert run.attempts == {"key0": 2, "key1": 2, "key2": 2, "key3": 1, "key4": 1}
+    lost = {row["worker"] for row in run.log("WorkerLost")}
+    assert lost == {"sketch-0", "pod-0", "decode-0"}
+    assert {f"{name}.1" for name in lost} <= {row["worker"] for row in run.log("WorkerJoined")}
+    for key, hit in {"key0": "sketch", "key1": "refine", "key2": "decode"}.items():
+        done = {phase: len(calls(run.folder, phase, key)) for phase in ("sketch", "refine", "decode")}
+        assert done == {"sketch": 1, "refine": 1, "decode": 1} | {hit: 2}, "work before the boundary was done again"
 
 
 def test_an_idle_actor_that_dies_is_replaced_at_no_items_expense(run: Run) -> None:
@@ -156,7 +156,7 @@ def test_an_interrupt_ends_the_sweeps_own_actors_and_no_others(run: Run) -> None
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.make(interrupt, key0="slow", key1="slow")
+        run.make(interrupt, key0="slow-refine-1", key1="")
     workers = [psutil.Process(pid) for pid in born(run.folder) if psutil.pid_exists(pid)]
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert alive == []
@@ -170,12 +170,12 @@ def test_nothing_that_was_started_listens_beyond_this_machine(run: Run) -> None:
     listening: dict[int, set[str]] = {}
 
     def look(event: Event, commands: Any) -> None:
-        if isinstance(event, Sketched):
+        if isinstance(event, PhaseDone):
             for process in psutil.Process().children(recursive=True):
                 found = [entry.laddr.ip for entry in process.net_connections() if entry.status == psutil.CONN_LISTEN]
                 listening.setdefault(process.pid, set()).update(found)
 
-    run.make(look, key0="slow")
+    run.make(look, key0="slow-refine-1")
     assert set().union(*listening.values()) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     ranks = {int(path.suffix[1:]) for path in run.folder.glob("born.transformer.*")}
     assert ranks <= listening.keys()
