@@ -86,9 +86,9 @@ def run_stages(
     """
     timings_s: dict[str, float] = {}
     while boundary.stage < stop:
-        started_s = _clock_s(model.device)
+        started_s = clock_s(model.device)
         boundary = _run_stage(model, planner, boundary, on_step)
-        timings_s[f"stage{boundary.stage}_s"] = _clock_s(model.device) - started_s
+        timings_s[f"stage{boundary.stage}_s"] = clock_s(model.device) - started_s
     return boundary, timings_s
 
 
@@ -126,7 +126,8 @@ def _require_finite(x: Tensor, stage: Stage, index: int, step: int, num_steps: i
         raise RuntimeError(f"the latent is not finite after {where}: the weights, the guidance or the shift are at fault")
 
 
-def _clock_s(device: torch.device) -> float:
+def clock_s(device: torch.device) -> float:
+    """Now, once the device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

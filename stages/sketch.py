@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 from orchestrator.types import Decision
-from stages.denoise import Boundary, OnStep, ignore, run_stages, start
+from stages.denoise import Boundary, OnStep, clock_s, ignore, run_stages, start
 from stages.models.base import Model
 from stages.planners.base import Planner
 
@@ -18,14 +17,14 @@ def sketch(
 
     A planner of one stage has nothing to sketch: the boundary is pure noise.
     """
-    started_s = time.perf_counter()
+    started_s = clock_s(model.device)
     condition = model.encode_text(prompt, negative, guidance)
-    encoded_s = time.perf_counter()
+    encoded_s = clock_s(model.device)
     boundary = start(model, planner, condition, seed)
     timings_s: dict[str, float] = {}
     if boundary.decision is None:
         boundary, timings_s = run_stages(model, planner, boundary, 1, on_step)
-    timings_s = {"text_s": encoded_s - started_s, "sketch_s": time.perf_counter() - encoded_s, **timings_s}
+    timings_s = {"text_s": encoded_s - started_s, "sketch_s": clock_s(model.device) - encoded_s, **timings_s}
     if boundary.decision is None:
         raise RuntimeError("the sketch ended without a decision: the planner's first stage has no transition")
     # The boundary carries the choice, so that it alone is enough to go on from.
