@@ -61,7 +61,10 @@ def read_video(path: Path) -> Frames:
     """All frames of a video. Raises ValueError for a file that cannot be decoded to its end."""
     try:
         with av.open(str(path)) as container:
-            container.streams.video[0].codec_context.options = {"err_detect": "explode"}
+            decoder = container.streams.video[0].codec_context
+            if decoder is None:
+                raise ValueError(f"{path} is no whole video: its header is torn")
+            decoder.options = {"err_detect": "explode"}
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is no whole video: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages import video
@@ -64,7 +64,8 @@ def test_a_whole_video_is_verified(tmp_path: Path, whole: bytes) -> None:
     assert verify(tmp_path / "a.mp4", 13) is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
+@example(0.0625)  # in the middle of the header
 @given(st.floats(0.0, 0.999))
 def test_a_torn_video_is_noticed_wherever_it_is_torn(whole: bytes, share: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
