@@ -31,6 +31,7 @@ def drive(root: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -82,7 +83,7 @@ def test_an_interrupted_driver_keeps_its_records_and_leaves_no_process(tmp_path:
     driver = drive(tmp_path)
     wait_for_records(driver, paths, 1)
     started = family(driver)
-    driver.send_signal(signal.SIGINT)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: every process of the group gets it
     output, _ = driver.communicate()
     assert driver.returncode == 130, output
     assert "Traceback" not in output

@@ -1,0 +1,94 @@
+"""Clusters that somebody else runs: a submitted job, and nodes that carry roles."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.ledger import Ledger
+from orchestrator.paths import RunPaths
+
+ROOT = Path(__file__).parents[2]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """A clean Ray environment on loopback."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    loopback = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    return kept | loopback | {"PYTHONPATH": str(ROOT)} | extra
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def head() -> Iterator[str]:
+    """``ray start --head`` on this machine; its job address."""
+    port, folder = free_port(), tempfile.mkdtemp(prefix="r")
+    command = [*RAY, "start", "--head", "--block", "--num-cpus=2", "--port=0", f"--dashboard-port={port}"]
+    options = ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", f"--temp-dir={folder}"]
+    started = subprocess.Popen([*command, *options], env=environment(), stdout=subprocess.DEVNULL)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_until_answers(started, f"{address}/api/version")
+        yield address
+    finally:
+        family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_answers(started: subprocess.Popen[bytes], url: str) -> None:
+    while started.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url):
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"ray start ended with {started.returncode}")
+
+
+@pytest.mark.slow
+def test_a_submitted_job_joins_the_running_cluster_and_leaves_its_results_in_the_given_folder(tmp_path: Path) -> None:
+    calls, run = tmp_path / "calls", tmp_path / "run"
+    calls.mkdir()
+    code = tmp_path / "code"
+    code.mkdir()
+    entry = [sys.executable, "-m", "tests.ray.drive", str(run), str(calls), "2"]
+    with head() as address:
+        submit = [*RAY, "job", "submit", "--address", address, "--working-dir", str(code), "--", *entry]
+        done = subprocess.run(submit, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(Ledger(RunPaths(run)).records()) == 2
+
+
+@pytest.mark.slow
+def test_workers_go_to_the_nodes_of_their_role(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ray.roles", str(tmp_path)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told == {"records": 2, "roles": {"text-transformer": "sketch", "transformer": "heavy", "vae": "sketch"}}
