@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -44,7 +45,7 @@ def _read(line: dict[str, Any], base: type[T]) -> T:
     found = getattr(events, str(line.get("type")), None)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{line.get('type')!r} is no {base.__name__.lower()} of orchestrator.events")
-    fields = {key: value for key, value in line.items() if key not in ("type", "commands")}
+    fields = {key: value for key, value in line.items() if key not in ("type", "commands", "start")}
     value: T = _adapter(found.__name__).validate_python(fields)
     return value
 
@@ -52,6 +53,11 @@ def _read(line: dict[str, Any], base: type[T]) -> T:
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(getattr(events, name))
+
+
+def starts(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows of each start of a run, in order: every start had a scheduler of its own, so each replays by itself."""
+    return [list(group) for _, group in itertools.groupby(rows, key=lambda line: line["start"])]
 
 
 def told(rows: Iterable[dict[str, Any]]) -> list[tuple[Event, list[Command]]]:

@@ -77,6 +77,8 @@ class Ledger:
         self.paths = paths
         paths.root.mkdir(parents=True, exist_ok=True)
         _cut_torn_tail(paths.records)
+        _cut_torn_tail(paths.events)
+        self._start = 1 + _last_start(paths.events)
         self._records = {record.item_key: record for record in _read(paths.records)}
 
     def records(self) -> list[Record]:
@@ -111,8 +113,11 @@ class Ledger:
         return [json.loads(path.read_text()) for path in sorted(self.paths.failures.glob("*.failure.json"))]
 
     def write_event(self, row: Mapping[str, Any]) -> None:
-        """Add one row to the event log; it explains a run and is not needed to resume, so it is not synced."""
-        _append_line(self.paths.events, row, sync=False)
+        """Add one row to the event log, numbered by the start of the run it belongs to; :func:`eventlog.starts` reads it.
+
+        The log explains a run and is not needed to resume, so it is not synced.
+        """
+        _append_line(self.paths.events, {**row, "start": self._start}, sync=False)
 
     def resume(self, items: Iterable[Item], verify: Verify) -> tuple[list[Item], list[Record]]:
         """Items still to make, and records adopted from videos that were finished just before a crash."""
@@ -176,6 +181,12 @@ def _cut_torn_tail(path: Path) -> None:
         with path.open("r+b") as file:
             file.truncate(keep)
             os.fsync(file.fileno())
+
+
+def _last_start(path: Path) -> int:
+    """Number of the last start in an event log; 0 when it is empty."""
+    lines = path.read_bytes().splitlines()
+    return int(json.loads(lines[-1])["start"]) if lines else 0
 
 
 def _read(path: Path) -> list[Record]:

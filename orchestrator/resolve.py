@@ -14,10 +14,9 @@ from orchestrator.actions import DvgConfig
 from orchestrator.arms import Arm
 from orchestrator.mistakes import from_validation
 from orchestrator.types import VideoShape
+from stages.models import embedded
 
 DEFAULT_BUDGET = 0.5
-EMBEDDED_MODEL = "wan-mini"
-EMBEDDED_WEIGHTS = pathlib.Path(__file__).parents[1] / "stages" / "embedded" / "wan_mini"
 
 
 def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm | None:
@@ -59,7 +58,7 @@ def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> 
 
 def _model(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> geometry.ModelGeometry | None:
     try:
-        return geometry.model(settings.get("model") or EMBEDDED_MODEL)
+        return geometry.model(settings.get("model") or embedded.NAME)
     except ValueError as error:
         mistakes.append(f"arm {name}: {error}")
         return None
@@ -113,7 +112,7 @@ def _check_weights(name: str, model: str, weights: str | None, mistakes: list[st
         mistakes.append(
             f"arm {name}: model {model!r} can be planned but not run yet; models that run: {', '.join(geometry.RUNNABLE)}"
         )
-    elif weights is None and model != EMBEDDED_MODEL:
+    elif weights is None and model != embedded.NAME:
         mistakes.append(f"arm {name}: model {model!r} ships no weights; set weights to a folder in diffusers format")
     elif weights is not None and not (pathlib.Path(weights) / "model_index.json").is_file():
         mistakes.append(f"arm {name}: weights {weights!r} must be a folder in diffusers format (it has no model_index.json)")
@@ -121,7 +120,7 @@ def _check_weights(name: str, model: str, weights: str | None, mistakes: list[st
 
 def revision(weights: str | None) -> str:
     """Fingerprint of what ``weights`` names: file contents for the embedded model, names and sizes for a local folder."""
-    folder = EMBEDDED_WEIGHTS if weights is None else pathlib.Path(weights)
+    folder = embedded.FOLDER if weights is None else pathlib.Path(weights)
     if not folder.is_dir():
         return ""
     files = sorted(p for p in folder.rglob("*") if p.is_file())

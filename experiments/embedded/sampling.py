@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
+from transformers import AutoTokenizer, UMT5EncoderModel
 
 from experiments.embedded import text, transformer
 from experiments.embedded import vae as autoencoder
@@ -21,9 +24,21 @@ NUM_STEPS = 30
 class Sampler:
     """The whole model on one device. ``mean`` and ``std`` standardise latents, one number per channel."""
 
-    def __init__(self, vae: AutoencoderKLWan, model, encoder, tokenizer, mean: Tensor, std: Tensor, device: str) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self, vae: AutoencoderKLWan, model: Any, encoder: Any, tokenizer: Any, mean: Tensor, std: Tensor, device: str
+    ) -> None:
         self.vae, self.model, self.encoder, self.tokenizer, self.device = vae, model, encoder, tokenizer, device
         self.mean, self.std = mean.to(device).view(1, -1, 1, 1, 1), std.to(device).view(1, -1, 1, 1, 1)
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: str) -> Sampler:
+        """The model as it ships, in float32."""
+        model = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).to(device).eval()
+        encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(device).eval()
+        vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
+        autoencoder.channels_last(vae)
+        mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
+        return cls(vae, model, encoder, AutoTokenizer.from_pretrained(folder / "tokenizer"), mean, std, device)
 
     @torch.no_grad()
     def latents(
