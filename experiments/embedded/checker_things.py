@@ -27,6 +27,7 @@ CANVAS_SIDE, CANVAS_REACH = 33, 1.9  # pixels, and radii from the centre, of a n
 MEAN_SHAPE_AREA = 3.0  # of a shape of radius 1
 BLURS = (0.0, 0.7, 1.4, 2.2)  # softness that a template is tried with, in canvas pixels
 MIN_LIKENESS, THING_LIKENESS = 0.8, 0.6  # correlation with the best shape: below, the shape is "other"; far below, no thing
+SOLID = 0.75  # mean opacity that a thing's core reaches, over all frames; specks of noise stay below 0.6
 TEMPLATE_SIDE = 320  # pixels of the drawing that a template is cut from
 
 
@@ -151,10 +152,11 @@ def _blob(opacity: Floats, mask: Bools, allowed: Bools) -> _Blob | None:
 
 
 def _describe(colour: str, blobs: list[_Blob], times: list[float]) -> SeenThing | None:
-    """A thing from its blobs at their times; None if it is too large, or like no shape at all."""
+    """A thing from its blobs at their times; None if it is too large, not solid, or like no shape at all."""
     area = float(np.median([blob.area for blob in blobs]))
-    likeness, nearest = _nearest_shape(np.mean([_normalised(blob, area) for blob in blobs], axis=0))
-    if area > MAX_AREA or likeness < THING_LIKENESS:
+    canvas = np.mean([_normalised(blob, area) for blob in blobs], axis=0)
+    likeness, nearest = _nearest_shape(canvas)
+    if area > MAX_AREA or likeness < THING_LIKENESS or np.quantile(canvas, 0.95) < SOLID:
         return None
     shape = nearest if likeness >= MIN_LIKENESS else "other"
     radius = math.sqrt(area / _template(nearest)[1])

@@ -86,8 +86,10 @@ def test_an_empty_video_has_nothing_right(level):
         assert not any(check(video, scene).values())
 
 
-def test_white_noise_has_nothing_right():
-    video = np.random.default_rng(0).integers(0, 256, (*SMALL, 3), np.uint8)
+@pytest.mark.parametrize("level", [0, 120, 255])
+def test_white_noise_has_nothing_right(level):
+    video = noisy(np.full((*SMALL, 3), level, np.uint8), 0.5, seed=level)
+    assert classify(video).things == ()
     for scene in scenes(20, seed=10):
         assert not any(check(video, scene).values())
 
