@@ -14,8 +14,8 @@ from orchestrator.actions import DvgConfig
 from orchestrator.cli import print_json
 from orchestrator.mistakes import ConfigError
 from orchestrator.plan import plan_report
-from orchestrator.resolve import EMBEDDED_WEIGHTS
 from orchestrator.types import Demand, VideoShape
+from stages.models import embedded
 
 STATE_STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
@@ -93,7 +93,7 @@ def run_models(as_json: bool) -> None:
     from stages.vocabulary import vocabulary
 
     rows = [_model_row(model) for model in geometry.MODELS.values()]
-    words, example = vocabulary(EMBEDDED_WEIGHTS), EXAMPLE
+    words, example = vocabulary(embedded.FOLDER), EXAMPLE
     if as_json:
         print_json({"models": rows, "wan-mini": {"vocabulary": list(words), "example": example}})
         return

@@ -20,10 +20,10 @@ from orchestrator.manifest import update_manifest
 from orchestrator.mistakes import ConfigError
 from orchestrator.paths import RunPaths
 from orchestrator.progress import Progress
-from orchestrator.resolve import EMBEDDED_WEIGHTS
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.types import Item, Record
+from stages.models import embedded
 
 if TYPE_CHECKING:
     from experiments.tracking import Tracker
@@ -171,7 +171,7 @@ def unknown_prompt_words(prompts: Iterable[str], arm: Arm) -> list[str]:
     """Words that the arm's model has never seen, each once; none for a model that splits words into pieces."""
     from stages.vocabulary import unknown_words
 
-    folder = pathlib.Path(arm.weights) if arm.weights else EMBEDDED_WEIGHTS
+    folder = pathlib.Path(arm.weights) if arm.weights else embedded.FOLDER
     return list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt, folder)))
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.resolve import EMBEDDED_WEIGHTS
+from stages.models import embedded
 
 REQUIRED = {
     "torch": "the models",
@@ -118,8 +118,8 @@ def _video() -> list[Finding]:
 
 
 def _embedded() -> list[Finding]:
-    present = (EMBEDDED_WEIGHTS / "model_index.json").is_file()
-    size_mb = sum(p.stat().st_size for p in EMBEDDED_WEIGHTS.rglob("*") if p.is_file()) / 1e6
+    present = (embedded.FOLDER / "model_index.json").is_file()
+    size_mb = sum(p.stat().st_size for p in embedded.FOLDER.rglob("*") if p.is_file()) / 1e6
     found = f"{size_mb:.1f} MB" if present else "not found"
     return [Finding("wan-mini", "ok" if present else "broken", found, "the embedded model: videos without a download")]
 

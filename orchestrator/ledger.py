@@ -184,9 +184,12 @@ def _cut_torn_tail(path: Path) -> None:
 
 
 def _last_start(path: Path) -> int:
-    """Number of the last start in an event log; 0 when it is empty."""
+    """Number of the last start in an event log; 0 when it is empty or its end is no row of ours."""
     lines = path.read_bytes().splitlines()
-    return int(json.loads(lines[-1])["start"]) if lines else 0
+    try:
+        return int(json.loads(lines[-1])["start"]) if lines else 0
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 def _read(path: Path) -> list[Record]:

@@ -12,9 +12,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from experiments.embedded import text, transformer
 from experiments.embedded import vae as autoencoder
 from experiments.embedded.sampling import SHIFT
+from stages.models.embedded import FOLDER
 
 MAX_BYTES = 24_000_000
-FOLDER = pathlib.Path(__file__).parents[2] / "stages" / "embedded" / "wan_mini"
 
 
 def build_pipeline(vae_file: pathlib.Path, model_file: pathlib.Path) -> WanPipeline:
