@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.eventlog import starts
 from orchestrator.ledger import Ledger, RunLock, write_atomic
 from orchestrator.paths import RunPaths
 from orchestrator.types import Item, Record
@@ -210,11 +211,17 @@ def test_two_drivers_never_hold_one_run_and_death_releases_it(tmp_path: Path) ->
         assert paths.lock.read_text() == str(os.getpid())
 
 
-def test_events_are_whole_lines_in_order(tmp_path: Path) -> None:
-    ledger = Ledger(RunPaths(tmp_path))
-    for number in range(3):
-        ledger.write_event({"number": number})
-    assert [json.loads(line)["number"] for line in ledger.paths.events.read_text().splitlines()] == [0, 1, 2]
+def test_events_are_whole_lines_in_order_and_every_start_of_a_run_can_be_told_apart(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    for first in (0, 3):
+        ledger = Ledger(paths)
+        for number in range(first, first + 3):
+            ledger.write_event({"number": number})
+    with paths.events.open("ab") as file:
+        file.write(b'{"number": 6, "sta')
+    Ledger(paths).write_event({"number": 6})
+    rows = [json.loads(line) for line in paths.events.read_text().splitlines()]
+    assert [[row["number"] for row in start] for start in starts(rows)] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_resume_takes_items_in_their_own_order(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.arms import Arm
+from orchestrator.eventlog import starts
 from orchestrator.events import Command, Event
 from orchestrator.ledger import Ledger
 from orchestrator.local import run_local
@@ -149,4 +150,8 @@ def test_an_interrupt_stops_at_once_and_the_same_call_again_finishes_the_rest(tm
     assert "key2" not in done
     todo, _ = ledger.resume(items(1, 2, 3), lambda video, num_frames: None)
     Run(tmp_path, FakeWorker()).make(*(item.seed for item in todo))
+    rows = [json.loads(line) for line in RunPaths(tmp_path).events.read_text().splitlines()]
+    assert len(starts(rows)) == 2
+    for start in starts(rows):
+        replay(start, Scheduler())
     assert sorted(record.item_key for record in Ledger(RunPaths(tmp_path)).records()) == ["key1", "key2", "key3"]
