@@ -1,4 +1,4 @@
-"""A sweep on three nodes that carry roles: ``python -m tests.ray.roles FOLDER`` prints where the workers of each kind ran.
+"""A sweep on four nodes that carry roles: ``python -m tests.ray.roles FOLDER`` prints where the workers of each kind ran.
 
 In a process of its own, because a process has one Ray connection.
 """
@@ -15,6 +15,7 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER":
 import ray
 from ray.cluster_utils import Cluster
 
+from orchestrator.config import ClusterConfig
 from orchestrator.driver import run_on_ray
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
@@ -36,8 +37,8 @@ def main(folder: Path) -> None:
     cluster = Cluster()
     store = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
     cluster.add_node(num_cpus=0, labels={"role": "head"}, **store)
-    for role in ("sketch", "heavy"):
-        cluster.add_node(num_cpus=2, labels={"role": role}, object_store_memory=80 * 2**20)
+    for role, num_cpus in {"sketch": 4, "other": 2, "heavy": 4}.items():  # a pod would fit "other" best
+        cluster.add_node(num_cpus=num_cpus, labels={"role": role}, object_store_memory=80 * 2**20)
     os.environ["RAY_ADDRESS"] = cluster.address
     made = items(key0="", key1="")
     try:
@@ -46,8 +47,10 @@ def main(folder: Path) -> None:
         roles = {node["NodeID"]: node["Labels"]["role"] for node in ray.nodes()}
         ray.shutdown()
         workshop = WhereaboutsWorkshop(folder, os.getpid())
-        run_on_ray(sweep(made), made, Scheduler(), Runbook(ledger, {"dvg": ARM}), workshop=workshop)
-        seen = {path.name.split(".")[1]: roles[path.name.split(".")[2]] for path in folder.glob("node.*")}
+        run_on_ray(
+            sweep(made, ClusterConfig(sketch_workers=3)), made, Scheduler(), Runbook(ledger, {"dvg": ARM}), workshop=workshop
+        )
+        seen = sorted({(path.name.split(".")[1], roles[path.name.split(".")[2]]) for path in folder.glob("node.*")})
         print(json.dumps({"records": len(ledger.records()), "roles": seen}))
     finally:
         cluster.shutdown()

@@ -83,6 +83,7 @@ def test_a_sweep_makes_every_video_on_both_ranks_and_the_driver_never_opens_a_la
         assert (record.sketch_s, record.refine_s, record.decode_s) == (0.5, 1.5, 0.25)
         assert record.device == "cpu"
     assert len({pid for _, pid in calls(run.folder, "refine")}) == 2, "one of the pod's ranks got no work"
+    assert not (run.folder / "opened-in-the-driver").exists()
     replay([json.loads(line) for line in run.paths.events.read_text().splitlines()], Scheduler())
 
 

@@ -91,4 +91,4 @@ def test_workers_go_to_the_nodes_of_their_role(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told == {"records": 2, "roles": {"text-transformer": "sketch", "transformer": "heavy", "vae": "sketch"}}
+    assert told == {"records": 2, "roles": [["text-transformer", "sketch"], ["transformer", "heavy"], ["vae", "sketch"]]}
