@@ -43,7 +43,8 @@ def head() -> Iterator[str]:
     port, folder = free_port(), tempfile.mkdtemp(prefix="r")
     command = [*RAY, "start", "--head", "--block", "--num-cpus=2", "--port=0", f"--dashboard-port={port}"]
     options = ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", f"--temp-dir={folder}"]
-    started = subprocess.Popen([*command, *options], env=environment(), stdout=subprocess.DEVNULL)
+    agent = f"--dashboard-agent-listen-port={free_port()}"  # the usual one is taken while another cluster runs here
+    started = subprocess.Popen([*command, *options, agent], env=environment(), stdout=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
         wait_until_answers(started, f"{address}/api/version")
@@ -65,6 +66,15 @@ def wait_until_answers(started: subprocess.Popen[bytes], url: str) -> None:
     raise RuntimeError(f"ray start ended with {started.returncode}")
 
 
+def run_once_the_node_is_up(submit: list[str]) -> subprocess.CompletedProcess[str]:
+    """The dashboard answers some seconds before the node can take a job, and says so."""
+    while True:
+        done = subprocess.run(submit, env=environment(), capture_output=True, text=True, check=False)
+        if "No available agent" not in done.stdout + done.stderr:
+            return done
+        time.sleep(1.0)
+
+
 @pytest.mark.slow
 def test_a_submitted_job_joins_the_running_cluster_and_leaves_its_results_in_the_given_folder(tmp_path: Path) -> None:
     calls, run = tmp_path / "calls", tmp_path / "run"
@@ -74,7 +84,7 @@ def test_a_submitted_job_joins_the_running_cluster_and_leaves_its_results_in_the
     entry = [sys.executable, "-m", "tests.ray.drive", str(run), str(calls), "2"]
     with head() as address:
         submit = [*RAY, "job", "submit", "--address", address, "--working-dir", str(code), "--", *entry]
-        done = subprocess.run(submit, env=environment(), capture_output=True, text=True, check=False)
+        done = run_once_the_node_is_up(submit)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(Ledger(RunPaths(run)).records()) == 2
 
