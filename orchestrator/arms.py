@@ -36,6 +36,11 @@ class Arm(BaseModel):
     dvg: DvgConfig = DvgConfig()
 
     @property
+    def sketch_parts(self) -> frozenset[str]:
+        """The parts of the model that a sketch needs beyond text and transformer."""
+        return frozenset({"vae"}) if self.planner == "dvg" and self.dvg.demand_space == "pixels" else frozenset()
+
+    @property
     def shape(self) -> VideoShape:
         return VideoShape(num_frames=self.num_frames, height=self.height, width=self.width, fps=self.fps)
 

@@ -8,12 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.geometry import NUM_STAGES, Shifts
 
-SpatialDemand = Literal["fft", "fft_exact", "fft_per_frame", "fft_energy", "sobel", "multiscale"]
-TemporalDemand = Literal["global_lk", "windowed_lk", "phase_correlation", "difference", "change", "spectrum"]
+SpatialDemand = Literal["fft", "fft_exact", "fft_per_frame", "fft_energy", "sobel", "multiscale", "highpass"]
+TemporalDemand = Literal["global_lk", "windowed_lk", "phase_correlation", "difference", "change", "spectrum", "dense_lk"]
 ResizeMode = Literal[
     "temporal_interp_spatial_restore", "temporal_interp_spatial_area", "temporal_interp_spatial_interp", "trilinear"
 ]
 SmoothingPadding = Literal["replicate", "zeros"]
+DemandSpace = Literal["latent", "pixels"]
 NoiseHash = Literal["arithmetic", "logical"]
 
 
@@ -46,6 +47,9 @@ class DvgConfig(BaseModel):
     """Weight of the Beta(5, 2) prior on s2 under ``demand_match`` (the release uses 0.15 for HunyuanVideo)."""
     shifts: Shifts | None = None
     """Timestep shift of each stage; None: the model's."""
+    demand_space: DemandSpace = "latent"
+    """Where both demands are measured: on the sketch's clean latent, or on the brightness of its decoded frames (an
+    ablation of the paper, which costs a small decode)."""
     spatial_demand: SpatialDemand = "fft"
     """How detail is measured; ``fft_per_frame`` is the paper's form, the others are described beside their code."""
     temporal_demand: TemporalDemand = "global_lk"

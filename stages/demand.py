@@ -17,6 +17,15 @@ from orchestrator.types import Demand
 
 TINY_STD = 1e-6
 TINY_POWER = 1e-12
+HIGHPASS_HALF = 8e-4
+"""High-pass energy of brightness that counts as a demand of one half."""
+FLOW_HALF = 0.08
+"""Flow, in frame widths a clip, that counts as a demand of one half."""
+FLOW_RIDGE = 1e-5
+"""Gradient energy of brightness below which a place counts as flat."""
+
+Pixels = Callable[[Tensor], Tensor]
+"""Decodes a clean latent [1, C, T, H, W] to video [1, 3, F, H, W] in [-1, 1]."""
 
 
 @torch.inference_mode()
@@ -40,6 +49,12 @@ def spatial_demand(x0: Tensor, method: SpatialDemand = "fft") -> float:
 def temporal_demand(x0: Tensor, method: TemporalDemand = "global_lk") -> float:
     """Temporal demand in [0, 1] of at least two latent frames; ``global_lk`` is the release."""
     return float(TEMPORAL[method](x0.float()))
+
+
+def brightness(video: Tensor) -> Tensor:
+    """Video [B, 3, F, H, W] in [-1, 1] to its brightness [B, 1, F, H, W] in [0, 1] (Rec. 601)."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=video.device).view(1, 3, 1, 1, 1)
+    return (video.float().add(1).div(2) * weights).sum(1, keepdim=True)
 
 
 def squash(value: Tensor) -> Tensor:
@@ -115,6 +130,12 @@ def _multiscale(x0: Tensor) -> Tensor:
     return squash(torch.stack(distances).mean())
 
 
+def _highpass(x0: Tensor) -> Tensor:
+    """Energy of what a box blur of 5 cells takes away, in the input's own scale."""
+    frames = x0.flatten(0, 2).unsqueeze(1)
+    return squash((frames - _box(frames, 5)).square().mean() / HIGHPASS_HALF)
+
+
 def _box(frames: Tensor, size: int) -> Tensor:
     """Box mean of [N, 1, H, W], the border counted by the cells it has."""
     return F.avg_pool2d(frames, size, stride=1, padding=size // 2, count_include_pad=False)
@@ -140,9 +161,9 @@ def _lucas_kanade_sums(x0: Tensor) -> tuple[Tensor, ...]:
     return gx * gx, gy * gy, gx * gy, -gx * difference, -gy * difference
 
 
-def _solve(xx: Tensor, yy: Tensor, xy: Tensor, bx: Tensor, by: Tensor) -> Tensor:
-    """Length of the flow that solves each 2 x 2 system."""
-    det = (xx * yy - xy * xy).clamp_min(1e-6)
+def _solve(xx: Tensor, yy: Tensor, xy: Tensor, bx: Tensor, by: Tensor, floor: float = 1e-6) -> Tensor:
+    """Length of the flow that solves each 2 x 2 system, whose determinant counts as ``floor`` at least."""
+    det = (xx * yy - xy * xy).clamp_min(floor)
     return torch.sqrt(((bx * yy - by * xy) / det) ** 2 + ((by * xx - bx * xy) / det) ** 2)
 
 
@@ -158,6 +179,21 @@ def _windowed_lk(x0: Tensor, size: int = 5) -> Tensor:
     ridge = 0.05 * energy.mean((-2, -1), keepdim=True)
     flow = _solve(xx + ridge, yy + ridge, xy, bx, by)
     return squash((flow * energy).sum() / energy.sum().clamp_min(TINY_POWER))
+
+
+def _dense_lk(x0: Tensor) -> Tensor:
+    """Mean length of the dense Lucas-Kanade flow, every cell counted alike, in frame widths a clip.
+
+    Flat places have no flow; the unit does not depend on the sketch's grid.
+    """
+    frames = _box(x0.mean(1).flatten(0, 1).unsqueeze(1), 3).reshape(x0.shape[0], *x0.shape[2:])
+    before, after = frames[:, :-1], frames[:, 1:]
+    gx, gy = _sobel((before + after) / 2)
+    difference = after - before
+    sums = (gx * gx, gy * gy, gx * gy, -gx * difference, -gy * difference)
+    xx, yy, xy, bx, by = (_box(value.flatten(0, 1).unsqueeze(1), 5) for value in sums)
+    flow = _solve(xx + FLOW_RIDGE, yy + FLOW_RIDGE, xy, bx, by, floor=0.0).mean()
+    return squash(flow * (x0.shape[2] - 1) / x0.shape[4] / FLOW_HALF)
 
 
 def _phase_correlation(x0: Tensor) -> Tensor:
@@ -208,6 +244,7 @@ SPATIAL: dict[SpatialDemand, Callable[[Tensor], Tensor]] = {
     "fft_energy": _fft_energy,
     "sobel": _sobel_magnitude,
     "multiscale": _multiscale,
+    "highpass": _highpass,
 }
 TEMPORAL: dict[TemporalDemand, Callable[[Tensor], Tensor]] = {
     "global_lk": _global_lk,
@@ -216,4 +253,5 @@ TEMPORAL: dict[TemporalDemand, Callable[[Tensor], Tensor]] = {
     "difference": _difference,
     "change": _change,
     "spectrum": _spectrum,
+    "dense_lk": _dense_lk,
 }

@@ -104,16 +104,16 @@ def _run_stage(model: Model, planner: Planner, boundary: Boundary, on_step: OnSt
         if step < end - 1 or is_last:
             x = euler_step(x, v, levels[step], levels[step + 1])
         else:
-            boundary, x = _cross(planner, boundary, clean_estimate(x, v, levels[step]), step)
+            boundary, x = _cross(model, planner, boundary, clean_estimate(x, v, levels[step]), step)
         _require_finite(x, stage, boundary.stage, step, planner.num_steps)
         num_stages = len(stages) if boundary.decision else 0
         on_step(StepDone(boundary.stage, num_stages, step, planner.num_steps, stage.grid, float(levels[step])))
     return dataclasses.replace(boundary, x=x, step=end, stage=boundary.stage + 1)
 
 
-def _cross(planner: Planner, boundary: Boundary, x0: Tensor, step: int) -> tuple[Boundary, Tensor]:
+def _cross(model: Model, planner: Planner, boundary: Boundary, x0: Tensor, step: int) -> tuple[Boundary, Tensor]:
     """Decide if nobody has yet, then carry the clean estimate to the next grid, at the level of the next step there."""
-    decision = boundary.decision or planner.decide(x0)
+    decision = boundary.decision or planner.decide(x0, model.pixels)
     following = decision.action.stages[boundary.stage + 1]
     sigma = float(sigmas(planner.num_steps, following.shift)[step + 1])
     x = planner.carry(x0, decision.action, boundary.stage, sigma, boundary.seed)

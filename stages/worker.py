@@ -72,9 +72,16 @@ class ClipWorker:
     def _model(self, arm: Arm) -> Model:
         key = (arm.model, arm.weights)
         if key not in self._models:
-            log.info("loading %s of %s on %s", ", ".join(sorted(self.parts)), arm.model, self.device)
-            self._models[key] = load(arm.model, arm.weights, self.device, self.parts)
+            log.info("loading %s of %s on %s", ", ".join(sorted(self._parts(key))), arm.model, self.device)
+            self._models[key] = load(arm.model, arm.weights, self.device, self._parts(key))
         return self._models[key]
+
+    def _parts(self, key: tuple[str, str | None]) -> frozenset[str]:
+        """This worker's parts, with what the sketches of any arm of this model need if it sketches."""
+        if "text" not in self.parts:
+            return self.parts
+        sketches = (arm.sketch_parts for arm in self.arms.values() if (arm.model, arm.weights) == key)
+        return self.parts.union(*sketches)
 
     def _planner(self, arm: Arm) -> Planner:
         if arm.name not in self._planners:

@@ -66,6 +66,10 @@ class Model(Protocol):
         """The guided velocity at noise level ``sigma``. Needs the part "transformer"."""
         ...
 
+    def pixels(self, latent: Tensor) -> Tensor:
+        """Video ``[1, 3, F, H, W]`` in [-1, 1] of a clean latent. Needs the part "vae"."""
+        ...
+
     def decode(self, latent: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Frames ``[F, H, W, 3]`` of a clean latent. Needs the part "vae"."""
         ...

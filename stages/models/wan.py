@@ -76,9 +76,13 @@ class WanModel:
         return plain + condition.guidance * (v - plain)
 
     @torch.inference_mode()
+    def pixels(self, latent: Tensor) -> Tensor:
+        video: Tensor = self._part(self.decoder, "vae")(latent.to(self.device))
+        return video
+
+    @torch.inference_mode()
     def decode(self, latent: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        video = self._part(self.decoder, "vae")(latent.to(self.device))
-        levels = video[0].permute(1, 2, 3, 0).add(1).mul(127.5).round()
+        levels = self.pixels(latent)[0].permute(1, 2, 3, 0).add(1).mul(127.5).round()
         frames: np.ndarray[Any, np.dtype[np.uint8]] = levels.to(torch.uint8).cpu().numpy()
         return frames
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from orchestrator.actions import DvgConfig
 from orchestrator.geometry import ModelGeometry
 from orchestrator.types import Action, Decision, Stage, VideoShape
+from stages.demand import Pixels
 from stages.planners.dvg import DvgPlanner
 from stages.planners.full import FullPlanner
 
@@ -23,8 +24,11 @@ class Planner(Protocol):
     def first(self) -> Stage:
         """The stage every run starts with. It is the whole run when it has all ``num_steps``."""
 
-    def decide(self, x0: Tensor | None) -> Decision:
-        """The whole schedule, given the first stage's clean latent [1, C, T, H, W]; None if there is one stage only."""
+    def decide(self, x0: Tensor | None, pixels: Pixels | None = None) -> Decision:
+        """The whole schedule, given the first stage's clean latent [1, C, T, H, W]; None if there is one stage only.
+
+        ``pixels`` decodes a latent to video [1, 3, F, H, W] in [-1, 1]; only a planner that looks at pixels calls it.
+        """
 
     def carry(self, x0: Tensor, action: Action, stage_index: int, sigma: float, seed: int) -> Tensor:
         """The clean latent of stage ``stage_index`` -> the noisy latent [1, C, T, H, W], float32, on the next stage's grid.

@@ -8,7 +8,7 @@ from torch import Tensor
 from orchestrator.actions import DvgConfig, action_list, decide, first_stage
 from orchestrator.geometry import ModelGeometry
 from orchestrator.types import Action, Decision, Stage, VideoShape
-from stages.demand import measure
+from stages.demand import Pixels, brightness, measure
 from stages.noise import coordinate_noise, derive_seed
 from stages.resize import Axes, nested_axes, resize, smooth
 
@@ -24,14 +24,22 @@ class DvgPlanner:
     def first(self) -> Stage:
         return self._first
 
-    def decide(self, x0: Tensor | None) -> Decision:
+    def decide(self, x0: Tensor | None, pixels: Pixels | None = None) -> Decision:
         """The action for a sketch's clean latent [1, C, T, H, W] (eqs. 3 to 10)."""
         only = self.actions[0]
         if len(only.stages) == 1:
             return Decision(only, "one stage: the full grid at every step")
         if x0 is None:
             raise ValueError("dvg decides on the clean latent of the sketch, and was given none")
-        return decide(self.actions, measure(x0, self.config), self.config)
+        return decide(self.actions, measure(self._seen(x0, pixels), self.config), self.config)
+
+    def _seen(self, x0: Tensor, pixels: Pixels | None) -> Tensor:
+        """What the demands are measured on."""
+        if self.config.demand_space == "latent":
+            return x0
+        if pixels is None:
+            raise ValueError("demand_space is pixels, and nothing was given to decode the sketch with")
+        return brightness(pixels(x0))
 
     def carry(self, x0: Tensor, action: Action, stage_index: int, sigma: float, seed: int) -> Tensor:
         """Resize, smooth on entering stage 2, and re-noise to the level ``sigma`` of the new schedule (eqs. 11 to 14)."""

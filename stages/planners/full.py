@@ -7,6 +7,7 @@ from torch import Tensor
 from orchestrator.actions import full_action
 from orchestrator.geometry import ModelGeometry
 from orchestrator.types import Action, Decision, Stage, VideoShape
+from stages.demand import Pixels
 
 
 class FullPlanner:
@@ -19,7 +20,7 @@ class FullPlanner:
     def first(self) -> Stage:
         return self.action.stages[0]
 
-    def decide(self, x0: Tensor | None = None) -> Decision:
+    def decide(self, x0: Tensor | None = None, pixels: Pixels | None = None) -> Decision:
         return Decision(self.action, "full grid at every step")
 
     def carry(self, x0: Tensor, action: Action, stage_index: int, sigma: float, seed: int) -> Tensor:

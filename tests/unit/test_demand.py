@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.actions import DvgConfig, weights
-from stages.demand import SPATIAL, TEMPORAL, measure, spatial_demand, temporal_demand
+from stages.demand import FLOW_HALF, SPATIAL, TEMPORAL, brightness, measure, spatial_demand, temporal_demand
 from stages.noise import coordinate_noise
 
 
@@ -146,7 +146,7 @@ def test_only_the_measures_in_the_latents_own_scale_see_contrast():
     x = wave()
     faint = {method for method in SPATIAL if spatial_demand(x / 4, method) < 0.9 * spatial_demand(x, method)}
     slight = {method for method in TEMPORAL if temporal_demand(x / 4, method) < 0.9 * temporal_demand(x, method)}
-    assert (faint, slight) == ({"fft_energy"}, {"change"})
+    assert (faint, slight) == ({"fft_energy", "highpass"}, {"change"})
 
 
 def test_one_latent_frame_is_neutral_and_says_so():
@@ -171,3 +171,32 @@ def test_a_latent_that_is_not_finite_is_an_error():
 
 def test_half_precision_latents_are_measured_in_float32():
     assert spatial_demand(wave().bfloat16()) == pytest.approx(0.0398, abs=0.002)
+
+
+def panned(shift_per_clip: float, frames: int = 13, side: int = 48) -> torch.Tensor:
+    """Brightness [1, 1, F, H, W] of a smooth texture that moves to the right by ``shift_per_clip`` frame widths."""
+    x = torch.arange(side) / side
+    shifts = torch.linspace(0, shift_per_clip, frames)
+    pattern = (
+        torch.sin(2 * torch.pi * 3 * (x[None, :] - shifts[:, None]))[:, None, :] + torch.sin(2 * torch.pi * 2 * x)[None, :, None]
+    )
+    return (0.5 + 0.1 * pattern)[None, None]
+
+
+@pytest.mark.parametrize("shift", [0.05, 0.1, 0.2])
+def test_the_dense_flow_is_in_frame_widths_a_clip_whatever_the_grid(shift):
+    for frames, side in ((13, 48), (21, 48), (13, 64)):
+        demand = temporal_demand(panned(shift, frames, side), "dense_lk")
+        assert FLOW_HALF * demand / (1 - demand) == pytest.approx(shift, rel=0.35)
+
+
+def test_a_still_clip_has_no_dense_flow_and_a_flat_one_no_high_pass_energy():
+    assert temporal_demand(panned(0.0), "dense_lk") == 0.0
+    assert spatial_demand(torch.full((1, 1, 4, 32, 32), 0.5), "highpass") == pytest.approx(0.0, abs=1e-6)
+
+
+def test_brightness_is_one_for_white_and_zero_for_black_and_green_counts_most():
+    assert brightness(torch.ones(1, 3, 1, 1, 1)).item() == pytest.approx(1.0)
+    assert brightness(-torch.ones(1, 3, 1, 1, 1)).item() == pytest.approx(0.0)
+    red, green, blue = (brightness(2.0 * torch.eye(3)[i].view(1, 3, 1, 1, 1) - 1).item() for i in range(3))
+    assert green > red > blue

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from orchestrator.geometry import model as geometry_of
 from orchestrator.types import Action, Decision, Demand, Stage
+from stages.demand import Pixels
 from stages.denoise import Boundary, StepDone, run_stages, start
 from stages.models.base import Condition, TextEmbedding
 from stages.sampling import sigmas
@@ -30,6 +31,9 @@ class SpyModel:
         self.calls: list[tuple[tuple[int, ...], float]] = []
         self.outputs: list[tuple[Tensor, Tensor]] = []
         self.break_at_call = break_at_call
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        raise AssertionError("the latent is measured as it is: nothing asked for pixels")
 
     def denoise(self, x: Tensor, sigma: float, condition: Condition) -> Tensor:
         self.calls.append((tuple(x.shape[2:]), sigma))
@@ -56,7 +60,7 @@ class SpyPlanner:
     def first(self) -> Stage:
         return self.action.stages[0]
 
-    def decide(self, x0: Tensor | None) -> Decision:
+    def decide(self, x0: Tensor | None, pixels: Pixels | None = None) -> Decision:
         self.decided_on.append(x0)
         return Decision(self.action, "because", Demand(0.25, 0.75), (0.4, 0.6))
 

@@ -72,6 +72,24 @@ def test_dvg_needs_a_sketch_to_decide():
         planner().decide(None)
 
 
+def test_in_pixel_space_the_decoded_frames_decide_and_the_latent_does_not():
+    policy = planner(demand_space="pixels", spatial_demand="highpass", temporal_demand="dense_lk")
+    detailed = (torch.rand(1, 3, 13, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1)[:, :, :1].expand(
+        -1, -1, 13, -1, -1
+    )
+    fine, blank = (
+        policy.decide(sketch(policy), lambda x0, video=video: video) for video in (detailed, torch.zeros(1, 3, 13, 64, 64))
+    )
+    assert fine.demand.spatial > 0.9 > 0.1 > blank.demand.spatial
+    assert fine.action.s2 > blank.action.s2
+
+
+def test_in_pixel_space_a_planner_without_a_decoder_says_what_it_lacks():
+    policy = planner(demand_space="pixels")
+    with pytest.raises(ValueError, match="decode"):
+        policy.decide(sketch(policy))
+
+
 def test_dvg_at_a_budget_of_one_is_the_plain_run():
     policy = planner(budget=1.0)
     assert policy.first() == planner("full").first()
