@@ -44,7 +44,7 @@ class ClusterConfig(BaseModel):
     decode_workers: int = Field(1, ge=1)
     """Actors that decode the latent and write the video."""
     num_threads: int | None = Field(None, ge=1)
-    """Torch threads of a CPU worker; None: the machine's cores."""
+    """Torch threads of a CPU worker; None: the cluster's cores shared out evenly, at least one each."""
     gpus_per_sketch: float = Field(0, ge=0)
     gpus_per_rank: float = Field(0, ge=0)
     gpus_per_decode: float = Field(0, ge=0)

@@ -169,7 +169,8 @@ def _solve(xx: Tensor, yy: Tensor, xy: Tensor, bx: Tensor, by: Tensor, floor: fl
 
 def _global_lk(x0: Tensor) -> Tensor:
     """One translation per frame pair, in latent cells: Lucas-Kanade over the whole frame, as in DVG's release."""
-    return squash(_solve(*(value.sum((-2, -1)) for value in _lucas_kanade_sums(x0))).mean())
+    xx, yy, xy, bx, by = (value.sum((-2, -1)) for value in _lucas_kanade_sums(x0))
+    return squash(_solve(xx, yy, xy, bx, by).mean())
 
 
 def _windowed_lk(x0: Tensor, size: int = 5) -> Tensor:
@@ -190,8 +191,8 @@ def _dense_lk(x0: Tensor) -> Tensor:
     before, after = frames[:, :-1], frames[:, 1:]
     gx, gy = _sobel((before + after) / 2)
     difference = after - before
-    sums = (gx * gx, gy * gy, gx * gy, -gx * difference, -gy * difference)
-    xx, yy, xy, bx, by = (_box(value.flatten(0, 1).unsqueeze(1), 5) for value in sums)
+    products = (gx * gx, gy * gy, gx * gy, -gx * difference, -gy * difference)
+    xx, yy, xy, bx, by = (_box(value.flatten(0, 1).unsqueeze(1), 5) for value in products)
     flow = _solve(xx + FLOW_RIDGE, yy + FLOW_RIDGE, xy, bx, by, floor=0.0).mean()
     return squash(flow * (x0.shape[2] - 1) / x0.shape[4] / FLOW_HALF)
 
