@@ -102,6 +102,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--captions", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.0)
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     scenes = held_out_scenes()[: args.captions]
-    sampler = Sampler.from_folder(FOLDER, args.device)
+    sampler = Sampler.from_folder(args.folder, args.device)
     videos = generate(sampler, scenes, FULL, args.guidance, args.batch if args.device == "cuda" else 1)
     result: dict[str, Any] = {
         "captions": len(scenes),
@@ -120,7 +121,7 @@ def main() -> None:
         "guidance": args.guidance,
         "attributes": attribute_shares(videos, scenes, args.workers),
         "reconstruction_db": reconstruction(sampler, scenes),
-        "bytes": sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()),
+        "bytes": sum(path.stat().st_size for path in args.folder.rglob("*") if path.is_file()),
     }
     if args.speed:
         result["cpu_speed"] = cpu_speed()
