@@ -133,7 +133,7 @@ def make_run(root: Path, records: list[Record], spec: dict[str, Any] | None = No
     for record in records:
         if videos:
             seed = list(PROMPTS).index(record.prompt_id)
-            frames = moving_square(record.num_frames, record.height, seed=seed, noise=0 if record.arm == "full" else 12)
+            frames = moving_square(record.num_frames, record.height, seed=seed, noise=0 if record.arm == "full" else 4 + 2 * seed)
             write_video(frames, paths.root / record.video, record.fps)
         ledger.append(record)
     return paths

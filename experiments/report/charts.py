@@ -1,0 +1,134 @@
+"""Charts as plain geometry: data in, SVG coordinates out; the template draws them. Units of coordinates: SVG pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 420, 300
+LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 46
+
+
+@dataclass(frozen=True)
+class Point:
+    """A datum. ``colour`` and ``shape`` index the page's palette and markers; a ``label`` makes it a large, named mark."""
+
+    x: float
+    y: float
+    title: str
+    colour: int
+    shape: int = 0
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point in place. ``anchor`` keeps its label inside the frame."""
+
+    point: Point
+    x: float
+    y: float
+    anchor: str = "start"
+    label_x: float = 0.0
+    label_y: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A scatter chart; ``rules`` are vertical dashed lines with a name."""
+
+    title: str
+    x_label: str
+    y_label: str
+    marks: tuple[Mark, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    rules: tuple[Tick, ...] = ()
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+def scatter(
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: Sequence[Point],
+    rules: Sequence[tuple[float, str]] = (),
+    zero_x: bool = False,
+) -> Scatter:
+    """Lay out at least one point; ``zero_x`` starts the x axis at zero."""
+    x_ticks = ticks([p.x for p in points] + [x for x, _ in rules] + ([0.0] if zero_x else []))
+    y_ticks = ticks([p.y for p in points])
+    place_x, place_y = _scale(x_ticks, LEFT, WIDTH - RIGHT), _scale(y_ticks, HEIGHT - BOTTOM, TOP)
+    marks = [_mark(p, place_x.at(p.x), place_y.at(p.y)) for p in sorted(points, key=lambda p: bool(p.label))]
+    return Scatter(
+        title,
+        x_label,
+        y_label,
+        tuple(_apart(marks)),
+        tuple(Tick(place_x.at(value), place_x.text(value)) for value in x_ticks),
+        tuple(Tick(place_y.at(value), place_y.text(value)) for value in y_ticks),
+        tuple(Tick(place_x.at(x), name) for x, name in rules),
+    )
+
+
+def ticks(values: Sequence[float], about: int = 5) -> list[float]:
+    """Round numbers (1, 2, 5 times a power of ten) that enclose ``values``, about ``about`` intervals."""
+    low, high = min(values), max(values)
+    if high - low < 1e-9:
+        pad = abs(low) * 0.1 or 0.5
+        low, high = low - pad, high + pad
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+    start: float
+    end: float
+    decimals: int
+
+    def at(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def text(self, value: float) -> str:
+        return f"{value:.{self.decimals}f}" if value else "0"
+
+
+def _scale(values: Sequence[float], start: float, end: float) -> _Scale:
+    step = values[1] - values[0]
+    return _Scale(values[0], values[-1], start, end, max(0, -math.floor(math.log10(step) + 1e-9)))
+
+
+def _mark(point: Point, x: float, y: float) -> Mark:
+    late = x > LEFT + 0.7 * (WIDTH - LEFT - RIGHT)
+    return Mark(point, x, y, "end" if late else "start", x - 12 if late else x + 12, y + 4)
+
+
+def _apart(marks: Sequence[Mark], gap: float = 15.0) -> list[Mark]:
+    """Move labels that would overprint each other down, one under the other."""
+    placed: list[Mark] = []
+    for mark in sorted(marks, key=lambda m: (bool(m.point.label), m.label_y)):
+        y = mark.label_y
+        for other in placed:
+            if other.point.label and mark.point.label and abs(other.label_x - mark.label_x) < 150 and y - other.label_y < gap:
+                y = max(y, other.label_y + gap)
+        placed.append(Mark(mark.point, mark.x, mark.y, mark.anchor, mark.label_x, y))
+    return placed
