@@ -2,7 +2,161 @@
 
 from __future__ import annotations
 
-QUALITY_COLUMNS = (
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from orchestrator.ledger import write_atomic
+from orchestrator.paths import RunPaths
+from orchestrator.types import Record, as_row
+
+QUALITY_COLUMNS = ("reference_arm", "psnr", "ssim")
+COLUMNS = (*(f.name for f in fields(Record)), *QUALITY_COLUMNS)
+"""Columns of ``summary.csv``, in order: the record's fields, then quality against the reference arm."""
+
+NO_VALUE = "–"
+
+
+@dataclass(frozen=True)
+class ArmStats:
+    """Means over an arm's videos; None where nothing was measured. Seconds are per video."""
+
+    arm: str
+    num_videos: int
+    num_failed: int
+    density: float
+    density_executed: float
+    text_s: float
+    sketch_s: float
+    refine_s: float
+    denoise_s: float
+    decode_s: float
+    encode_s: float
+    busy_s: float
+    """Text, denoising, decode and mp4: the seconds of work a video costs, waiting excluded."""
+    latency_s: float
+    latency_p50_s: float
+    latency_p95_s: float
+    device_s: float
+    videos_per_device_hour: float
+    speedup: float | None
+    """Denoising time of the reference arm over this arm's, on the prompts and seeds that both have."""
+    psnr: float | None
+    ssim: float | None
+
+
+def busy_s(record: Record) -> float:
+    """Seconds of work on one video, waiting excluded."""
+    return record.text_s + record.denoise_s + record.decode_s + record.encode_s
+
+
+def summary_rows(records: Iterable[Record], quality: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One mapping with every key of ``COLUMNS`` per record, ordered by prompt, seed and arm; None where unknown."""
+    joined = {row["item_key"]: row for row in quality}
+    ordered = sorted(records, key=lambda r: (r.prompt_id, r.seed, r.arm))
+    return [as_row(r) | {name: joined.get(r.item_key, {}).get(name) for name in QUALITY_COLUMNS} for r in ordered]
+
+
+def write_summary(paths: RunPaths, records: Iterable[Record], quality: Iterable[Mapping[str, Any]]) -> Path:
+    """Write ``summary.csv`` in one piece: a reader sees the old file or the whole new one."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(summary_rows(records, quality))
+    write_atomic(paths.summary, buffer.getvalue())
+    return paths.summary
+
+
+def arm_stats(
+    records: Iterable[Record],
+    quality: Iterable[Mapping[str, Any]] = (),
+    reference_arm: str | None = None,
+    failures: Iterable[Mapping[str, Any]] = (),
+) -> list[ArmStats]:
+    """One entry per arm that has a video, the reference first, the others by name.
+
+    ``reference_arm`` None takes the one that ``quality`` was measured against, and no speedup without either.
+    """
+    records, quality = list(records), list(quality)
+    reference = reference_arm or next((row["reference_arm"] for row in quality), None)
+    failed = [failure.get("arm") for failure in failures]
+    names = sorted({r.arm for r in records}, key=lambda name: (name != reference, name))
+    baseline = {(r.prompt_id, r.seed): r for r in records if r.arm == reference}
+    return [_stats(name, [r for r in records if r.arm == name], quality, baseline, failed.count(name)) for name in names]
+
+
+def _stats(
+    name: str,
+    records: Sequence[Record],
+    quality: Sequence[Mapping[str, Any]],
+    baseline: Mapping[tuple[str, int], Record],
+    num_failed: int,
+) -> ArmStats:
+    def mean(field: str) -> float:
+        return float(np.mean([getattr(r, field) for r in records]))
+
+    measured = [row for row in quality if row["arm"] == name]
+    latency = [r.latency_s for r in records]
+    device_s = mean("device_s")
+    return ArmStats(
+        arm=name,
+        num_videos=len(records),
+        num_failed=num_failed,
+        busy_s=float(np.mean([busy_s(r) for r in records])),
+        latency_p50_s=float(np.percentile(latency, 50)),
+        latency_p95_s=float(np.percentile(latency, 95)),
+        videos_per_device_hour=3600.0 / device_s if device_s > 0 else 0.0,
+        speedup=_speedup(records, baseline),
+        psnr=_mean_or_none(measured, "psnr"),
+        ssim=_mean_or_none(measured, "ssim"),
+        **{field: mean(field) for field in _MEANS},
+    )
+
+
+_MEANS = (
+    *("density", "density_executed", "text_s", "sketch_s", "refine_s", "denoise_s", "decode_s", "encode_s"),
+    *("latency_s", "device_s"),
+)
+
+
+def _speedup(records: Sequence[Record], baseline: Mapping[tuple[str, int], Record]) -> float | None:
+    shared = [r for r in records if (r.prompt_id, r.seed) in baseline]
+    ours = sum(r.denoise_s for r in shared)
+    return sum(baseline[r.prompt_id, r.seed].denoise_s for r in shared) / ours if ours > 0 else None
+
+
+def _mean_or_none(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return float(np.mean([row[name] for row in rows])) if rows else None
+
+
+def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
+    """The table a sweep ends with. Seconds are per video; speedup is of denoising against the reference arm."""
+    columns, rows = table_rows(stats)
+    table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, padding=0)
+    for column in columns:
+        table.add_column(column.replace(" ", "\n"), justify="left" if column == "arm" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def table_rows(stats: Iterable[ArmStats]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Column names and one row of cells per arm, for the terminal and the report alike.
+
+    "n" is finished, or finished/attempted where an item was given up; "decode s" includes the mp4; "device s" is per
+    video and "videos /h" per device hour.
+    """
+    return TABLE_COLUMNS, [_cells(stat) for stat in stats]
+
+
+TABLE_COLUMNS = (
     *("arm", "n", "density", "text s", "sketch s", "refine s", "decode s", "speedup", "PSNR dB", "SSIM"),
     *("device s", "videos /h"),
 )
@@ -13,7 +167,7 @@ def _cells(stat: ArmStats) -> tuple[str, ...]:
         stat.arm,
         f"{stat.num_videos}" + (f"/{stat.num_videos + stat.num_failed}" if stat.num_failed else ""),
         f"{stat.density:.3f}",
-        *(f"{seconds:.2f}" for seconds in (stat.text_s, stat.sketch_s, stat.refine_s, stat.decode_s + stat.encode_s)),
+        *(f"{s:.2f}" for s in (stat.text_s, stat.sketch_s, stat.refine_s, stat.decode_s + stat.encode_s)),
         number(stat.speedup, "{:.2f}x"),
         number(stat.psnr, "{:.2f}"),
         number(stat.ssim, "{:.3f}"),
