@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 46
+_CHAR = 7.5
+"""About the width of a letter of a label."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point in place. ``anchor`` keeps its label inside the frame."""
+    """A point in place, and where its label goes."""
 
     point: Point
     x: float
     y: float
-    anchor: str = "start"
     label_x: float = 0.0
     label_y: float = 0.0
 
@@ -118,17 +119,24 @@ def _scale(values: Sequence[float], start: float, end: float) -> _Scale:
 
 
 def _mark(point: Point, x: float, y: float) -> Mark:
-    late = x > LEFT + 0.7 * (WIDTH - LEFT - RIGHT)
-    return Mark(point, x, y, "end" if late else "start", x - 12 if late else x + 12, y + 4)
+    """The label goes above its mark, inside the frame."""
+    half = _CHAR * len(point.label) / 2
+    return Mark(point, x, y, min(max(x, LEFT + half), WIDTH - half), y - 13)
 
 
 def _apart(marks: Sequence[Mark], gap: float = 15.0) -> list[Mark]:
-    """Move labels that would overprint each other down, one under the other."""
+    """Move labels that would overprint each other up, one over the other."""
     placed: list[Mark] = []
-    for mark in sorted(marks, key=lambda m: (bool(m.point.label), m.label_y)):
+    for mark in sorted(marks, key=lambda m: (bool(m.point.label), -m.label_y)):
         y = mark.label_y
         for other in placed:
-            if other.point.label and mark.point.label and abs(other.label_x - mark.label_x) < 150 and y - other.label_y < gap:
-                y = max(y, other.label_y + gap)
-        placed.append(Mark(mark.point, mark.x, mark.y, mark.anchor, mark.label_x, y))
+            reach = _CHAR * (len(mark.point.label) + len(other.point.label)) / 2 + 6
+            if (
+                mark.point.label
+                and other.point.label
+                and abs(other.label_x - mark.label_x) < reach
+                and abs(other.label_y - y) < gap
+            ):
+                y = other.label_y - gap
+        placed.append(Mark(mark.point, mark.x, mark.y, mark.label_x, y))
     return placed

@@ -1,1 +1,161 @@
-"""The report of a run."""
+"""report.html: one file, complete, that loads nothing and trusts no text."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.report import write_report
+from experiments.report.charts import Point, scatter, ticks
+from experiments.report.page import build_page
+from orchestrator.ledger import Ledger
+from orchestrator.paths import RunPaths
+from tests.fakerun import make_failure, make_record, make_records, make_run, make_spec, quality_row
+
+
+class _Page(HTMLParser):
+    """Start tags with their attributes, open tags at the end, and all visible text."""
+
+    VOID = frozenset({"meta", "link", "input", "br", "img", "circle", "rect", "path", "line"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def write(paths: RunPaths, **options: int) -> _Page:
+    records = Ledger(paths).records()
+    quality = [quality_row(r) for r in records if r.arm != "full"]
+    page = _Page(write_report(paths, records, quality, Ledger(paths).failures(), **options).read_text())
+    assert page.open == []
+    return page
+
+
+def test_the_report_loads_nothing_from_any_network(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, make_records(2))
+    make_failure(paths)
+    page = write(paths)
+    text = paths.report.read_text()
+    assert "://" not in text
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest", text)
+    for _, attrs in page.tags:
+        for name in {"src", "href", "poster", "action", "data"} & attrs.keys():
+            assert str(attrs[name]).startswith(("data:", "#")), attrs
+
+
+def test_every_video_is_in_the_file_byte_for_byte_and_plays_muted_in_a_loop(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, make_records(2))
+    videos = write(paths).all("video")
+    embedded = [base64.b64decode(str(video["src"]).removeprefix("data:video/mp4;base64,")) for video in videos]
+    assert sorted(embedded) == sorted(path.read_bytes() for path in paths.videos.rglob("*.mp4"))
+    assert all({"muted", "loop", "autoplay", "controls", "playsinline", "aria-label"} <= video.keys() for video in videos)
+
+
+def test_videos_too_large_to_embed_are_linked_relative_to_the_report(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, make_records(1))
+    sources = [video["src"] for video in write(paths, embed_up_to_bytes=10).all("video")]
+    assert sources == ["videos/full/still-circle/0.mp4", "videos/dvg/still-circle/0.mp4"]
+    assert all((tmp_path / str(source)).is_file() for source in sources)
+
+
+def test_text_of_prompts_and_errors_is_shown_and_never_run(tmp_path: Path) -> None:
+    evil = '</title><script>alert("x")</script><img src="http://x/y.png" onerror=alert(1)>'
+    paths = make_run(tmp_path, [make_record(prompt=evil, why=evil)], videos=False)
+    page = write(paths)
+    assert len(page.all("script")) == 1
+    assert page.all("img") == []
+    assert evil in page.text
+
+
+def test_arms_stand_side_by_side_in_one_order_with_action_density_and_reason(tmp_path: Path) -> None:
+    records = make_records(3)
+    page = write(make_run(tmp_path, records))
+    assert [clip["data-arm"] for clip in page.all("figure") if "data-arm" in clip] == ["full", "dvg"] * 3
+    for record in records:
+        assert record.why in page.text
+        assert record.action in page.text
+        assert f"{record.density:.3f}" in page.text
+    assert page.text.count("2.00×") == 1 + 3
+
+
+def test_failures_show_their_story_and_leave_a_named_hole_in_their_prompt(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, [make_record("full", "orbit", 7), make_record("full", "drift"), make_record("dvg", "drift")])
+    failure = make_failure(paths, "dvg", "orbit", 7)
+    page = write(paths)
+    assert "given up" in page.text
+    assert page.text.count(failure["error"]) == 2
+    for line in failure["story"]:
+        assert line in page.text
+
+
+def test_a_missing_video_file_is_named_instead_of_a_broken_player(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, make_records(1))
+    (tmp_path / "videos/dvg/still-circle/0.mp4").unlink()
+    page = write(paths)
+    assert len(page.all("video")) == 1
+    assert "videos/dvg/still-circle/0.mp4" in page.text
+
+
+def test_a_run_without_records_or_reference_still_has_a_report(tmp_path: Path) -> None:
+    assert "No video is finished yet." in write(make_run(tmp_path / "empty", [])).text
+    only = make_run(tmp_path / "only", [make_record("dvg")], make_spec([make_record("dvg")]) | {"reference": None})
+    page = _Page(write_report(only, [make_record("dvg")], []).read_text())
+    assert "No quality was measured" in page.text
+
+
+def test_prompts_keep_the_order_of_the_spec() -> None:
+    records = make_records(5)
+    page = build_page(records[::-1], [], [], make_spec(records))
+    assert [prompt.prompt_id for prompt in page.prompts] == [r.prompt_id for r in records[::2]]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
+def test_ticks_enclose_the_data_evenly_and_are_few(values: list[float]) -> None:
+    found = ticks(values)
+    slack = 1e-6 * (found[-1] - found[0])
+    assert found[0] <= min(values) + slack
+    assert found[-1] >= max(values) - slack
+    assert 2 <= len(found) <= 8
+    steps = [b - a for a, b in pairwise(found)]
+    assert max(steps) == pytest.approx(min(steps), rel=1e-3)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1), st.sampled_from(["", "full", "dvg-0.35"])), min_size=1, max_size=12)
+)
+def test_marks_stay_inside_the_frame_and_labels_never_overprint(points: list[tuple[float, float, str]]) -> None:
+    chart = scatter("t", "x", "y", [Point(x, y, "", 1, label=label) for x, y, label in points])
+    for mark in chart.marks:
+        assert chart.left - 0.1 <= mark.x <= chart.right + 0.1
+        assert chart.top - 0.1 <= mark.y <= chart.bottom + 0.1
+    labels = [mark for mark in chart.marks if mark.point.label]
+    for index, one in enumerate(labels):
+        for other in labels[:index]:
+            assert abs(one.label_x - other.label_x) > 20 or abs(one.label_y - other.label_y) > 10
