@@ -67,10 +67,11 @@ def scatter(
     points: Sequence[Point],
     rules: Sequence[tuple[float, str]] = (),
     zero_x: bool = False,
+    min_span: tuple[float, float] = (0.0, 0.0),
 ) -> Scatter:
-    """Lay out at least one point; ``zero_x`` starts the x axis at zero."""
-    x_ticks = ticks([p.x for p in points] + [x for x, _ in rules] + ([0.0] if zero_x else []))
-    y_ticks = ticks([p.y for p in points])
+    """Lay out at least one point; ``zero_x`` starts the x axis at zero, ``min_span`` is the least range of each axis."""
+    x_ticks = ticks([p.x for p in points] + [x for x, _ in rules] + ([0.0] if zero_x else []), min_span[0])
+    y_ticks = ticks([p.y for p in points], min_span[1])
     place_x, place_y = _scale(x_ticks, LEFT, WIDTH - RIGHT), _scale(y_ticks, HEIGHT - BOTTOM, TOP)
     marks = [_mark(p, place_x.at(p.x), place_y.at(p.y)) for p in sorted(points, key=lambda p: bool(p.label))]
     return Scatter(
@@ -84,12 +85,15 @@ def scatter(
     )
 
 
-def ticks(values: Sequence[float], about: int = 5) -> list[float]:
-    """Round numbers (1, 2, 5 times a power of ten) that enclose ``values``, about ``about`` intervals."""
+def ticks(values: Sequence[float], min_span: float = 0.0, about: int = 5) -> list[float]:
+    """Round numbers (1, 2, 5 times a power of ten) that enclose ``values``, about ``about`` intervals.
+
+    A range below ``min_span``, or none at all, is widened around its middle, so that noise does not fill a chart.
+    """
     low, high = min(values), max(values)
-    if high - low < 1e-9:
-        pad = abs(low) * 0.1 or 0.5
-        low, high = low - pad, high + pad
+    if high - low < max(min_span, 1e-9):
+        middle, span = (low + high) / 2, min_span or abs(low) * 0.2 or 1.0
+        low, high = middle - span / 2, middle + span / 2
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)

@@ -144,7 +144,7 @@ def _cards(arms: Sequence[ArmStats], reference: str | None, records: Sequence[Re
     yield Card(str(len(records)), "videos", note + (f", {len(failures)} given up" if failures else ""))
     others = [stats for stats in arms if stats.arm != reference]
     if fast := max((s for s in others if s.speedup), key=lambda s: s.speedup or 0.0, default=None):
-        yield Card(f"{fast.speedup:.2f}×", "faster denoising", f"{fast.arm} against {reference}")
+        yield Card(f"{fast.speedup:.2f}×", "denoising speedup", f"{fast.arm} against {reference}")
     if close := max((s for s in others if s.ssim is not None), key=lambda s: s.ssim or 0.0, default=None):
         yield Card(f"{close.ssim:.3f}", "SSIM", f"{close.arm}, {number(close.psnr, '{:.1f} dB')} PSNR")
     if lean := min(others, key=lambda s: s.density_executed, default=None):
@@ -168,7 +168,7 @@ def _quality_charts(
 ) -> Iterable[Scatter]:
     joined = {row["item_key"]: row for row in quality}
     rules = [(stats.busy_s, stats.arm) for stats in arms if stats.arm == reference]
-    for column, label, form in (("ssim", "SSIM", "{:.4f}"), ("psnr", "PSNR, dB", "{:.2f} dB")):
+    for column, label, form, span in (("ssim", "SSIM", "{:.4f}", 0.05), ("psnr", "PSNR, dB", "{:.2f} dB", 2.0)):
         measured = [(r, joined[r.item_key][column]) for r in records if r.item_key in joined]
         points = [
             Point(busy_s(r), y, f"{r.arm}, {r.prompt_id}: {busy_s(r):.2f} s, {form.format(y)}", colours[r.arm])
@@ -181,7 +181,7 @@ def _quality_charts(
                 points.append(Point(stats.busy_s, y, title, colours[stats.arm], label=stats.arm))
         if points:
             title = f"{label.split(',')[0]} against time"
-            yield scatter(title, "seconds of work per video", f"{label} against {reference}", points, rules, zero_x=True)
+            yield scatter(title, "seconds of work per video", f"{label} against {reference}", points, rules, True, (0.0, span))
 
 
 def _actions(records: Sequence[Record]) -> tuple[tuple[str, int, int, int], ...]:
@@ -203,7 +203,9 @@ def _demand_chart(records: Sequence[Record], style: Mapping[str, tuple[int, int]
         for r in records
         if r.spatial_demand is not None and r.temporal_demand is not None
     ]
-    return scatter("Demand and action", "spatial demand", "temporal demand", points) if points else None
+    if not points:
+        return None
+    return scatter("Demand and action", "spatial demand", "temporal demand", points, min_span=(0.2, 0.2))
 
 
 def _prompts(
