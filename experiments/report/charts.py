@@ -92,7 +92,7 @@ def ticks(values: Sequence[float], min_span: float = 0.0, about: int = 5) -> lis
     """
     low, high = min(values), max(values)
     if high - low < max(min_span, 1e-9):
-        middle, span = (low + high) / 2, min_span or abs(low) * 0.2 or 1.0
+        middle, span = (low + high) / 2, min_span or (abs(low) * 0.2 if abs(low) > 1e-6 else 1.0)
         low, high = middle - span / 2, middle + span / 2
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))

@@ -147,6 +147,12 @@ def test_ticks_enclose_the_data_evenly_and_are_few(values: list[float]) -> None:
     assert max(steps) == pytest.approx(min(steps), rel=1e-3)
 
 
+def test_a_range_too_small_to_matter_is_not_blown_up() -> None:
+    found = ticks([0.7765, 0.7766], min_span=0.2)
+    assert found[0] < 0.7
+    assert found[-1] > 0.85
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1), st.sampled_from(["", "full", "dvg-0.35"])), min_size=1, max_size=12)
 )
