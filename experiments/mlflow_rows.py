@@ -69,6 +69,12 @@ def prompt_params(record: Record) -> dict[str, str]:
     return {name: as_text(getattr(record, name), MAX_PARAM_CHARS) for name in PARAMS}
 
 
+def failure_params(failure: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of an item that has no record; the same values that a record of it would give."""
+    names = ("prompt", "prompt_id", "seed", "arm")
+    return {name: as_text(failure[name], MAX_PARAM_CHARS) for name in names if name in failure}
+
+
 def prompt_tags(record: Record) -> dict[str, str]:
     tags = {name: as_text(getattr(record, name), MAX_TAG_CHARS) for name in TAGS}
     return tags | {"mlflow.note.content": as_text(f"{record.prompt}\n\n{record.why}", MAX_TAG_CHARS)}

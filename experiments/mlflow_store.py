@@ -110,7 +110,8 @@ class RunStore:
         known = self._ensure(key, "prompt", name, self._arm(str(failure.get("arm", "unknown"))).run_id)
         story = "\n".join(map(str, failure.get("story") or ()))
         tags = {"error": rows.as_text(failure.get("error"), rows.MAX_TAG_CHARS)}
-        self._log(known, 0, {}, tags=tags | {"story": rows.as_text(story, rows.MAX_TAG_CHARS)})
+        params = rows.failure_params(failure) if not known.params else {}
+        self._log(known, 0, {}, params, tags | {"story": rows.as_text(story, rows.MAX_TAG_CHARS)})
         self._status(known, FAILED)
 
     def complete(
@@ -224,7 +225,8 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> Experi
     if found is not None:
         return found
     try:
-        return client.get_experiment(client.create_experiment(name, artifact_location=location))
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for runs, not those for chat traces
+        return client.get_experiment(client.create_experiment(name, artifact_location=location, tags=kind))
     except MlflowException:
         found = client.get_experiment_by_name(name)  # made by somebody else in between
         if found is None:

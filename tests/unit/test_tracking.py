@@ -206,6 +206,7 @@ def test_a_failure_is_a_failed_run_until_its_item_succeeds(tmp_path: Path) -> No
     failed = [run for run in by_level(paths)["prompt"] if run.info.status == "FAILED"]
     assert "out of memory" in failed[0].data.tags["error"]
     assert "pod-0 lost" in failed[0].data.tags["story"]
+    assert failed[0].data.params["prompt_id"] == "orbit"
     Ledger(paths).append(make_record("dvg", "orbit"))
     mirror(tmp_path)
     assert {run.info.status for run in by_level(paths)["prompt"]} == {"FINISHED"}
