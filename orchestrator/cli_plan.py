@@ -56,7 +56,7 @@ def _plan(settings: Mapping[str, Any], demand: Demand | None) -> dict[str, Any]:
     if mistakes:
         raise ConfigError(mistakes)
     try:
-        return plan_report(model.name, shape, steps, budget, DvgConfig(), demand)
+        return plan_report(model.name, shape, steps, budget, DvgConfig.for_model(model), demand)
     except ValueError as error:
         raise ConfigError([" ".join(str(error).split())]) from error
 

@@ -83,7 +83,7 @@ class ArmOptions(BaseModel):
     width: int | None = Field(None, ge=1)
     fps: int | None = Field(None, ge=1)
     dvg: dict[str, Any] = Field(default_factory=dict)
-    """Knobs of :class:`orchestrator.actions.DvgConfig`."""
+    """Knobs of :class:`orchestrator.dvg_config.DvgConfig`; those not given have the model's or the released value."""
 
 
 class SweepSpec(ArmOptions):

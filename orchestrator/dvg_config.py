@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from orchestrator.geometry import NUM_STAGES, Shifts
+from orchestrator.geometry import NUM_STAGES, ModelGeometry, Shifts
 
 SpatialDemand = Literal["fft", "fft_exact", "fft_per_frame", "fft_energy", "sobel", "multiscale", "highpass"]
 TemporalDemand = Literal["global_lk", "windowed_lk", "phase_correlation", "difference", "change", "spectrum", "dense_lk"]
@@ -66,6 +67,11 @@ class DvgConfig(BaseModel):
     """Right shift of the noise hash; ``arithmetic`` gives the release's values."""
     renoise: Literal["coordinate", "random"] = "coordinate"
     """``random`` draws fresh noise at every transition (an ablation of the paper)."""
+
+    @classmethod
+    def for_model(cls, model: ModelGeometry, overrides: Mapping[str, Any] | None = None) -> Self:
+        """The released values, the model's own where they differ, then ``overrides``. Raises ValidationError."""
+        return cls.model_validate({**dict(model.dvg_defaults), **(overrides or {})})
 
     @model_validator(mode="after")
     def _check_rates(self) -> Self:

@@ -47,6 +47,8 @@ class ModelGeometry:
     """Timestep shift of a plain full-grid run."""
     stage_shifts: Shifts
     """Timestep shift of each of DVG's stages."""
+    dvg_defaults: tuple[tuple[str, str | float], ...] = ()
+    """Knobs of ``DvgConfig`` whose released value does not suit this model, with the value that does."""
     pixel_planner: bool = False
     """Stage sizes are rounded in pixels, not in latent cells (DVG's release does so for HunyuanVideo)."""
 
@@ -97,6 +99,14 @@ def _size_mistake(model_name: str, side: str, size: int, multiple: int) -> str:
 
 WAN_MINI_SHIFT = 3.0
 WAN_MINI_CHANNELS = 16
+WAN_MINI_DVG = (
+    ("demand_space", "pixels"),
+    ("spatial_demand", "highpass"),
+    ("temporal_demand", "dense_lk"),
+    ("sharpness", 4.0),
+)
+"""Its latent cells each hold a whole texture period, so the released measures on the latent follow the content too little
+(``experiments/LOG.md`` has the figures)."""
 WAN_480P = VideoShape(81, 480, 832, 16)
 
 
@@ -113,6 +123,7 @@ def _wan(
     stride: int = 8,
     latent_channels: int = 16,
     default_shape: VideoShape = WAN_480P,
+    dvg_defaults: tuple[tuple[str, str | float], ...] = (),
 ) -> ModelGeometry:
     """A model of the Wan family: one transformer layout, patch 1 x 2 x 2, four-fold temporal compression."""
     return ModelGeometry(
@@ -128,6 +139,7 @@ def _wan(
         default_guidance=default_guidance,
         full_shift=full_shift,
         stage_shifts=stage_shifts,
+        dvg_defaults=dvg_defaults,
     )
 
 

@@ -23,7 +23,7 @@ def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> 
     """The arm, or None with what is wrong appended to ``mistakes``."""
     before = len(mistakes)
     model = _model(name, settings, mistakes)
-    config = _dvg(name, settings, mistakes)
+    config = _dvg(name, settings, model, mistakes)
     if model is None or config is None:
         return None
     shape = _shape(settings, model)
@@ -64,9 +64,10 @@ def _model(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> geome
         return None
 
 
-def _dvg(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> DvgConfig | None:
+def _dvg(name: str, settings: Mapping[str, Any], model: geometry.ModelGeometry | None, mistakes: list[str]) -> DvgConfig | None:
+    overrides = settings.get("dvg") or {}
     try:
-        return DvgConfig.model_validate(settings.get("dvg") or {})
+        return DvgConfig.for_model(model, overrides) if model else DvgConfig.model_validate(overrides)
     except ValidationError as error:
         mistakes.extend(from_validation(error, DvgConfig, f"arm {name}: dvg"))
         return None

@@ -20,17 +20,19 @@ from scipy.stats import spearmanr
 from experiments.bench.common import save
 from experiments.embedded.captions import caption
 from experiments.embedded.scenes import Scene, detail, held_out_scenes, speed
+from orchestrator.actions import DvgConfig
 from orchestrator.arms import Arm, make_item
 from orchestrator.resolve import resolve_arm
 from orchestrator.types import Decision
 from stages.worker import ClipWorker
 
 MIN_SHARE = 0.10
+RELEASED = DvgConfig().model_dump(include={"demand_space", "spatial_demand", "temporal_demand", "sharpness"})
 
 
-def make_arm(budget: float, spatial: str, temporal: str) -> Arm:
+def make_arm(budget: float, knobs: dict[str, Any]) -> Arm:
     mistakes: list[str] = []
-    settings = {"planner": "dvg", "budget": budget, "dvg": {"spatial_demand": spatial, "temporal_demand": temporal}}
+    settings = {"planner": "dvg", "budget": budget, "dvg": knobs}
     arm = resolve_arm("dvg", settings, mistakes)
     if arm is None:
         raise SystemExit("\n".join(mistakes))
@@ -74,14 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--budget", type=float, default=0.5)
-    parser.add_argument("--spatial-demand", default="fft")
-    parser.add_argument("--temporal-demand", default="global_lk")
+    parser.add_argument("--released", action="store_true", help="the release's measures and sharpness, on the latent")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     scenes = held_out_scenes()[: args.captions]
-    arm = make_arm(args.budget, args.spatial_demand, args.temporal_demand)
+    arm = make_arm(args.budget, RELEASED if args.released else {})
     chosen = decisions(arm, scenes)
-    result = {"budget": args.budget, "spatial_demand": args.spatial_demand, "temporal_demand": args.temporal_demand}
+    measured = arm.dvg.model_dump(include={"demand_space", "spatial_demand", "temporal_demand", "sharpness"})
+    result = {"budget": args.budget, **measured}
     result |= figures(scenes, chosen)
     result["rows"] = [
         {"caption": caption(s), "detail": detail(s), "speed": speed(s), "action": d.action.name, **vars(d.demand)}

@@ -18,7 +18,7 @@ MORTAR = 0.09  # of a brick's length
 
 
 def pack(scenes: Sequence[Scene]) -> Tensor:
-    """Scenes as a float64 CPU tensor [B, 40]: 14 numbers of background and camera, then 13 a thing (an absent one has radius 0)."""
+    """Scenes as float64 [B, 40] on the CPU: 14 numbers of background and camera, then 13 a thing (radius 0 if absent)."""
     return torch.tensor([_pack_one(scene) for scene in scenes], dtype=torch.float64)
 
 

@@ -140,3 +140,13 @@ def test_a_spec_that_is_no_mapping_is_refused_in_one_line(tmp_path: pathlib.Path
     with pytest.raises(ConfigError) as caught:
         load_sweep(tmp_path / "s.yaml")
     assert len(caught.value.mistakes) == 1
+
+
+def test_the_embedded_model_measures_in_pixels_unless_a_spec_asks_for_the_release() -> None:
+    own, released = build_sweep(
+        spec(arms={"a": {}, "b": {"dvg": {"demand_space": "latent", "spatial_demand": "fft"}}}), ROOT
+    ).arms
+    assert (own.dvg.demand_space, own.dvg.spatial_demand) == ("pixels", "highpass")
+    assert (released.dvg.demand_space, released.dvg.spatial_demand, released.dvg.temporal_demand) == ("latent", "fft", "dense_lk")
+    assert own.sketch_parts == {"vae"}
+    assert not released.sketch_parts
