@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator.arms import Arm
 from orchestrator.config import Sweep, load_sweep
@@ -117,7 +118,7 @@ class _Run:
         return Tracker(self.paths, self.sweep.resolved(), self._warn)
 
     def _warn(self, line: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {line}", highlight=False)
+        self.console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
 
     def _make(self, todo: list[Item], tracker: Tracker | None) -> bool:
         """Run the shell; True when a person interrupted it."""
@@ -163,7 +164,8 @@ class _Run:
         if tracker is not None:
             tracker.on_finish(records, quality, failures)
         for failure in failures:
-            self.console.print(f"[red]gave up[/] {failure['arm']}/{failure['prompt_id']}/{failure['seed']}: {failure['error']}")
+            where = f"{failure['arm']}/{failure['prompt_id']}/{failure['seed']}"
+            self.console.print(f"[red]gave up[/] {where}: {escape(failure['error'])}", highlight=False)
         return PARTLY_FAILED if failures else 0
 
 

@@ -62,8 +62,8 @@ class TrackingConfig(BaseModel):
     uri: str | None = None
     """None: MLFLOW_TRACKING_URI if set, otherwise an sqlite file in the run folder."""
     experiment: str = "dvg"
-    videos: Literal["none", "sample", "all"] = "all"
-    """Which videos are uploaded: none, one prompt in ten, or all."""
+    videos: Literal["auto", "none", "sample", "all"] = "auto"
+    """Which videos are uploaded: none, one prompt in ten (sample), or all; auto: all of up to 50 items, else a sample."""
 
 
 class ArmOptions(BaseModel):

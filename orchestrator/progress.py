@@ -9,6 +9,7 @@ from typing import Any
 
 import rich.progress
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator.events import Command, Event, Failed, StartDecode, StartPhase, StartSketch, WorkerLost
 from orchestrator.types import Record
@@ -47,9 +48,9 @@ class Progress:
 
     def on_event(self, event: Event, commands: Sequence[Command]) -> None:
         if isinstance(event, Failed):
-            self._print(f"[yellow]attempt {event.attempt} failed[/] in {event.phase}: {event.error}")
+            self._print(f"[yellow]attempt {event.attempt} failed[/] in {event.phase}: {escape(event.error)}")
         if isinstance(event, WorkerLost):
-            self._print(f"[yellow]lost[/] {event.worker}: {event.reason}")
+            self._print(f"[yellow]lost[/] {event.worker}: {escape(event.reason)}")
         for command in commands:
             if type(command) in PHASES:
                 self._phase[command.item_key] = PHASES[type(command)]
@@ -65,7 +66,7 @@ class Progress:
 
     def on_failure(self, failure: Mapping[str, Any]) -> None:
         self._end(failure["item_key"])
-        self._print(f"{self._where(failure)} [red]given up after {failure['attempts']} attempts[/]: {failure['error']}")
+        self._print(f"{self._where(failure)} [red]given up after {failure['attempts']} attempts[/]: {escape(failure['error'])}")
 
     def _end(self, item_key: str) -> None:
         self._phase.pop(item_key, None)

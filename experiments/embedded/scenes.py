@@ -96,7 +96,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """The background's free numbers: two tones (RGB in [0, 1]), texture scale (side), angle (radians), phases (periods), texture seed."""
+    """The background's free numbers: two tones (RGB in [0, 1]), scale (sides), angle (radians), phases (periods), texture seed."""
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
@@ -149,7 +149,7 @@ def _place_one(thing: Thing, region: tuple[float, float, float, float], rng: ran
 
 
 def backdrop(scene: Scene) -> Backdrop:
-    """Tones and texture numbers: near-neutral tones, a contrast of at least 0.28 of the range (noise: a deviation of at least 0.09)."""
+    """Tones and texture: near-neutral, a contrast of at least 0.28 of the range (noise: a deviation of at least 0.09)."""
     rng = random.Random(scene.seed + 1)
     warm, green = rng.uniform(-0.07, 0.07), rng.uniform(-0.02, 0.02)
     middle = rng.uniform(0.30, 0.75) if scene.background == "plain" else rng.uniform(0.42, 0.60)
@@ -166,7 +166,7 @@ def backdrop(scene: Scene) -> Backdrop:
 
 
 def camera_path(camera: str) -> tuple[float, float]:
-    """What the camera does over the clip: (pan in frame sides, positive to the right; zoom factor at t=1). Moves the background alone."""
+    """(pan over the clip in frame sides, positive to the right; zoom factor at t=1). It moves the background alone."""
     if camera == "zoom":
         return 0.0, ZOOM_FACTOR
     if camera == "static":
