@@ -197,7 +197,7 @@ _ALL = (
         8,
         7,
         30,
-        1.0,
+        2.0,
         WAN_MINI_SHIFT,
         _constant(WAN_MINI_SHIFT),  # so that a full run and a reduced one share one schedule
         head_dim=32,

@@ -1,6 +1,8 @@
 """Quality and speed of the embedded model as it ships, by one script.
 
-On a GPU: ``python -m experiments.embedded.evaluate --device cuda --captions 200``; on a CPU: ``--captions 20 --speed``.
+``python -m experiments.embedded.evaluate --captions 20 --speed`` takes some minutes on two cores; ``--captions 200`` is the
+published evaluation, about 25 minutes there or a few on a GPU (``--device cuda``). ``--rows FILE`` keeps each caption's result, so
+that an interrupted evaluation goes on.
 """
 
 from __future__ import annotations
@@ -9,68 +11,99 @@ import argparse
 import json
 import pathlib
 import statistics
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from experiments.embedded import vae as autoencoder
 from experiments.embedded.captions import caption
-from experiments.embedded.export import FOLDER, MAX_BYTES
-from experiments.embedded.latents import FULL, Shape
+from experiments.embedded.checker import ATTRIBUTES, check
+from experiments.embedded.export import MAX_BYTES
 from experiments.embedded.render import render
-from experiments.embedded.sampling import NUM_STEPS, Sampler, contact_sheet
+from experiments.embedded.sampling import Sampler, contact_sheet
 from experiments.embedded.scenes import BACKGROUNDS, Scene, held_out_scenes
+from orchestrator.geometry import model as geometry_of
+from stages import sketch
+from stages.denoise import run_stages
+from stages.models import embedded
+from stages.models.base import Model, load
+from stages.planners.full import FullPlanner
 
 TARGETS = {"colour": 0.95, "shape": 0.90, "direction": 0.90, "speed": 0.85, "background": 0.90}
 PSNR_TARGETS_DB = {"all but noise": 30.0, "noise": 26.0}
 MAX_SECONDS = 12.0
+GEOMETRY = geometry_of(embedded.NAME)
+SHEET_VIDEOS = 16
 
 
-def judge(pair: tuple[np.ndarray, Scene]) -> dict[str, bool | None]:
-    from experiments.embedded.checker import check
-
-    return check(*pair)
-
-
-def generate(sampler: Sampler, scenes: Sequence[Scene], shape: Shape, guidance: float, batch: int) -> np.ndarray:
-    """uint8 [B, F, H, W, 3]; seed i for scene i."""
-    videos = []
-    for start in range(0, len(scenes), batch):
-        part = [caption(scene) for scene in scenes[start : start + batch]]
-        videos.append(sampler.videos(sampler.latents(part, shape, seed=start, guidance=guidance), chunk=batch))
-    return np.concatenate(videos)
+@lru_cache(maxsize=1)
+def _model(device: str) -> Model:
+    """One per process; on a CPU each process keeps to one thread, so that two use two cores."""
+    if device == "cpu":
+        torch.set_num_threads(1)
+    return load(embedded.NAME, None, device)
 
 
-def attribute_shares(videos: np.ndarray, scenes: Sequence[Scene], workers: int) -> dict[str, float]:
+def make_video(number: int, guidance: float, device: str) -> np.ndarray:
+    """The full-grid video uint8 [F, H, W, 3] of the held-out scene ``number``, which is also its seed."""
+    loaded, planner = _model(device), FullPlanner(GEOMETRY, GEOMETRY.default_shape, GEOMETRY.default_steps)
+    prompt = caption(held_out_scenes()[number])
+    decision, _, boundary = sketch.sketch(loaded, planner, prompt, "", guidance, number)
+    boundary, _ = run_stages(loaded, planner, boundary, len(decision.action.stages))
+    return loaded.decode(boundary.x)
+
+
+def judge(number: int, guidance: float, device: str) -> dict[str, Any]:
+    """One caption's row: what of it the video shows."""
+    scene = held_out_scenes()[number]
+    return {"i": number, "caption": caption(scene), **check(make_video(number, guidance, device), scene)}
+
+
+def judged(number: int, guidance: float, device: str, workers: int, rows_file: pathlib.Path | None) -> list[dict[str, Any]]:
+    """Rows of the first ``number`` held-out captions, in order; those in ``rows_file`` are not made again."""
+    rows = {row["i"]: row for row in _read(rows_file)}
+    todo = [i for i in range(number) if i not in rows]
+    with ProcessPoolExecutor(max_workers=workers if device == "cpu" else 1) as pool:
+        for row in pool.map(partial(judge, guidance=guidance, device=device), todo):
+            rows[row["i"]] = row
+            if rows_file:
+                with rows_file.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    return [rows[i] for i in range(number)]
+
+
+def _read(path: pathlib.Path | None) -> Iterable[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+
+
+def shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Share of videos that show each attribute, over those in which it can be seen."""
-    with ProcessPoolExecutor(max_workers=workers) as pool:
-        rows = list(pool.map(judge, zip(videos, scenes, strict=True), chunksize=4))
-    seen = {key: [row[key] for row in rows if row[key] is not None] for key in rows[0]}
+    seen = {key: [row[key] for row in rows if row[key] is not None] for key in ATTRIBUTES}
     return {key: sum(map(bool, values)) / max(1, len(values)) for key, values in seen.items()}
 
 
 @torch.no_grad()
 def reconstruction(sampler: Sampler, scenes: Sequence[Scene]) -> dict[str, float]:
-    """Median PSNR (dB) of encode and decode of full-length scenes, in float32, by background and in the two groups."""
-    rows: dict[str, list[float]] = {name: [] for name in BACKGROUNDS}
+    """Median PSNR (dB) of encode and decode of full-length scenes, in float32, by background and over all but noise."""
+    found: dict[str, list[float]] = {name: [] for name in BACKGROUNDS}
+    shape = GEOMETRY.default_shape
     for scene in scenes:
-        video = render([scene], 41, 144, 144, sampler.device)
+        video = render([scene], shape.num_frames, shape.height, shape.width, sampler.device)
         out = autoencoder.decode(sampler.vae, autoencoder.encode(sampler.vae, video)[0]).clamp(-1, 1)
-        rows[scene.background].append(float(-10 * ((out - video).square().mean() / 4).log10()))
-    rest = [value for name, values in rows.items() if name != "noise" for value in values]
-    groups = {"all but noise": rest, **{name: values for name, values in rows.items() if values}}
-    return {name: statistics.median(values) for name, values in groups.items()}
+        found[scene.background].append(float(-10 * ((out - video).square().mean() / 4).log10()))
+    rest = [value for name, values in found.items() if name != "noise" for value in values]
+    groups = {"all but noise": rest, **found}
+    return {name: statistics.median(values) for name, values in groups.items() if values}
 
 
 def cpu_speed(repeats: int = 3) -> dict[str, float]:
-    """Median seconds of one full-grid video at the default settings through the product's own worker, decode and mp4 included."""
-    import tempfile
-
+    """Median seconds of a full-grid video at the default settings through the product's own worker, decode and mp4 included."""
     from orchestrator.arms import make_item
     from orchestrator.resolve import resolve_arm
     from stages.worker import ClipWorker
@@ -89,49 +122,51 @@ def cpu_speed(repeats: int = 3) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows[1:]) for key in rows[0]}
 
 
-def show(result: dict[str, Any]) -> None:
-    print(f"{'what':44} {'value':>9} {'target':>9}")
-    for name, share in result["attributes"].items():
-        print(f"{name:44} {share:9.1%} {TARGETS.get(name, float('nan')):9.0%}")
+def show(result: Mapping[str, Any]) -> None:
+    lines = [(name, f"{share:.1%}", TARGETS.get(name), "{:.0%}") for name, share in result["attributes"].items()]
     for name, value in result["reconstruction_db"].items():
-        print(f"{'reconstruction, ' + name + ' (dB)':44} {value:9.2f} {PSNR_TARGETS_DB.get(name, float('nan')):9.1f}")
+        lines.append((f"reconstruction, {name} (dB)", f"{value:.2f}", PSNR_TARGETS_DB.get(name), "{:.0f}"))
     for name, value in result.get("cpu_speed", {}).items():
-        print(f"{'CPU ' + name:44} {value:9.2f} {MAX_SECONDS if name == 'video_s' else float('nan'):9.1f}")
-    print(f"{'weights and tokenizer (bytes)':44} {result['bytes']:9,} {MAX_BYTES:9,}")
+        lines.append((f"CPU, {name}", f"{value:.2f}", MAX_SECONDS if name == "video_s" else None, "{:.0f}"))
+    lines.append(("weights and tokenizer (bytes)", f"{result['bytes']:,}", MAX_BYTES, "{:,}"))
+    print(f"{'what':44} {'value':>12} {'target':>12}")
+    for name, value, target, form in lines:
+        print(f"{name:44} {value:>12} {'' if target is None else form.format(target):>12}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--captions", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--batch", type=int, default=25)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--guidance", type=float, default=GEOMETRY.default_guidance)
+    parser.add_argument("--workers", type=int, default=2, help="processes on a CPU")
+    parser.add_argument("--rows", type=pathlib.Path, help="JSONL of each caption's result, to go on from")
     parser.add_argument("--speed", action="store_true", help="also time the product's worker on this CPU")
-    parser.add_argument("--sheet", type=pathlib.Path, help="PNG: eight frames of each of the first videos")
+    parser.add_argument("--sheet", type=pathlib.Path, help="PNG: eight frames of each of the first sixteen videos")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     scenes = held_out_scenes()[: args.captions]
-    sampler = Sampler.from_folder(args.folder, args.device)
-    videos = generate(sampler, scenes, FULL, args.guidance, args.batch if args.device == "cuda" else 1)
-    result: dict[str, Any] = {
-        "captions": len(scenes),
-        "steps": NUM_STEPS,
-        "guidance": args.guidance,
-        "attributes": attribute_shares(videos, scenes, args.workers),
-        "reconstruction_db": reconstruction(sampler, scenes),
-        "bytes": sum(path.stat().st_size for path in args.folder.rglob("*") if path.is_file()),
-    }
+    result: dict[str, Any] = {"captions": len(scenes), "steps": GEOMETRY.default_steps, "guidance": args.guidance}
     if args.speed:
         result["cpu_speed"] = cpu_speed()
+    rows = judged(len(scenes), args.guidance, args.device, args.workers, args.rows)
+    result["attributes"] = shares(rows)
+    result["reconstruction_db"] = reconstruction(Sampler.from_folder(embedded.FOLDER, args.device), scenes)
+    result["bytes"] = sum(path.stat().st_size for path in embedded.FOLDER.rglob("*") if path.is_file())
     if args.sheet:
-        Image.fromarray(contact_sheet(videos[:16, :, ::2, ::2])).save(args.sheet)
+        save_sheet(args.sheet, args.guidance, args.device, min(SHEET_VIDEOS, len(scenes)))
     show(result)
     if args.out:
-        from experiments.bench.common import facts
+        from experiments.bench.common import save
 
-        args.out.write_text(json.dumps({"benchmark": "wan-mini", **facts(), **result}, indent=2) + "\n")
+        save(args.out, "wan-mini", {**result, "rows": rows})
+
+
+def save_sheet(path: pathlib.Path, guidance: float, device: str, number: int) -> None:
+    from PIL import Image
+
+    videos = np.stack([make_video(i, guidance, device) for i in range(number)])
+    Image.fromarray(contact_sheet(videos[:, :, ::2, ::2])).save(path, optimize=True)
 
 
 if __name__ == "__main__":

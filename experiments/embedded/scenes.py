@@ -96,7 +96,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """The background's free numbers: two tones (RGB in [0, 1]), scale (sides), angle (radians), phases (periods), texture seed."""
+    """The background's free numbers: two tones (RGB in [0, 1]), scale (sides), angle (radians), phases (periods), seed."""
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]

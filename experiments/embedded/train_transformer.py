@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from experiments.embedded import text, transformer
 from experiments.embedded import vae as autoencoder
 from experiments.embedded.captions import caption
+from experiments.embedded.checker import check
+from experiments.embedded.evaluate import shares
 from experiments.embedded.latents import FULL, LatentStore
 from experiments.embedded.sampling import SHIFT, Sampler, contact_sheet
 from experiments.embedded.scenes import Scene, held_out_scenes
@@ -182,8 +184,6 @@ def load_vae(path: pathlib.Path, device: str) -> tuple[Any, Tensor, Tensor]:
 
 
 def judge(pair: tuple[np.ndarray, Scene]) -> dict[str, bool | None]:
-    from experiments.embedded.checker import check
-
     return check(*pair)
 
 
@@ -199,8 +199,7 @@ def evaluate(sampler: Sampler, number: int, guidance: float, out: pathlib.Path, 
     with ProcessPoolExecutor(max_workers=12, mp_context=multiprocessing.get_context("spawn")) as pool:
         rows = list(pool.map(judge, zip(every, scenes, strict=True), chunksize=4))
     Image.fromarray(contact_sheet(every[:16, :, ::2, ::2])).save(out / f"{name}.png")
-    seen = {key: [row[key] for row in rows if row[key] is not None] for key in rows[0]}
-    return {key: round(sum(map(bool, values)) / max(1, len(values)), 4) for key, values in seen.items()}
+    return shares(rows)
 
 
 def main() -> None:
