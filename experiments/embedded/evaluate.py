@@ -1,8 +1,11 @@
 """Quality and speed of the embedded model as it ships, by one script.
 
 ``python -m experiments.embedded.evaluate --captions 20 --speed`` takes some minutes on two cores; ``--captions 200`` is the
-published evaluation, about 25 minutes there or a few on a GPU (``--device cuda``). ``--rows FILE`` keeps each caption's result, so
-that an interrupted evaluation goes on.
+published evaluation, about 25 minutes there or a few on a GPU (``--device cuda``). ``--rows FILE`` keeps each caption's
+result, so that an interrupted evaluation goes on.
+
+"direction" is over the scenes that say one (left, right, up, down); "course" over every moving scene, where a bounce has to
+bounce and an orbit to go around. In a scene of two things both have to be right.
 """
 
 from __future__ import annotations
@@ -82,10 +85,17 @@ def _read(path: pathlib.Path | None) -> Iterable[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
 
 
-def shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def shares(rows: Sequence[Mapping[str, Any]], scenes: Sequence[Scene]) -> dict[str, float]:
     """Share of videos that show each attribute, over those in which it can be seen."""
     seen = {key: [row[key] for row in rows if row[key] is not None] for key in ATTRIBUTES}
+    seen["course"] = seen["direction"]
+    seen["direction"] = [row["direction"] for row, scene in zip(rows, scenes, strict=True) if says_direction(scene)]
     return {key: sum(map(bool, values)) / max(1, len(values)) for key, values in seen.items()}
+
+
+def says_direction(scene: Scene) -> bool:
+    """The caption holds left, right, up or down of a thing."""
+    return any(thing.direction != "none" for thing in scene.things)
 
 
 @torch.no_grad()
@@ -150,7 +160,7 @@ def main() -> None:
     if args.speed:
         result["cpu_speed"] = cpu_speed()
     rows = judged(len(scenes), args.guidance, args.device, args.workers, args.rows)
-    result["attributes"] = shares(rows)
+    result["attributes"] = shares(rows, scenes)
     result["reconstruction_db"] = reconstruction(Sampler.from_folder(embedded.FOLDER, args.device), scenes)
     result["bytes"] = sum(path.stat().st_size for path in embedded.FOLDER.rglob("*") if path.is_file())
     if args.sheet:

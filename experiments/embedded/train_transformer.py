@@ -199,7 +199,7 @@ def evaluate(sampler: Sampler, number: int, guidance: float, out: pathlib.Path, 
     with ProcessPoolExecutor(max_workers=12, mp_context=multiprocessing.get_context("spawn")) as pool:
         rows = list(pool.map(judge, zip(every, scenes, strict=True), chunksize=4))
     Image.fromarray(contact_sheet(every[:16, :, ::2, ::2])).save(out / f"{name}.png")
-    return shares(rows)
+    return shares(rows, scenes)
 
 
 def main() -> None:
