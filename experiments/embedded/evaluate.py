@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GEOMETRY.default_guidance)
     parser.add_argument("--workers", type=int, default=2, help="processes on a CPU")
+    parser.add_argument("--clips", type=int, default=60, help="held-out scenes that are encoded and decoded")
     parser.add_argument("--rows", type=pathlib.Path, help="JSONL of each caption's result, to go on from")
     parser.add_argument("--speed", action="store_true", help="also time the product's worker on this CPU")
     parser.add_argument("--sheet", type=pathlib.Path, help="PNG: eight frames of each of the first sixteen videos")
@@ -161,7 +162,8 @@ def main() -> None:
         result["cpu_speed"] = cpu_speed()
     rows = judged(len(scenes), args.guidance, args.device, args.workers, args.rows)
     result["attributes"] = shares(rows, scenes)
-    result["reconstruction_db"] = reconstruction(Sampler.from_folder(embedded.FOLDER, args.device), scenes)
+    result["clips"] = args.clips
+    result["reconstruction_db"] = reconstruction(Sampler.from_folder(embedded.FOLDER, args.device), held_out_scenes()[: args.clips])
     result["bytes"] = sum(path.stat().st_size for path in embedded.FOLDER.rglob("*") if path.is_file())
     if args.sheet:
         save_sheet(args.sheet, args.guidance, args.device, min(SHEET_VIDEOS, len(scenes)))
