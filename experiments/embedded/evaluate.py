@@ -163,7 +163,8 @@ def main() -> None:
     rows = judged(len(scenes), args.guidance, args.device, args.workers, args.rows)
     result["attributes"] = shares(rows, scenes)
     result["clips"] = args.clips
-    result["reconstruction_db"] = reconstruction(Sampler.from_folder(embedded.FOLDER, args.device), held_out_scenes()[: args.clips])
+    sampler = Sampler.from_folder(embedded.FOLDER, args.device)
+    result["reconstruction_db"] = reconstruction(sampler, held_out_scenes()[: args.clips])
     result["bytes"] = sum(path.stat().st_size for path in embedded.FOLDER.rglob("*") if path.is_file())
     if args.sheet:
         save_sheet(args.sheet, args.guidance, args.device, min(SHEET_VIDEOS, len(scenes)))
