@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import queue
-import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ import yaml
 from experiments.metrics.quality import load_quality
 from experiments.mlflow_rows import milliseconds
 from orchestrator.ledger import Ledger, RunLock, write_atomic
+from orchestrator.mistakes import RunError, without_password
 from orchestrator.paths import RunPaths
 from orchestrator.types import Record
 
@@ -122,7 +122,7 @@ def open_run(paths: RunPaths, spec: Row, start_ms: int | None = None) -> RunStor
 
     uri = tracking_uri(paths, spec)
     experiment = str((spec.get("tracking") or {}).get("experiment") or "dvg")
-    local_artifacts = paths.root / "mlartifacts" if uri == paths.mlflow_uri else None
+    local_artifacts = paths.mlflow_artifacts if uri == paths.mlflow_uri else None
     store = open_store(uri, experiment, local_artifacts, sweep_key(paths), spec, paths.root)
     store.start(start_ms)
     return store
@@ -143,7 +143,7 @@ def artifacts(paths: RunPaths) -> tuple[Path, ...]:
 def mirror(run_dir: Path, uri: str | None = None) -> Changes:
     """Bring MLflow up to date with a run folder: finished, half finished, or tracked by nobody so far.
 
-    Raises ValueError when ``run_dir`` holds no run, or one that is still running, and RuntimeError with MLflow's own
+    Raises ValueError when ``run_dir`` holds no run, or one that is still running, and RunError with MLflow's own
     story when it cannot be written.
     """
     paths = RunPaths(run_dir)
@@ -163,10 +163,10 @@ def _mirror(paths: RunPaths, spec: Row, records: Sequence[Record], failures: Seq
         store = open_run(paths, spec, min(started, default=None))
         return store.complete(records, load_quality(paths), failures, artifacts(paths))
     except Exception as error:
-        raise RuntimeError(f"MLflow could not be written: {one_line(error)}") from error
+        raise RunError(f"MLflow could not be written: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:
     """The error's first line without a password that a URI in it may carry."""
     first = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return re.sub(r"://[^/@\s]+@", "://***@", first)[:300]
+    return without_password(first)[:300]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator import __version__
-from orchestrator.mistakes import ConfigError
+from orchestrator.mistakes import ConfigError, RunError
 
 app = typer.Typer(
     name="dvg",
@@ -146,6 +146,9 @@ def main() -> None:
         for line in error.mistakes:
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def print_json(value: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich.progress
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.arms import Arm, make_item
@@ -17,6 +18,7 @@ from orchestrator.cli import print_json
 from orchestrator.cli_sweep import unknown_prompt_words
 from orchestrator.config import ArmOptions
 from orchestrator.mistakes import ConfigError, from_validation
+from orchestrator.prompts import Prompt
 from orchestrator.resolve import resolve_arm
 from orchestrator.types import Clip, Decision, Stage
 
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
 
 def run_generate(prompt: str, seed: int, settings: Mapping[str, Any], out: pathlib.Path, as_json: bool) -> None:
     """Make the video, print demand, action, density and seconds per stage. Raises ConfigError before a model is loaded."""
-    arm = _arm(prompt, settings)
+    arm = _arm(prompt, seed, settings)
     out = _writable(out)
     console = Console(stderr=as_json)
     if words := unknown_prompt_words([prompt], arm):
-        console.print(f"[yellow]warning:[/] {arm.model} does not know: {', '.join(words)}; `dvg models` lists its words")
+        known = "`dvg models` lists its words"
+        console.print(f"[yellow]warning:[/] {arm.model} does not know: {escape(', '.join(words))}; {known}", highlight=False)
     decision, timings_s, clip = _make(arm, prompt, seed, out, console)
     timings_s |= clip.timings_s
     if as_json:
@@ -39,10 +42,10 @@ def run_generate(prompt: str, seed: int, settings: Mapping[str, Any], out: pathl
         _print(console, out, decision, timings_s)
 
 
-def _arm(prompt: str, settings: Mapping[str, Any]) -> Arm:
+def _arm(prompt: str, seed: int, settings: Mapping[str, Any]) -> Arm:
     from pydantic import ValidationError
 
-    mistakes = [] if prompt.strip() else ["the prompt must not be empty"]
+    mistakes = _prompt_mistakes(prompt, seed)
     try:
         options = ArmOptions.model_validate(settings)
     except ValidationError as error:
@@ -51,6 +54,16 @@ def _arm(prompt: str, settings: Mapping[str, Any]) -> Arm:
     if arm is None or mistakes:
         raise ConfigError([line.removeprefix("arm generate: ") for line in mistakes])
     return arm
+
+
+def _prompt_mistakes(prompt: str, seed: int) -> list[str]:
+    from pydantic import ValidationError
+
+    try:
+        Prompt(prompt=prompt, seed=seed)
+    except ValidationError as error:
+        return from_validation(error, Prompt)
+    return [] if prompt.strip() else ["the prompt must not be empty"]
 
 
 def _writable(out: pathlib.Path) -> pathlib.Path:

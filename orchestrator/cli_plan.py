@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,11 @@ def run_plan(settings: Mapping[str, Any], spatial: float | None, temporal: float
 def _demand(spatial: float | None, temporal: float | None) -> Demand | None:
     if (spatial is None) != (temporal is None):
         raise ConfigError(["--spatial-demand and --temporal-demand go together: give both or neither"])
-    return None if spatial is None or temporal is None else Demand(spatial, temporal)
+    if spatial is None or temporal is None:
+        return None
+    if math.isnan(spatial) or math.isnan(temporal):
+        raise ConfigError([f"demands must be in [0, 1], got {spatial} and {temporal}"])
+    return Demand(spatial, temporal)
 
 
 def _plan(settings: Mapping[str, Any], demand: Demand | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,18 +49,40 @@ def run_sweep(spec: pathlib.Path, overrides: Sequence[str], out: pathlib.Path | 
         print(yaml.safe_dump(sweep.resolved(), sort_keys=False), end="")
         return 0
     paths = RunPaths(writable_folder(out or pathlib.Path("runs") / sweep.name))
+    with locked(paths):
+        return _Run(sweep, paths, options, Console()).run([str(spec), *overrides, *_flags(out, options)])
+
+
+def _flags(out: pathlib.Path | None, options: SweepOptions) -> list[str]:
+    """The options as they were given, so that the manifest holds the whole command."""
+    flags = [] if out is None else ["--out", str(out)]
+    flags += [] if options.limit is None else ["--limit", str(options.limit)]
+    return [*flags, "--local"] if options.local else flags
+
+
+@contextlib.contextmanager
+def locked(paths: RunPaths) -> Iterator[None]:
+    """The run folder is ours alone. Raises ConfigError while another process writes it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(RunLock(paths))
         except ValueError as error:
             raise ConfigError([str(error)]) from error
-        return _Run(sweep, paths, options, Console()).run([str(spec), *overrides])
+        yield
+
+
+def open_ledger(paths: RunPaths) -> Ledger:
+    """Raises ConfigError when somebody edited the records so that they cannot be read."""
+    try:
+        return Ledger(paths)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
 
 
 def limited(sweep: Sweep, limit: int) -> Sweep:
     """The first ``limit`` prompts and seeds, under every arm."""
-    kept = list(dict.fromkeys((item.prompt_id, item.seed) for item in sweep.items))[:limit]
-    return dataclasses.replace(sweep, items=tuple(i for i in sweep.items if (i.prompt_id, i.seed) in set(kept)))
+    kept = set(list(dict.fromkeys((item.prompt_id, item.seed) for item in sweep.items))[:limit])
+    return dataclasses.replace(sweep, items=tuple(i for i in sweep.items if (i.prompt_id, i.seed) in kept))
 
 
 def writable_folder(out: pathlib.Path) -> pathlib.Path:
@@ -82,11 +104,9 @@ class _Run:
 
     def __init__(self, sweep: Sweep, paths: RunPaths, options: SweepOptions, console: Console) -> None:
         self.sweep, self.paths, self.options, self.console = sweep, paths, options, console
-        try:
-            self.ledger = Ledger(paths)
-        except ValueError as error:
-            raise ConfigError([str(error)]) from error
+        self.ledger = open_ledger(paths)
         refuse_other_settings(sweep, self.ledger.records())
+        refuse_missing_videos(paths, self.ledger.records())
 
     def run(self, command: Sequence[str]) -> int:
         write_atomic(self.paths.config, yaml.safe_dump(self.sweep.resolved(), sort_keys=False))
@@ -123,7 +143,7 @@ class _Run:
     def _make(self, todo: list[Item], tracker: Tracker | None) -> bool:
         """Run the shell; True when a person interrupted it."""
         self._warn_unknown_words(todo)
-        scheduler = Scheduler(SchedulerConfig(max_attempts=self.sweep.max_attempts))
+        scheduler = Scheduler(scheduler_config(self.sweep))
         progress = Progress(self.console, len(todo))
         runbook = Runbook(
             self.ledger,
@@ -159,7 +179,7 @@ class _Run:
     def _conclude(self, tracker: Tracker | None) -> int:
         keys = {item.item_key for item in self.sweep.items}
         records = [record for record in self.ledger.records() if record.item_key in keys]
-        failures = self.ledger.failures()
+        failures = [failure for failure in self.ledger.failures() if failure["item_key"] in keys]
         quality = conclude(self.paths, self.sweep.resolved(), records, failures, self.console)
         if tracker is not None:
             tracker.on_finish(records, quality, failures)
@@ -185,6 +205,28 @@ def _each(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:
             listener(value)
 
     return tell
+
+
+def scheduler_config(sweep: Sweep) -> SchedulerConfig:
+    """The scheduler's own limits, wide enough that every worker can be busy at once."""
+    least, workers = SchedulerConfig(), sweep.cluster
+    return SchedulerConfig(
+        max_attempts=sweep.max_attempts,
+        max_ahead=max(least.max_ahead, workers.sketch_workers + workers.heavy_ranks),
+        max_undecoded=max(least.max_undecoded, 2 * workers.decode_workers),
+    )
+
+
+def refuse_missing_videos(paths: RunPaths, records: Sequence[Record]) -> None:
+    """A record is a promise that its video is there: raises ConfigError, naming the first that is not."""
+    gone = [record.video for record in records if not (paths.root / record.video).is_file()]
+    if gone:
+        raise ConfigError(
+            [
+                f"{len(gone)} of the run's recorded videos are gone, {gone[0]!r} first; put them back, or remove their lines "
+                f"from {str(paths.records)!r} to make them again"
+            ]
+        )
 
 
 def refuse_other_settings(sweep: Sweep, records: Sequence[Record]) -> None:
@@ -213,7 +255,7 @@ def conclude(
     quality = measure_quality(paths, records, reference, read_video) if reference else ()
     write_summary(paths, records, quality)
     report = write_report(paths, records, quality, failures)
-    console.print(arm_table(arm_stats(records, quality, reference)))
+    console.print(arm_table(arm_stats(records, quality, reference, failures)))
     console.print(f"report: {report}", soft_wrap=True)
     return quality
 
@@ -224,14 +266,20 @@ def run_report(run: pathlib.Path) -> None:
     if not paths.config.is_file():
         raise ConfigError([f"{str(run)!r} is no run folder: it has no {paths.config.name}"])
     spec = yaml.safe_load(paths.config.read_text())
-    ledger = Ledger(paths)
-    conclude(paths, spec, ledger.records(), ledger.failures(), Console())
+    with locked(paths):
+        ledger = open_ledger(paths)
+        refuse_missing_videos(paths, ledger.records())
+        conclude(paths, spec, ledger.records(), ledger.failures(), Console())
 
 
 def run_track(run: pathlib.Path, uri: str | None) -> None:
-    """Mirror a run folder into MLflow. Raises ConfigError when it is none."""
+    """Mirror a run folder into MLflow. Raises ConfigError when it is none or in use, RunError when MLflow cannot be written."""
     from experiments.tracking import mirror
 
     if not RunPaths(run).config.is_file():
         raise ConfigError([f"{str(run)!r} is no run folder: it has no {RunPaths(run).config.name}"])
-    Console().print(f"mirrored: {mirror(run, uri)}")
+    try:
+        changes = mirror(run, uri)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    Console().print(f"mirrored: {changes}")

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.mistakes import RunError
+
 OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory of a local cluster: a boundary is at most some tens of MB, and only a few live at once."""
 
+LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""The one switch that puts every socket on 127.0.0.1 when it is "0"; a cluster of ours never runs without."""
+
 LOCAL_ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that puts every socket on 127.0.0.1
+    LOOPBACK_SWITCH: "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES to us, and silences the notice about it
 }
@@ -45,7 +50,7 @@ def start_or_join(address: str | None = None, num_cpus: int | None = None, num_g
     """Join ``address``, else RAY_ADDRESS, else start a cluster that listens on 127.0.0.1 alone.
 
     ``num_cpus`` and ``num_gpus`` are what a cluster started here claims to have; None: what the machine has.
-    Raises RuntimeError when there is no cluster at the address.
+    Raises RunError when there is no cluster at the address.
     """
     found = address or os.environ.get("RAY_ADDRESS")
     os.environ.update(missing_environment(os.environ, joining=bool(found)))
@@ -54,15 +59,15 @@ def start_or_join(address: str | None = None, num_cpus: int | None = None, num_g
     if found:
         try:
             ray.init(address=found, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
-            raise RuntimeError(f"no Ray cluster answers at {found!r}: {error}") from error
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise RunError(f"no Ray cluster can be joined at {found!r}: {' '.join(str(error).split())[:500]}") from error
     else:
         _start(num_cpus, num_gpus)
     return _describe(owned=not found)
 
 
 def _start(num_cpus: int | None, num_gpus: int | None) -> None:
-    """Raises RuntimeError, with nothing left running, should the cluster not be on loopback after all."""
+    """Raises RunError, with nothing left running, should the cluster not be on loopback after all."""
     import ray
     from ray._private import ray_constants
     from ray._raylet import Config  # type: ignore[attr-defined]
@@ -83,7 +88,7 @@ def _start(num_cpus: int | None, num_gpus: int | None) -> None:
     address = ray.util.get_node_ip_address()
     if address != "127.0.0.1":
         ray.shutdown()
-        raise RuntimeError(f"the local Ray cluster would listen on {address}; it must stay on 127.0.0.1")
+        raise RunError(f"the local Ray cluster would listen on {address}; it must stay on 127.0.0.1")
 
 
 def missing_environment(environment: Mapping[str, str], joining: bool, home: Path | None = None) -> dict[str, str]:
@@ -100,7 +105,7 @@ def missing_environment(environment: Mapping[str, str], joining: bool, home: Pat
         if not joining and not has_token:
             missing["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if not joining:
-        missing |= {key: value for key, value in LOCAL_ENVIRONMENT.items() if key not in environment}
+        missing |= {key: value for key, value in LOCAL_ENVIRONMENT.items() if key not in environment or key == LOOPBACK_SWITCH}
     return missing
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from orchestrator.arms import Arm, make_item
 from orchestrator.expansion import expand_points, merge, set_dotted
 from orchestrator.mistakes import ConfigError, from_validation
-from orchestrator.prompts import Prompt, load_prompts
+from orchestrator.prompts import Prompt, Seed, load_prompts
 from orchestrator.resolve import resolve_arm
 from orchestrator.types import Item
 
@@ -76,7 +77,7 @@ class ArmOptions(BaseModel):
     planner: Literal["full", "dvg"] | None = None
     budget: float | None = Field(None, gt=0, le=1)
     steps: int | None = Field(None, ge=1)
-    guidance: float | None = Field(None, ge=0)
+    guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
     negative: str | None = None
     frames: int | None = Field(None, ge=1)
     height: int | None = Field(None, ge=1)
@@ -92,7 +93,7 @@ class SweepSpec(ArmOptions):
     name: str = "sweep"
     prompts: list[str | Prompt] | str
     """A list, or the path of a text file (one prompt a line) or a JSONL file (``{"prompt": ..., "id": ..., "seed": ...}``)."""
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     arms: dict[ArmName, ArmOptions] = Field(default_factory=dict)
     """Named partial settings; without any, one arm named after the planner."""
     sweep: dict[str, list[Any]] = Field(default_factory=dict)
@@ -169,9 +170,12 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
     prompts = load_prompts(spec.prompts, base, mistakes)
     arms = _arms(spec, mistakes)
     reference = _reference(spec, arms, mistakes)
+    items = _items(arms, prompts, spec.seeds)
+    mistakes.extend(_password(spec.tracking.uri))
+    mistakes.extend(_twice(items) if not mistakes else [])
     if mistakes:
         raise ConfigError(mistakes)
-    return Sweep(spec.name, arms, _items(arms, prompts, spec.seeds), reference, spec.max_attempts, spec.cluster, spec.tracking)
+    return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking)
 
 
 def _arms(spec: SweepSpec, mistakes: list[str]) -> tuple[Arm, ...]:
@@ -195,6 +199,19 @@ def _reference(spec: SweepSpec, arms: Sequence[Arm], mistakes: list[str]) -> str
     if spec.reference not in names and arms:
         mistakes.append(f"reference: {spec.reference!r} is not an arm; arms: {', '.join(names)}")
     return spec.reference
+
+
+def _twice(items: Sequence[Item]) -> list[str]:
+    """Items that would write the same video."""
+    counts = Counter((item.prompt_id, item.seed) for item in items if item.arm == items[0].arm)
+    return [f"prompt {name!r} with seed {seed} is asked for {n} times" for (name, seed), n in counts.items() if n > 1]
+
+
+def _password(uri: str | None) -> list[str]:
+    """The resolved spec is written into the run folder, which people share."""
+    if uri is None or not re.search(r"://[^/@\s]*:[^/@\s]*@", uri):
+        return []
+    return ["tracking.uri must not hold a password; set MLFLOW_TRACKING_URI in the environment instead"]
 
 
 def _items(arms: Sequence[Arm], prompts: Sequence[Prompt], seeds: Sequence[int]) -> tuple[Item, ...]:

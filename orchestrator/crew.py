@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.cluster import Cluster
 from orchestrator.config import ClusterConfig
+from orchestrator.mistakes import RunError
 from orchestrator.pods import DecodeActor, Member, Place, PodRank, SketchActor, Workshop
 
 Actor = Any
@@ -118,7 +119,7 @@ class Crew:
     def _reserve_pod(self) -> Any:
         """One node's worth of ranks, kept for the sweep: replacements start in the same place.
 
-        Raises RuntimeError when no node has the room in time.
+        Raises RunError when no node has the room in time.
         """
         from ray.util import placement_group, remove_placement_group
 
@@ -128,7 +129,7 @@ class Crew:
         timeout_s = PLACE_TIMEOUT_S[self.cluster.owned]
         if not group.wait(timeout_s):
             remove_placement_group(group)
-            raise RuntimeError(
+            raise RunError(
                 f"no single node offered {len(bundles)} x {bundles[0]} for the heavy pod within {timeout_s:.0f} s; "
                 f"the cluster has {self.cluster.num_cpus:g} CPUs and {self.cluster.num_gpus:g} GPUs in all"
             )

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from orchestrator.mistakes import without_password
 from stages.models import embedded
 
 REQUIRED = {
@@ -142,7 +143,7 @@ def _mlflow() -> list[Finding]:
         return [Finding("mlflow uri", "ok", "unset: sqlite in the run folder", "MLFLOW_TRACKING_URI names a server")]
     gives = "where runs are mirrored; a server that is down never stops a sweep"
     if not uri.startswith(("http://", "https://")):
-        return [Finding("mlflow uri", "ok", uri, gives)]
+        return [Finding("mlflow uri", "ok", without_password(uri), gives)]
     state, found = _reach(uri)
     return [Finding("mlflow uri", state, found, gives)]
 
@@ -151,7 +152,7 @@ def _reach(uri: str) -> tuple[str, str]:
     """Whether a tracking server answers; credentials in the address are never shown."""
     import requests
 
-    shown = uri.split("@")[-1]
+    shown = without_password(uri)
     try:
         answer = requests.get(uri.rstrip("/") + "/health", timeout=3)
     except requests.RequestException as error:

@@ -33,6 +33,7 @@ from orchestrator.events import (
     WorkerLost,
 )
 from orchestrator.local import PHASE_OF, OnEvent
+from orchestrator.mistakes import RunError
 from orchestrator.pods import ClipWorkshop, Place, Workshop
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
@@ -55,7 +56,7 @@ def run_on_ray(
 ) -> None:
     """Make ``items`` on a cluster: ``cluster`` if given, else the one ``start_or_join`` finds, left again at the end.
 
-    Raises RuntimeError when workers cannot be had. An interrupt passes through after the sweep's own actors are gone.
+    Raises RunError when workers cannot be had. An interrupt passes through after the sweep's own actors are gone.
     """
     joined = cluster or start_or_join(sweep.cluster.address)
     try:
@@ -136,7 +137,7 @@ class RayShell:
         if is_death(outcome) or (unit.kind == "pod" and isinstance(outcome, Exception)):  # ranks fail when another dies
             return self._on_death(unit, rank, outcome)
         if isinstance(outcome, Exception):
-            raise RuntimeError(f"{unit.name} cannot start: {summary(outcome)}") from outcome
+            raise RunError(f"{unit.name} cannot start: {summary(outcome)}") from outcome
         unit.starting.discard(rank)
         if rank == 0:
             unit.place = outcome
@@ -162,7 +163,7 @@ class RayShell:
     def _on_failed_start(self, unit: Unit, reason: str) -> None:
         self._start_failures[unit.kind, unit.slot] += 1
         if self._start_failures[unit.kind, unit.slot] >= MAX_START_FAILURES:
-            raise RuntimeError(f"{unit.name} failed {MAX_START_FAILURES} times in a row before it was ready: {reason}")
+            raise RunError(f"{unit.name} failed {MAX_START_FAILURES} times in a row before it was ready: {reason}")
         self._renew(unit)
 
     def _renew_if_done(self, unit: Unit) -> None:
@@ -177,7 +178,7 @@ class RayShell:
     def _refuse_to_wait_forever(self) -> None:
         late = [u for u in self.crew.units if u.starting and time.monotonic() > u.deadline_s]
         if late:
-            raise RuntimeError(
+            raise RunError(
                 f"{late[0].name} was not ready after {START_TIMEOUT_S:.0f} s; it needs {self.crew.needs(late[0].kind)} on a "
                 "node of its role, and its weights loaded in that time; `ray status` shows what the cluster offers"
             )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -55,11 +56,19 @@ def expand_points(
     mistakes.extend(f"sweep.{knob}: needs at least one value" for knob, values in sweep.items() if not values)
     if bad:
         return
-    for values in itertools.product(*sweep.values()):
+    suffixes = [_suffixes(knob, values) for knob, values in sweep.items()]
+    for values, suffix in zip(itertools.product(*sweep.values()), itertools.product(*suffixes), strict=True):
         point = copy.deepcopy(dict(settings))
         for knob, value in zip(sweep, values, strict=True):
             _put(point, knob.split("."), value, f"sweep.{knob}")
-        yield "".join(_suffix(knob, value) for knob, value in zip(sweep, values, strict=True)), point
+        yield "".join(suffix), point
+
+
+def _suffixes(knob: str, values: Sequence[Any]) -> list[str]:
+    """One for each value; where two values would read alike, a hash of the value tells them apart."""
+    plain = [_suffix(knob, value) for value in values]
+    hashes = [hashlib.sha256(repr(value).encode()).hexdigest()[:6] for value in values]
+    return [f"{name}-{digest}" if plain.count(name) > 1 else name for name, digest in zip(plain, hashes, strict=True)]
 
 
 def _suffix(knob: str, value: Any) -> str:

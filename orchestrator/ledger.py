@@ -21,7 +21,7 @@ Verify = Callable[[Path, int], str | None]
 def write_atomic(path: Path, text: str) -> None:
     """Write, sync, rename: a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft = path.with_name(f".{path.name}.part")  # one name: a run has one writer, and what a crash left is overwritten
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -102,6 +102,7 @@ class Ledger:
         write_atomic(self._sidecar(record), json.dumps(as_row(record)))
         _move(staged, self.paths.root / record.video)
         self.append(record)
+        self._sweep_drafts(record)
 
     def fail(self, item: Item, error: str, story: Iterable[str], attempts: int) -> dict[str, Any]:
         """Write the item's failure file and return what is in it."""
@@ -123,11 +124,11 @@ class Ledger:
         """Items still to make, and records adopted from videos that were finished just before a crash."""
         todo, adopted = [], []
         for item in items:
+            self._sweep_drafts(item)
             if item.item_key in self._records:
                 continue
             record = self._adoptable(item, verify)
             if record is None:
-                self._sweep_staging(item)
                 todo.append(item)
             else:
                 self.append(record)
@@ -143,9 +144,9 @@ class Ledger:
             intact = file_digest(file, "sha256").hexdigest() == record.sha256
         return record if intact and verify(video, record.num_frames) is None else None
 
-    def _sweep_staging(self, item: Item) -> None:
-        folder = self.paths.video(item.arm, item.prompt_id, item.seed).parent
-        for draft in folder.glob(f".{item.seed}.*"):
+    def _sweep_drafts(self, item: Item | Record) -> None:
+        """What killed attempts left: their staged videos, and the files an encoder or a sidecar was being written to."""
+        for draft in self.paths.drafts(item.arm, item.prompt_id, item.seed):
             draft.unlink(missing_ok=True)
 
     def _sidecar(self, record: Record) -> Path:

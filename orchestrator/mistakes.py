@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,15 @@ class ConfigError(ValueError):
     def __init__(self, mistakes: Sequence[str]) -> None:
         self.mistakes = tuple(dict.fromkeys(mistakes))
         super().__init__("\n".join(self.mistakes))
+
+
+class RunError(RuntimeError):
+    """What a run needs from outside is not there: a cluster, a worker that starts, a server. One line, no bug."""
+
+
+def without_password(text: str) -> str:
+    """``text`` with the user and password of every URI in it hidden."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -59,6 +59,11 @@ class RunPaths:
         return f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
+    def mlflow_artifacts(self) -> Path:
+        """Where MLflow puts artifacts when it tracks into the run folder."""
+        return self.root / "mlartifacts"
+
+    @property
     def failures(self) -> Path:
         return self.root / "failures"
 
@@ -79,6 +84,11 @@ class RunPaths:
     def staging(self, arm: str, prompt_id: str, seed: int, attempt: int) -> Path:
         """Where one attempt writes its video; a late earlier attempt can never touch a later one's file."""
         return self._clip(arm, prompt_id, f".{seed}.{attempt}.mp4")
+
+    def drafts(self, arm: str, prompt_id: str, seed: int) -> list[Path]:
+        """Unfinished files of a video; an encoder's own carry a second dot before the staging name."""
+        folder = self._clip(arm, prompt_id, "")
+        return [path for dots in (".", "..") for path in folder.glob(f"{dots}{seed}.*")]
 
     def _clip(self, arm: str, prompt_id: str, name: str) -> Path:
         return self.videos / file_name(arm) / file_name(prompt_id) / name

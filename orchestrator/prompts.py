@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.mistakes import from_validation
 
 MAX_SLUG = 40
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What torch's generators take."""
 
 
 class Prompt(BaseModel):
@@ -23,7 +28,7 @@ class Prompt(BaseModel):
 
     prompt: str = Field(min_length=1)
     id: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", max_length=80)
-    seed: int | None = None
+    seed: Seed | None = None
 
 
 def prompt_id(text: str) -> str:
@@ -51,7 +56,7 @@ def _as_prompt(entry: str | Prompt) -> Prompt:
 
 def _from_file(source: str, base: pathlib.Path, mistakes: list[str]) -> list[Prompt]:
     tried = [pathlib.Path(source)] if pathlib.Path(source).is_absolute() else [base / source, pathlib.Path.cwd() / source]
-    path = next((p for p in tried if p.is_file()), None)
+    path = next((p for p in tried if os.path.isfile(p)), None)  # False, not an error, for a name too long
     if path is None:
         mistakes.append(
             f"prompts: file {source!r} does not exist (looked in {', '.join(dict.fromkeys(str(p.parent) for p in tried))}); "
@@ -59,13 +64,15 @@ def _from_file(source: str, base: pathlib.Path, mistakes: list[str]) -> list[Pro
         )
         return []
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         mistakes.append(f"prompts: file {source!r} cannot be read as UTF-8 text: {error}")
         return []
+    # Not splitlines(): a prompt may hold other line ends of Unicode.
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".jsonl":
-        return [p for number, line in enumerate(lines, 1) if (p := _from_json(line, f"{source}:{number}", mistakes))]
-    return [_as_prompt(line.strip()) for line in lines if not line.lstrip().startswith("#")]
+        return [p for number, line in lines if (p := _from_json(line, f"{source}:{number}", mistakes))]
+    return [_as_prompt(line) for _, line in lines if not line.startswith("#")]
 
 
 def _from_json(line: str, where: str, mistakes: list[str]) -> Prompt | None:

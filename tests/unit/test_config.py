@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -150,3 +151,46 @@ def test_the_embedded_model_measures_in_pixels_unless_a_spec_asks_for_the_releas
     assert (released.dvg.demand_space, released.dvg.spatial_demand, released.dvg.temporal_demand) == ("latent", "fft", "dense_lk")
     assert own.sketch_parts == {"vae"}
     assert not released.sketch_parts
+
+
+def test_prompts_keep_every_character_that_is_no_line_end_of_the_file(tmp_path: pathlib.Path) -> None:
+    odd = ["a red\u2028circle", "a blue\x0bsquare\x85here"]
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(odd).encode())
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": p}, ensure_ascii=False) for p in odd), encoding="utf-8")
+    for name in ("p.txt", "p.jsonl"):
+        assert [item.prompt for item in build_sweep(spec(prompts=name, arms={}), tmp_path).items] == odd
+
+
+def test_a_bad_line_after_blank_ones_is_named_by_the_number_an_editor_shows(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n\n\n{"prompt": \n')
+    assert any("p.jsonl:4" in line for line in mistakes(spec(prompts="p.jsonl"), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seeds": [3, 3]}, ["seed 3", "2 times"]),
+        ({"prompts": [{"prompt": "x", "id": "p"}, {"prompt": "y", "id": "p", "seed": 0}]}, ["'p'", "seed 0", "2 times"]),
+        ({"seeds": [2**64]}, ["seeds.0", "less than"]),
+        ({"seeds": [-1]}, ["seeds.0", "greater than or equal to 0"]),
+        ({"prompts": "a long sentence " * 40}, ["does not exist", "list of prompts"]),
+    ],
+)
+def test_items_that_would_share_a_video_or_a_seed_no_generator_takes_are_refused(
+    change: dict[str, Any], words: list[str]
+) -> None:
+    text = "\n".join(mistakes(spec(**change)))
+    assert all(word in text for word in words), text
+
+
+def test_a_password_never_gets_as_far_as_the_run_folder() -> None:
+    (told,) = mistakes(spec(tracking={"uri": "https://me:secret@tracking.example"}))
+    assert "MLFLOW_TRACKING_URI" in told
+    assert "secret" not in told
+    assert build_sweep(spec(tracking={"uri": "https://tracking.example:5000"}), ROOT).tracking.uri
+
+
+def test_values_that_read_alike_in_a_file_name_still_make_arms_of_their_own() -> None:
+    arms = build_sweep(spec(arms={"dvg": {}}, sweep={"negative": ["a,b", "a;b", "plain"]}), ROOT).arms
+    assert len({arm.name for arm in arms}) == 3
+    assert arms[2].name == "dvg-negativeplain"

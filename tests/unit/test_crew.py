@@ -27,6 +27,11 @@ def test_a_cluster_of_our_own_gets_a_fresh_token_and_loopback(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_setting_opens_a_cluster_of_our_own_to_the_network(tmp_path: Path) -> None:
+    opened = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    assert missing_environment(opened, joining=False, home=tmp_path)["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+
+
 def test_a_joined_cluster_decides_the_mode_and_gets_no_loopback(tmp_path: Path) -> None:
     assert missing_environment({}, joining=True, home=tmp_path) == {"RAY_AUTH_MODE": "disabled"}
     assert missing_environment({"RAY_AUTH_TOKEN": "x"}, joining=True, home=tmp_path) == {"RAY_AUTH_MODE": "token"}

@@ -145,6 +145,19 @@ def test_items_with_a_record_are_not_made_again_and_drafts_of_the_others_are_swe
     assert not draft.exists()
 
 
+@pytest.mark.parametrize("draft", ["..1.2.mp4.x7.part", ".1.3.mp4", ".1.json.part"])
+def test_what_a_killed_attempt_left_is_swept_even_beside_a_finished_video(tmp_path: Path, draft: str) -> None:
+    paths, done = RunPaths(tmp_path), record(1)
+    ledger, folder = Ledger(paths), (tmp_path / done.video).parent
+    path = staged(paths, done)
+    (folder / draft).touch()
+    ledger.finish(done, path)
+    assert {p.name for p in folder.iterdir()} == {"1.mp4", "1.json"}
+    (folder / draft).touch()
+    assert ledger.resume([row_item(done)], fine) == ([], [])
+    assert {p.name for p in folder.iterdir()} == {"1.mp4", "1.json"}
+
+
 def test_a_second_record_of_one_item_is_refused(tmp_path: Path) -> None:
     ledger = Ledger(RunPaths(tmp_path))
     ledger.append(record(1))
