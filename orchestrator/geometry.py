@@ -23,7 +23,8 @@ def shifted_sigma(step: int, num_steps: int, shift: float) -> float:
     """Ideal noise level of solver step ``step`` of ``num_steps`` (the last, ``step == num_steps``, is 0).
 
     Rectified flow with timestep shift S: S u / (1 + (S - 1) u), u = 1 - step / num_steps (SD3, Esser et al. 2024).
-    Schedulers that start from a 1000-step training grid differ from it in the fourth decimal.
+    This is how DVG's release and Wan's UniPC space their steps, the latter up to the fourth decimal. What runs here is
+    ``stages.sampling.sigmas``, which spaces u down to nearly 0 at the last step.
     """
     u = 1.0 - step / num_steps
     return shift * u / (1.0 + (shift - 1.0) * u)
@@ -178,7 +179,7 @@ _ALL = (
         stage_shifts=DVG_SHIFT_PATTERN,
     ),
     _wan("wan2.1-1.3b", 12, 30, 50, 5.0, 5.0, _constant(5.0)),
-    _wan("wan2.1-14b", 40, 40, 50, 5.0, 5.0, _constant(5.0)),
+    _wan("wan2.1-14b", 40, 40, 50, 5.0, 5.0, shifts_from(5.0)),
     _wan("wan2.2-a14b", 40, 40, 40, 4.0, 12.0, (5.0, 9.0, 11.0, 11.0)),
     _wan(
         "wan2.2-ti2v-5b",

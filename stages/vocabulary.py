@@ -20,7 +20,7 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer | None, int, tuple[str, ...]]:
         return None, -1, ()
     special = {token["content"] for token in description["added_tokens"]}
     vocab, unknown = description["model"]["vocab"], description["model"]["unk_token"]
-    words = tuple(sorted(word for word in vocab if word not in special | {unknown} and word.isalnum()))
+    words = tuple(sorted(word for word in vocab if word not in special | {unknown} and word[0].isalnum()))
     return Tokenizer.from_file(str(path)), vocab[unknown], words
 
 

@@ -1,4 +1,4 @@
-"""Batched generation for evaluation: the plain Euler solver on one grid, then the decoder."""
+"""Batched generation while training: the solver of a plain run on one grid, then the decoder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from experiments.embedded import text, transformer
 from experiments.embedded import vae as autoencoder
 from experiments.embedded.latents import FULL, Shape
+from orchestrator.geometry import model as geometry_of
+from stages.models import embedded
+from stages.sampling import sigmas
 
-SHIFT = 3.0
-NUM_STEPS = 30
+GEOMETRY = geometry_of(embedded.NAME)
+SHIFT, NUM_STEPS = GEOMETRY.full_shift, GEOMETRY.default_steps
 
 
 class Sampler:
@@ -50,9 +53,7 @@ class Sampler:
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(captions))]
         x = torch.stack(noise).to(self.device)
         conditions = [self._text(captions)] + ([self._text([""] * len(captions))] if guidance > 1 else [])
-        u = torch.linspace(1, 0, steps + 1)
-        sigmas = (SHIFT * u / (1 + (SHIFT - 1) * u)).tolist()
-        for sigma, following in itertools.pairwise(sigmas):
+        for sigma, following in itertools.pairwise(sigmas(steps, SHIFT).tolist()):
             v, *plain = (self._velocity(x, sigma, *condition) for condition in conditions)
             v = plain[0] + guidance * (v - plain[0]) if plain else v
             x = x + (following - sigma) * v

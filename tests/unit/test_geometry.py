@@ -42,10 +42,11 @@ def test_the_default_shape_of_every_model_is_legal(geometry):
         ("hunyuanvideo-1.5", (7, 9, 11, 11)),
         ("wan2.2-a14b", (5, 9, 11, 11)),
         ("wan2.1-1.3b", (5, 5, 5, 5)),
+        ("wan2.1-14b", (5, 45 / 7, 55 / 7, 55 / 7)),
         ("wan2.2-ti2v-5b", (5, 45 / 7, 55 / 7, 55 / 7)),
     ],
 )
-def test_stage_shifts_are_the_released_ones(name, shifts):
+def test_stage_shifts_are_the_released_ones_or_follow_their_pattern(name, shifts):
     assert model(name).stage_shifts == pytest.approx(shifts)
 
 
