@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,11 +32,7 @@ def run_plan(settings: Mapping[str, Any], spatial: float | None, temporal: float
 def _demand(spatial: float | None, temporal: float | None) -> Demand | None:
     if (spatial is None) != (temporal is None):
         raise ConfigError(["--spatial-demand and --temporal-demand go together: give both or neither"])
-    if spatial is None or temporal is None:
-        return None
-    if math.isnan(spatial) or math.isnan(temporal):
-        raise ConfigError([f"demands must be in [0, 1], got {spatial} and {temporal}"])
-    return Demand(spatial, temporal)
+    return None if spatial is None or temporal is None else Demand(spatial, temporal)
 
 
 def _plan(settings: Mapping[str, Any], demand: Demand | None) -> dict[str, Any]:
@@ -76,7 +71,8 @@ def _print_plan(report: Mapping[str, Any]) -> None:
         table.add_column(heading, no_wrap=heading != "stages (grid x steps @ shift)")
     for action in report["actions"]:
         mark = "*" if report["chosen"] and _same(action, report["chosen"]) else ""
-        table.add_row(mark, f"{action['s2']:.2f}", str(action["f2"]), f"{action['density']:.4f}", _stages(action))
+        rates = ("-", "-") if action["s2"] is None else (f"{action['s2']:.2f}", str(action["f2"]))
+        table.add_row(mark, *rates, f"{action['density']:.4f}", _stages(action))
     console.print(table)
     if report["chosen"]:
         console.print("* chosen for the given demand")

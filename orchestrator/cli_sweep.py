@@ -172,9 +172,9 @@ class _Run:
             run_on_ray(self.sweep, todo, scheduler, runbook, progress.on_event)
 
     def _warn_unknown_words(self, todo: list[Item]) -> None:
-        for model, arm in {arm.model: arm for arm in self.sweep.arms}.items():
+        for arm in {(arm.model, arm.weights): arm for arm in self.sweep.arms}.values():
             if words := unknown_prompt_words([item.prompt for item in todo], arm):
-                self._warn(f"{model} does not know: {', '.join(words)}; `dvg models` lists its words")
+                self._warn(f"{arm.model} does not know: {', '.join(words)}; `dvg models` lists its words")
 
     def _conclude(self, tracker: Tracker | None) -> int:
         keys = {item.item_key for item in self.sweep.items}

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from orchestrator import cli_sweep
+from orchestrator.cli_generate import run_generate
 from orchestrator.cli_sweep import SweepOptions, run_report, run_sweep, run_track, scheduler_config
 from orchestrator.config import build_sweep
 from orchestrator.ledger import Ledger, RunLock
@@ -104,3 +105,12 @@ def test_every_sketch_worker_may_be_busy_at_once() -> None:
     many = build_sweep({"prompts": ["x"], "cluster": {"sketch_workers": 12, "heavy_ranks": 8, "decode_workers": 6}}, Path())
     assert scheduler_config(many).max_ahead >= 12
     assert scheduler_config(many).max_undecoded >= 6
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seed", "says"), [("x", -4, "seed"), ("x", 2**64, "seed"), ("\udcff", 0, "prompt"), (" ", 0, "must not be empty")]
+)
+def test_a_prompt_or_seed_no_model_can_take_is_refused_in_one_line(tmp_path: Path, prompt: str, seed: int, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as told:
+        run_generate(prompt, seed, {}, tmp_path / "v.mp4", as_json=True)
+    assert len(told.value.mistakes) == 1
