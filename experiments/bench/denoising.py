@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     sweep = load_sweep(args.spec)
+    if {arm.name for arm in sweep.arms} != {"full", "dvg"}:
+        raise SystemExit(f"{args.spec} has the arms {', '.join(arm.name for arm in sweep.arms)}: it must have full and dvg")
     result = figures(sweep.arms, sweep.items, args.repeats)
     table = Table(title="denoising seconds, full grid against DVG")
     for heading in ("prompt", "action", "full s", "dvg s", "speedup"):

@@ -7,6 +7,7 @@ print, and read without scripts, where an embedded chart library would be four m
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` in one piece and return its path. The run's config, if it is there, gives name and order."""
     spec = yaml.safe_load(paths.config.read_text(encoding="utf-8")) if paths.config.exists() else {}
-    page = build_page(records, quality, failures, spec)
+    page = build_page(records, quality, failures, spec, _commits(paths))
     html = (
         _environment()
         .get_template("page.html.j2")
@@ -51,6 +52,12 @@ def write_report(
     )
     write_atomic(paths.report, html)
     return paths.report
+
+
+def _commits(paths: RunPaths) -> list[str]:
+    """The commit of each start of the run, which need not be the one that writes the report."""
+    starts = json.loads(paths.manifest.read_text(encoding="utf-8"))["starts"] if paths.manifest.exists() else ()
+    return [start["commit"] for start in starts if start.get("commit")]
 
 
 def _environment() -> Environment:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from experiments.mlflow_rows import git_commit
 from experiments.report.charts import Point, Scatter, scatter
 from experiments.summary import ArmStats, arm_stats, busy_s, number
 from orchestrator.types import Record
@@ -92,8 +91,11 @@ class Page:
     failures: tuple[Row, ...]
 
 
-def build_page(records: Sequence[Record], quality: Sequence[Row], failures: Sequence[Row], spec: Row) -> Page:
-    """Everything the template needs. ``spec`` gives the name, the reference arm and the order of prompts, if it knows them."""
+def build_page(
+    records: Sequence[Record], quality: Sequence[Row], failures: Sequence[Row], spec: Row, commits: Sequence[str] = ()
+) -> Page:
+    """Everything the template needs. ``spec`` gives the name, the reference arm and the order of prompts, if it knows them;
+    ``commits`` are those of the run's starts."""
     reference = spec.get("reference") or next((row["reference_arm"] for row in quality), None)
     arms = arm_stats(records, quality, reference, failures)
     names = [stats.arm for stats in arms] + sorted({str(f.get("arm")) for f in failures} - {s.arm for s in arms})
@@ -101,7 +103,7 @@ def build_page(records: Sequence[Record], quality: Sequence[Row], failures: Sequ
     actions = _actions(records)
     return Page(
         name=str(spec.get("name") or "sweep"),
-        facts=tuple(_facts(records)),
+        facts=tuple(_facts(records, commits)),
         cards=tuple(_cards(arms, reference, records, failures)),
         arms=tuple(arms),
         colours=colours,
@@ -119,7 +121,7 @@ def _colours(names: Iterable[str], reference: str | None) -> dict[str, int]:
     return ({reference: 0} if reference else {}) | {n: 1 + i % (NUM_COLOURS - 1) for i, n in enumerate(others)}
 
 
-def _facts(records: Sequence[Record]) -> Iterable[tuple[str, str]]:
+def _facts(records: Sequence[Record], commits: Sequence[str]) -> Iterable[tuple[str, str]]:
     if not records:
         return
     yield "model", _several(r.model for r in records)
@@ -129,8 +131,8 @@ def _facts(records: Sequence[Record]) -> Iterable[tuple[str, str]]:
     yield "device", _several(f"{r.device}" for r in records)
     yield "hosts", str(len({r.host for r in records}))
     yield "finished", max(r.finished_at for r in records)[:16].replace("T", " ") + " UTC"
-    if commit := git_commit():
-        yield "commit", commit[:10]
+    if commits:
+        yield "commit", _several(commit[:10] + "+" * commit.endswith("+") for commit in commits)
 
 
 def _several(values: Iterable[str], limit: int = 3) -> str:

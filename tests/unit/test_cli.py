@@ -52,6 +52,12 @@ def test_plan_chooses_the_golden_action_for_a_demand() -> None:
     assert (chosen["s2"], chosen["f2"]) == (0.8, 18)
 
 
+def test_plan_prints_a_schedule_that_leaves_nothing_to_choose() -> None:
+    done = dvg(*GOLDEN_PLAN, "--budget", "1", "--spatial-demand", "0.1", "--temporal-demand", "0.1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "31x30x53x50@5" in done.stdout
+
+
 def test_an_infeasible_budget_exits_2_and_names_feasible_ones() -> None:
     done = dvg(*GOLDEN_PLAN, "--budget", "0.2")
     assert done.returncode == 2

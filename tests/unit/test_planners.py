@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from orchestrator.actions import DvgConfig, InfeasibleBudget
+from orchestrator.actions import DvgConfig, InfeasibleBudget, feasible_budgets
 from orchestrator.geometry import model
-from orchestrator.types import Action
+from orchestrator.types import Action, VideoShape
 from stages.noise import coordinate_noise, derive_seed
 from stages.planners.base import make_planner
 from stages.resize import nested_axes, resize, smooth
@@ -174,3 +176,23 @@ def test_the_knobs_reach_the_transition():
     y = plain.carry(x0, action, 0, 0.0, seed=1)
     assert torch.equal(y, resize(x0, source, target, "trilinear"))
     assert not torch.allclose(y, policy.carry(x0, action, 0, 0.0, seed=1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(st.integers(0, 7), st.integers(1, 8), st.integers(1, 8)),
+    st.integers(3, 40),
+    st.integers(0, 99),
+    st.integers(-(2**63), 2**64 - 1),
+)
+def test_any_shape_is_decided_and_carried_to_the_full_grid(sizes, num_steps, pick, seed):
+    shape = VideoShape(4 * sizes[0] + 1, 16 * sizes[1], 16 * sizes[2])
+    budgets = feasible_budgets(GEOMETRY, shape, num_steps, DvgConfig())
+    policy = make_planner("dvg", GEOMETRY, shape, num_steps, budgets[pick % len(budgets)], DvgConfig())
+    action = policy.decide(sketch(policy)).action
+    x = latent(policy.first().grid)
+    for stage_index, stage in enumerate(action.stages[1:]):
+        x = policy.carry(x, action, stage_index, 0.5, seed)
+        assert x.shape[2:] == stage.grid
+        assert x.isfinite().all()
+    assert action.stages[-1].grid == GEOMETRY.latent_grid(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -128,6 +129,13 @@ def test_a_run_without_records_or_reference_still_has_a_report(tmp_path: Path) -
     only = make_run(tmp_path / "only", [make_record("dvg")], make_spec([make_record("dvg")]) | {"reference": None})
     page = _Page(write_report(only, [make_record("dvg")], []).read_text())
     assert "No quality was measured" in page.text
+
+
+def test_the_commit_shown_is_the_runs_and_not_the_readers(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, make_records(1), videos=False)
+    assert "commit" not in write(paths).text
+    paths.manifest.write_text(json.dumps({"starts": [{"commit": None}, {"commit": "0123456789abcdef+"}]}))
+    assert "0123456789+" in write(paths).text
 
 
 def test_prompts_keep_the_order_of_the_spec() -> None:
