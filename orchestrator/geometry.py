@@ -203,6 +203,7 @@ _ALL = (
         _constant(WAN_MINI_SHIFT),  # so that a full run and a reduced one share one schedule
         head_dim=32,
         latent_channels=WAN_MINI_CHANNELS,
+        dvg_defaults=WAN_MINI_DVG,
         default_shape=VideoShape(41, 144, 144, 16),
     ),
 )
