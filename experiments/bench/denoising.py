@@ -32,7 +32,10 @@ def denoise_s(worker: ClipWorker, item: Item) -> tuple[float, str]:
 
 
 def figures(arms: tuple[Arm, ...], items: tuple[Item, ...], repeats: int) -> dict[str, Any]:
-    """Median seconds per arm and the median over prompts of the paired ratio full / dvg; one warm-up item per arm is left out."""
+    """Medians over prompts of each arm's seconds (the best of the repeats) and of the paired ratio full / dvg.
+
+    One warm-up item per arm is left out.
+    """
     worker = ClipWorker({arm.name: arm for arm in arms}, parts=PARTS)
     for arm in arms:
         denoise_s(worker, next(item for item in items if item.arm == arm.name))

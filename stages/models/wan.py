@@ -1,4 +1,8 @@
-"""The Wan family (text-to-video) from a folder in diffusers format, equal to the stock ``WanPipeline`` up to rounding."""
+"""The Wan family (text-to-video) from a folder in diffusers format.
+
+Under the same scheduler it equals the stock ``WanPipeline`` up to rounding. The scheduler here is Euler's
+(``stages.sampling``), whatever the folder names: wan-mini ships with it, Wan 2.1's own folders with UniPC.
+"""
 
 from __future__ import annotations
 
