@@ -6,6 +6,7 @@ set differs between starting and joining.
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import Mapping, MutableMapping
@@ -40,10 +41,18 @@ class Cluster:
     """Nodes carry a ``role`` label (ray_cluster.yaml), so workers ask for theirs."""
 
     def leave(self) -> None:
-        """Disconnect; end the cluster if it is ours. Other drivers of a joined cluster notice nothing."""
+        """Disconnect; end the cluster if it is ours. Other drivers of a joined cluster notice nothing.
+
+        Collection pauses meanwhile: a reference that another thread frees while Ray shuts down would end this process.
+        """
         import ray
 
-        ray.shutdown()
+        gc.collect()
+        gc.disable()
+        try:
+            ray.shutdown()
+        finally:
+            gc.enable()
 
 
 def start_or_join(address: str | None = None, num_cpus: int | None = None, num_gpus: int | None = None) -> Cluster:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -31,12 +32,13 @@ from experiments.embedded.export import MAX_BYTES
 from experiments.embedded.render import render
 from experiments.embedded.sampling import Sampler, contact_sheet
 from experiments.embedded.scenes import BACKGROUNDS, Scene, held_out_scenes
+from orchestrator.actions import DvgConfig
 from orchestrator.geometry import model as geometry_of
 from stages import sketch
 from stages.denoise import run_stages
 from stages.models import embedded
 from stages.models.base import Model, load
-from stages.planners.full import FullPlanner
+from stages.planners.base import Planner, make_planner
 
 TARGETS = {"colour": 0.95, "shape": 0.90, "direction": 0.90, "speed": 0.85, "background": 0.90}
 PSNR_TARGETS_DB = {"all but noise": 30.0, "noise": 26.0}
@@ -53,27 +55,40 @@ def _model(device: str) -> Model:
     return load(embedded.NAME, None, device)
 
 
-def make_video(number: int, guidance: float, device: str) -> np.ndarray:
-    """The full-grid video uint8 [F, H, W, 3] of the held-out scene ``number``, which is also its seed."""
-    loaded, planner = _model(device), FullPlanner(GEOMETRY, GEOMETRY.default_shape, GEOMETRY.default_steps)
+@dataclass(frozen=True)
+class Setting:
+    """``budget`` None: every step on the full grid; otherwise DVG at that budget."""
+
+    guidance: float
+    device: str
+    budget: float | None = None
+
+    def planner(self) -> Planner:
+        name, config = "full" if self.budget is None else "dvg", DvgConfig.for_model(GEOMETRY)
+        return make_planner(name, GEOMETRY, GEOMETRY.default_shape, GEOMETRY.default_steps, self.budget, config)
+
+
+def make_video(number: int, setting: Setting) -> np.ndarray:
+    """The video uint8 [F, H, W, 3] of the held-out scene ``number``, which is also its seed."""
+    loaded, planner = _model(setting.device), setting.planner()
     prompt = caption(held_out_scenes()[number])
-    decision, _, boundary = sketch.sketch(loaded, planner, prompt, "", guidance, number)
+    decision, _, boundary = sketch.sketch(loaded, planner, prompt, "", setting.guidance, number)
     boundary, _ = run_stages(loaded, planner, boundary, len(decision.action.stages))
     return loaded.decode(boundary.x)
 
 
-def judge(number: int, guidance: float, device: str) -> dict[str, Any]:
+def judge(number: int, setting: Setting) -> dict[str, Any]:
     """One caption's row: what of it the video shows."""
     scene = held_out_scenes()[number]
-    return {"i": number, "caption": caption(scene), **check(make_video(number, guidance, device), scene)}
+    return {"i": number, "caption": caption(scene), **check(make_video(number, setting), scene)}
 
 
-def judged(number: int, guidance: float, device: str, workers: int, rows_file: pathlib.Path | None) -> list[dict[str, Any]]:
+def judged(number: int, setting: Setting, workers: int, rows_file: pathlib.Path | None) -> list[dict[str, Any]]:
     """Rows of the first ``number`` held-out captions, in order; those in ``rows_file`` are not made again."""
     rows = {row["i"]: row for row in _read(rows_file)}
     todo = [i for i in range(number) if i not in rows]
-    with ProcessPoolExecutor(max_workers=workers if device == "cpu" else 1) as pool:
-        for row in pool.map(partial(judge, guidance=guidance, device=device), todo):
+    with ProcessPoolExecutor(max_workers=workers if setting.device == "cpu" else 1) as pool:
+        for row in pool.map(partial(judge, setting=setting), todo):
             rows[row["i"]] = row
             if rows_file:
                 with rows_file.open("a") as file:
@@ -149,6 +164,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--captions", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GEOMETRY.default_guidance)
+    parser.add_argument("--budget", type=float, help="DVG at this budget instead of the full grid")
     parser.add_argument("--workers", type=int, default=2, help="processes on a CPU")
     parser.add_argument("--clips", type=int, default=60, help="held-out scenes that are encoded and decoded")
     parser.add_argument("--rows", type=pathlib.Path, help="JSONL of each caption's result, to go on from")
@@ -157,17 +173,23 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     scenes = held_out_scenes()[: args.captions]
-    result: dict[str, Any] = {"captions": len(scenes), "steps": GEOMETRY.default_steps, "guidance": args.guidance}
+    result: dict[str, Any] = {
+        "captions": len(scenes),
+        "steps": GEOMETRY.default_steps,
+        "guidance": args.guidance,
+        "budget": args.budget,
+    }
     if args.speed:
         result["cpu_speed"] = cpu_speed()
-    rows = judged(len(scenes), args.guidance, args.device, args.workers, args.rows)
+    setting = Setting(args.guidance, args.device, args.budget)
+    rows = judged(len(scenes), setting, args.workers, args.rows)
     result["attributes"] = shares(rows, scenes)
     result["clips"] = args.clips
     sampler = Sampler.from_folder(embedded.FOLDER, args.device)
     result["reconstruction_db"] = reconstruction(sampler, held_out_scenes()[: args.clips])
     result["bytes"] = sum(path.stat().st_size for path in embedded.FOLDER.rglob("*") if path.is_file())
     if args.sheet:
-        save_sheet(args.sheet, args.guidance, args.device, min(SHEET_VIDEOS, len(scenes)))
+        save_sheet(args.sheet, setting, min(SHEET_VIDEOS, len(scenes)))
     show(result)
     if args.out:
         from experiments.bench.common import save
@@ -175,10 +197,10 @@ def main() -> None:
         save(args.out, "wan-mini", {**result, "rows": rows})
 
 
-def save_sheet(path: pathlib.Path, guidance: float, device: str, number: int) -> None:
+def save_sheet(path: pathlib.Path, setting: Setting, number: int) -> None:
     from PIL import Image
 
-    videos = np.stack([make_video(i, guidance, device) for i in range(number)])
+    videos = np.stack([make_video(i, setting) for i in range(number)])
     Image.fromarray(contact_sheet(videos[:, :, ::2, ::2])).save(path, optimize=True)
 
 
