@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import math
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.summary import ArmStats
+from orchestrator.manifest import software
 from orchestrator.types import Record
 
 METRICS: dict[str, str] = {
@@ -44,7 +42,6 @@ PARAMS = (
     *("guidance", "num_frames", "height", "width", "fps", "stage_grids"),
 )
 TAGS = ("why", "stage_s", "degree", "device", "host", "sha256", "neutral_demand")
-PACKAGES = ("dvg-orchestrator", "torch", "diffusers", "transformers", "ray", "mlflow", "av")
 
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_PARAMS = 6000, 8000, 100
 """MLflow's limits for one run."""
@@ -146,24 +143,7 @@ def videos_to_upload(policy: str, pairs: Iterable[tuple[str, int]], num_arms: in
 def software_tags() -> dict[str, str]:
     """The source commit, when this is a git checkout, and the versions of the packages that shape a result."""
     tags = {"mlflow.source.name": "dvg", "mlflow.source.type": "LOCAL"}
-    tags |= {f"version.{name}": version for name in PACKAGES if (version := _version(name))}
-    commit = git_commit()
-    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
-
-
-@cache
-def git_commit() -> str | None:
-    """The commit of the checkout this package was imported from; None outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    made = software()
+    tags |= {f"version.{name}": version for name, version in made["packages"].items() if version}
+    tags["version.dvg-orchestrator"] = made["dvg"]
+    return tags | ({"mlflow.source.git.commit": made["commit"]} if made["commit"] else {})
