@@ -147,7 +147,7 @@ class _Run:
         progress = Progress(self.console, len(todo))
         runbook = Runbook(
             self.ledger,
-            {arm.name: arm for arm in self.sweep.arms},
+            self.sweep.arms_by_name,
             on_record=_each(progress.on_record, *([tracker.on_record] if tracker else [])),
             on_failure=_each(progress.on_failure, *([tracker.on_failure] if tracker else [])),
         )
@@ -164,7 +164,7 @@ class _Run:
             from orchestrator.local import run_local
             from stages.worker import ClipWorker
 
-            worker = ClipWorker({arm.name: arm for arm in self.sweep.arms}, num_threads=self.sweep.cluster.num_threads)
+            worker = ClipWorker(self.sweep.arms_by_name, num_threads=self.sweep.cluster.num_threads)
             run_local(todo, worker, scheduler, runbook, progress.on_event)
         else:
             from orchestrator.driver import run_on_ray

@@ -118,8 +118,9 @@ class Sweep:
     cluster: ClusterConfig
     tracking: TrackingConfig
 
-    def arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
+    @property
+    def arms_by_name(self) -> dict[str, Arm]:
+        return {arm.name: arm for arm in self.arms}
 
     def resolved(self) -> dict[str, Any]:
         """The sweep as plain data, for ``config.resolved.yaml``."""

@@ -60,7 +60,7 @@ def run_on_ray(
     """
     joined = cluster or start_or_join(sweep.cluster.address)
     try:
-        crew = Crew(joined, sweep.cluster, workshop or ClipWorkshop({arm.name: arm for arm in sweep.arms}))
+        crew = Crew(joined, sweep.cluster, workshop or ClipWorkshop(sweep.arms_by_name))
         RayShell({item.item_key: item for item in items}, crew, scheduler, runbook, on_event).run()
     finally:
         if cluster is None:

@@ -32,6 +32,7 @@ from experiments.embedded.export import MAX_BYTES
 from experiments.embedded.render import render
 from experiments.embedded.sampling import Sampler, contact_sheet
 from experiments.embedded.scenes import BACKGROUNDS, Scene, held_out_scenes
+from experiments.embedded.train_vae import psnr
 from orchestrator.actions import DvgConfig
 from orchestrator.geometry import model as geometry_of
 from stages import sketch
@@ -120,8 +121,8 @@ def reconstruction(sampler: Sampler, scenes: Sequence[Scene]) -> dict[str, float
     shape = GEOMETRY.default_shape
     for scene in scenes:
         video = render([scene], shape.num_frames, shape.height, shape.width, sampler.device)
-        out = autoencoder.decode(sampler.vae, autoencoder.encode(sampler.vae, video)[0]).clamp(-1, 1)
-        found[scene.background].append(float(-10 * ((out - video).square().mean() / 4).log10()))
+        out = autoencoder.decode(sampler.vae, autoencoder.encode(sampler.vae, video)[0])
+        found[scene.background].append(float(psnr(video, out)))
     rest = [value for name, values in found.items() if name != "noise" for value in values]
     groups = {"all but noise": rest, **found}
     return {name: statistics.median(values) for name, values in groups.items() if values}

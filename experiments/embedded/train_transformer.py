@@ -27,7 +27,7 @@ from experiments.embedded.checker import check
 from experiments.embedded.evaluate import shares
 from experiments.embedded.latents import FULL, LatentStore
 from experiments.embedded.sampling import SHIFT, Sampler, contact_sheet
-from experiments.embedded.scenes import Scene, held_out_scenes
+from experiments.embedded.scenes import held_out_scenes
 
 UNKNOWN = 2
 EMPTY_SHARE, DROPPED_WORDS = 0.10, 0.02
@@ -183,10 +183,6 @@ def load_vae(path: pathlib.Path, device: str) -> tuple[Any, Tensor, Tensor]:
     return vae.to(device).eval(), torch.tensor(table["latents_mean"]), torch.tensor(table["latents_std"])
 
 
-def judge(pair: tuple[np.ndarray, Scene]) -> dict[str, bool | None]:
-    return check(*pair)
-
-
 def evaluate(sampler: Sampler, number: int, guidance: float, out: pathlib.Path, name: str) -> dict[str, float]:
     """Share of held-out captions whose video shows each attribute; a contact sheet of the first sixteen."""
     scenes = held_out_scenes()[:number]
@@ -197,7 +193,7 @@ def evaluate(sampler: Sampler, number: int, guidance: float, out: pathlib.Path, 
     every = np.concatenate(videos)
     print("sampled", name, time.time(), flush=True)
     with ProcessPoolExecutor(max_workers=12, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = list(pool.map(judge, zip(every, scenes, strict=True), chunksize=4))
+        rows = list(pool.map(check, every, scenes, chunksize=4))
     Image.fromarray(contact_sheet(every[:16, :, ::2, ::2])).save(out / f"{name}.png")
     return shares(rows, scenes)
 

@@ -16,24 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.arms import Arm
 from orchestrator.config import ClusterConfig, Sweep, TrackingConfig
-from orchestrator.types import Action, Clip, Decision, Item, Stage
+from orchestrator.types import Action, Clip, Decision, Item
+from tests.arms import ARM, STAGES
 
-STAGES = (Stage((4, 8, 8), 9, 7.0), Stage((11, 18, 18), 21, 11.0))
 DECISION = Decision(Action("s0.70-f9", STAGES, 0.5, 0.7, 9), "still")
-ARM = Arm(
-    name="dvg",
-    model="wan-mini",
-    planner="dvg",
-    budget=0.5,
-    num_steps=30,
-    guidance=1.0,
-    num_frames=41,
-    height=144,
-    width=144,
-    fps=16,
-)
 LATENT_CELLS = 100_000
 """Large enough for the object store to hold it, as real latents are."""
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.arms import Arm
 from orchestrator.eventlog import starts
 from orchestrator.events import Command, Event
 from orchestrator.ledger import Ledger
@@ -17,22 +16,10 @@ from orchestrator.local import run_local
 from orchestrator.paths import RunPaths
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
-from orchestrator.types import Action, Clip, Decision, Demand, Item, Record, Stage
+from orchestrator.types import Action, Clip, Decision, Demand, Item, Record
+from tests.arms import ARM, STAGES
 
-STAGES = (Stage((4, 8, 8), 9, 7.0), Stage((11, 18, 18), 21, 11.0))
 DECISION = Decision(Action("s0.70-f9", STAGES, 0.5, 0.7, 9), "still", Demand(0.25, 0.5), (0.3, 0.7))
-ARM = Arm(
-    name="dvg",
-    model="wan-mini",
-    planner="dvg",
-    budget=0.5,
-    num_steps=30,
-    guidance=1.0,
-    num_frames=41,
-    height=144,
-    width=144,
-    fps=16,
-)
 
 
 def items(*numbers: int) -> list[Item]:
