@@ -1,54 +1,115 @@
-"""What the stages ask of a model: text in, velocities, frames out. Every adapter speaks in sigma and latents."""
+"""What the stages ask of a model: text and image in, velocities, frames out. Every adapter speaks in sigma and latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.geometry import RUNNABLE, ModelGeometry, model
+from orchestrator.geometry import ModelGeometry, model
+from orchestrator.types import VideoShape
+from stages.resize import Axes
+from stages.sampling import NoiseLevel
 
 ALL_PARTS = frozenset({"text", "transformer", "vae"})
+"""``text`` holds every encoder of the prompt and the image, and the VAE's encoder where an image needs it."""
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Self-attention over ``[B, heads, tokens, head_dim]`` queries, keys and values."""
 
+ImageMode = Literal["index", "encode"]
+"""How an image condition follows the grid: cells of the full-size latent, or the image resized and encoded again."""
+
 
 @dataclass(frozen=True, eq=False)
-class TextEmbedding:
-    """Encoded text ``[1, n, D]`` without its padding, and how many zero rows the model expects after it."""
+class Branch:
+    """One branch of guidance: the encoded prompt, as the adapter's own named tensors.
 
-    tokens: Tensor
-    num_pads: int
+    ``num_pads`` is how many zero rows the model expects after the text tokens.
+    """
+
+    tensors: Mapping[str, Tensor]
+    num_pads: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What a clip is made from. ``negative`` is None without classifier-free guidance."""
+    """What a clip is made from, on no grid in particular. ``negative`` is None without classifier-free guidance."""
 
-    positive: TextEmbedding
-    negative: TextEmbedding | None
+    positive: Branch
+    negative: Branch | None
     guidance: float
+    guidance_low: float | None = None
+    """Guidance of the low-noise expert; None: the same."""
+    image: Tensor | None = None
+    """First frame ``[1, 3, 1, H, W]`` in [-1, 1], at the video's full size."""
+    latent: Tensor | None = None
+    """Its latent on the full grid ``[1, C, T or 1, H, W]``, normalised as the transformer sees it."""
 
     def pack(self) -> dict[str, Any]:
-        """Plain numpy arrays and numbers, for another process. float32 holds every bf16 and fp16 value exactly."""
-        branches = [self.positive] if self.negative is None else [self.positive, self.negative]
-        return {
-            "texts": [(branch.tokens.float().cpu().numpy(), branch.num_pads) for branch in branches],
-            "dtype": str(self.positive.tokens.dtype).removeprefix("torch."),
-            "guidance": self.guidance,
-        }
+        """Plain numpy arrays and numbers, for another process."""
+        packed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("positive", "negative"):
+            branch = packed[name]
+            packed[name] = branch and ({k: _pack(v) for k, v in branch.tensors.items()}, branch.num_pads)
+        return {**packed, "image": _pack(self.image), "latent": _pack(self.latent)}
 
     @staticmethod
     def unpack(packed: dict[str, Any]) -> Condition:
         """Inverse of :meth:`pack`, on the CPU. The arrays are copied: shared memory of another process is read-only."""
-        dtype = getattr(torch, packed["dtype"])
-        branches = [TextEmbedding(torch.from_numpy(np.array(rows)).to(dtype), pads) for rows, pads in packed["texts"]]
-        return Condition(branches[0], branches[1] if len(branches) == 2 else None, packed["guidance"])
+        fields = {**packed, "image": _unpack(packed["image"]), "latent": _unpack(packed["latent"])}
+        for name in ("positive", "negative"):
+            if packed[name]:
+                tensors, num_pads = packed[name]
+                fields[name] = Branch({k: v for k, row in tensors.items() if (v := _unpack(row)) is not None}, num_pads)
+        return Condition(**fields)
+
+
+def _pack(x: Tensor | None) -> tuple[np.ndarray[Any, Any], str] | None:
+    """float32 holds every bf16 and fp16 value exactly."""
+    if x is None:
+        return None
+    values = x.float() if x.is_floating_point() else x
+    return values.cpu().numpy(), str(x.dtype).removeprefix("torch.")
+
+
+def _unpack(packed: tuple[np.ndarray[Any, Any], str] | None) -> Tensor | None:
+    if packed is None:
+        return None
+    values, dtype = packed
+    return torch.from_numpy(np.array(values)).to(getattr(torch, dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A condition on one stage's grid."""
+
+    condition: Condition
+    latent: Tensor | None = None
+    """Channels that the network takes beside the noisy latent ``[1, C, T, H, W]``."""
+    pinned: Tensor | None = None
+    """Clean first latent frame ``[1, C, 1, H, W]``, held in place at every step."""
+
+    def pin(self, x: Tensor) -> Tensor:
+        """``x`` with its first frame replaced by the clean one, where there is one."""
+        return x if self.pinned is None else torch.cat([self.pinned.to(x), x[:, :, 1:]], dim=2)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of the encoders. ``image`` is the path of the first frame."""
+
+    prompt: str
+    shape: VideoShape
+    guidance: float
+    negative: str = ""
+    guidance_low: float | None = None
+    image: str | None = None
 
 
 class Model(Protocol):
@@ -58,36 +119,77 @@ class Model(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def encode_text(self, prompt: str, negative: str, guidance: float) -> Condition:
-        """Needs the part "text". ``negative`` counts only when ``guidance`` is above 1."""
+    def encode(self, request: Request) -> Condition:
+        """Text and image, once per clip. Needs the part "text". ``negative`` counts only when ``guidance`` is above 1.
+
+        Raises ValueError for an image that is missing, unwanted or cannot be read.
+        """
         ...
 
-    def denoise(self, x: Tensor, sigma: float, condition: Condition) -> Tensor:
-        """The guided velocity at noise level ``sigma``. Needs the part "transformer"."""
+    def place(self, condition: Condition, axes: Axes, mode: ImageMode) -> Placed:
+        """The condition on the cells ``axes`` of the final grid. ``encode`` needs the VAE's encoder (part "text")."""
+        ...
+
+    def start(self, noise: Tensor, placed: Placed) -> Tensor:
+        """The first latent, of pure noise on the first stage's grid: pinned, or mixed with the image where a model does so."""
+        ...
+
+    def denoise(self, x: Tensor, level: NoiseLevel, placed: Placed) -> Tensor:
+        """The guided velocity at a noise level. Needs the part "transformer". Never waits for the device."""
         ...
 
     def pixels(self, latent: Tensor) -> Tensor:
         """Video ``[1, 3, F, H, W]`` in [-1, 1] of a clean latent. Needs the part "vae"."""
         ...
 
-    def decode(self, latent: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Frames ``[F, H, W, 3]`` of a clean latent. Needs the part "vae"."""
+    def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        """Frames ``[F, H, W, 3]`` of a clean latent, in runs as they are ready. Needs the part "vae"."""
         ...
 
 
-def load(name: str, weights: str | None, device: str = "cpu", parts: frozenset[str] = ALL_PARTS) -> Model:
-    """Load ``parts`` of a model; ``weights`` is a folder in diffusers format, None for the embedded model.
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter merged into the transformer on loading (diffusers' loader): a file, folder or repository id."""
 
-    Weights are float32 on a CPU and for the embedded model, bfloat16 elsewhere.
-    Raises ValueError for a model without an adapter and for weights that do not fit the model's geometry.
+    path: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What to load and how."""
+
+    parts: frozenset[str] = ALL_PARTS
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    lora: tuple[Lora, ...] = ()
+    compile: bool = False
+    """Compile the repeated block, once for all grids (CUDA)."""
+    attention: str = "auto"
+    """Attention kernel by name; ``auto`` measures (``stages.attention``)."""
+
+
+def load(
+    name: str,
+    weights: str | None,
+    device: str = "cpu",
+    parts: frozenset[str] = ALL_PARTS,
+    lora: tuple[Lora, ...] = (),
+    compile_blocks: bool | None = None,
+    attention: str = "auto",
+) -> Model:
+    """Load ``parts`` of a model; ``weights`` is a folder or repository in diffusers format, None for the embedded model.
+
+    Weights are float32 on a CPU and for the embedded model, bfloat16 elsewhere. ``compile_blocks`` None: on a GPU only.
+    Raises ValueError for weights that do not fit the model's geometry.
     """
-    geometry = model(name)
-    if name not in RUNNABLE:
-        raise ValueError(f"model {name!r} can be planned but not run; choose one of {', '.join(RUNNABLE)}")
-    from stages.models import embedded, wan
+    from stages.models import embedded, families
+    from stages.models.weights import find_weights
 
-    if weights is None and name != embedded.NAME:
-        raise ValueError(f"model {name!r} needs weights: the path of a folder in diffusers format")
-    dtype = torch.float32 if device == "cpu" or name == embedded.NAME else torch.bfloat16
-    folder = embedded.FOLDER if weights is None else weights
-    return wan.load_wan(geometry, folder, torch.device(device), dtype, parts)
+    geometry = model(name)
+    on = torch.device(device)
+    exact = on.type == "cpu" or name == embedded.NAME
+    compiled = on.type == "cuda" if compile_blocks is None else compile_blocks
+    loading = Loading(parts, on, torch.float32 if exact else torch.bfloat16, lora, compiled, attention)
+    folder = embedded.FOLDER if weights is None and name == embedded.NAME else find_weights(geometry, weights)
+    return families.load_family(geometry, folder, loading)
