@@ -9,7 +9,19 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHARED_NAMES = ("types", "geometry", "dvg_config", "schedules", "matching", "actions", "arms")
+SHARED_NAMES = (
+    "types",
+    "model_geometry",
+    "catalogue",
+    "geometry",
+    "dvg_config",
+    "schedules",
+    "matching",
+    "actions",
+    "cost",
+    "budgets",
+    "arms",
+)
 DECIDING = ("events", "eventlog", "books", "plan", "policy", "slices", "scheduler")
 PURE = (*SHARED_NAMES, *DECIDING)
 PURE_MODULES = frozenset(f"orchestrator.{name}" for name in PURE)
