@@ -1,0 +1,214 @@
+"""What a folder in diffusers format must hold to be a given model. Reads JSON and file headers only: no torch, no device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.geometry import ModelGeometry
+
+INDEX = "model_index.json"
+CONFIGS = (INDEX, "*/config.json")
+"""Enough of a repository to tell whether it is the model."""
+FILES = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja")
+"""What the components of a checkpoint are made of, below their folders."""
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What diffusers calls the parts of a family, without the suffix of its image-to-video pipeline."""
+
+    text: str
+    image: str
+    transformer: str
+    vae: str
+    components: tuple[str, ...]
+    image_components: tuple[str, ...]
+
+
+FAMILIES = {
+    "wan": _Family(
+        "WanPipeline",
+        "WanImageToVideoPipeline",
+        "WanTransformer3DModel",
+        "AutoencoderKLWan",
+        ("tokenizer", "text_encoder"),
+        ("image_encoder", "image_processor"),
+    ),
+    "hunyuan": _Family(
+        "HunyuanVideoPipeline",
+        "HunyuanVideoImageToVideoPipeline",
+        "HunyuanVideoTransformer3DModel",
+        "AutoencoderKLHunyuanVideo",
+        ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
+        ("image_processor",),
+    ),
+    "hunyuan15": _Family(
+        "HunyuanVideo15Pipeline",
+        "HunyuanVideo15ImageToVideoPipeline",
+        "HunyuanVideo15Transformer3DModel",
+        "AutoencoderKLHunyuanVideo15",
+        ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
+        ("image_encoder", "feature_extractor"),
+    ),
+}
+
+
+def components(geometry: ModelGeometry) -> tuple[str, ...]:
+    """The sub-folders that a model is loaded from."""
+    family = FAMILIES[geometry.family]
+    experts = ("transformer", "transformer_2") if geometry.boundary is not None else ("transformer",)
+    # Of the Wan models with two experts, those that take an image see it through the latent alone.
+    looks = geometry.image == "required" and geometry.boundary is None
+    return (*family.components, *experts, "vae", *(family.image_components if looks else ()))
+
+
+def patterns(geometry: ModelGeometry) -> list[str]:
+    """The files of a repository that a model is loaded from."""
+    return [INDEX, *(pattern.replace("*/", f"{name}/", 1) for name in components(geometry) for pattern in FILES)]
+
+
+def mistakes(geometry: ModelGeometry, folder: Path, *, configs_only: bool = False) -> list[str]:
+    """Why the checkpoint in ``folder`` is not ``geometry``'s model, one line each; empty when it is.
+
+    ``configs_only`` leaves the weight files out: of a repository they may not be downloaded yet.
+    """
+    index = _read(folder / INDEX)
+    if isinstance(index, str):
+        return [f"{INDEX} {index}"]
+    found = list(_pipeline(geometry, index))
+    for name in components(geometry):
+        found += _component(geometry, folder, index, name, configs_only)
+    return found
+
+
+def _pipeline(geometry: ModelGeometry, index: Mapping[str, Any]) -> Iterator[str]:
+    """The pipeline's class tells the family and the task; the boundary tells text from image among the two-expert models."""
+    family, name = FAMILIES[geometry.family], index.get("_class_name")
+    legal = {"none": [family.text], "required": [family.image], "optional": [family.text, family.image]}[geometry.image]
+    if name not in legal:
+        yield f"{INDEX} holds a {name}; {geometry.name} is loaded from a {' or '.join(legal)}"
+    boundary = index.get("boundary_ratio")
+    if boundary is not None and geometry.boundary is not None and boundary != geometry.boundary:
+        yield f"{INDEX} has boundary_ratio {boundary}; {geometry.name} has {geometry.boundary}"
+    if geometry.boundary is None and _named(index, "transformer_2"):
+        yield f"{INDEX} names a transformer_2; {geometry.name} has one expert"
+
+
+def _named(index: Mapping[str, Any], component: str) -> str | None:
+    """Class of a component; None if the checkpoint says that it has none."""
+    entry = index.get(component)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+
+def _component(geometry: ModelGeometry, folder: Path, index: Mapping[str, Any], name: str, configs_only: bool) -> Iterator[str]:
+    if _named(index, name) is None:
+        yield f"component {name!r} is missing ({INDEX} does not name it); {geometry.name} needs {', '.join(components(geometry))}"
+    elif _has_weights(name):
+        yield from _config(geometry, folder / name, name)
+        if not configs_only:
+            yield from _weight_files(folder / name)
+    elif not configs_only and not (folder / name).is_dir():
+        yield f"component {name!r} is missing: there is no folder of that name"
+
+
+def _has_weights(component: str) -> bool:
+    return component.startswith(("text_encoder", "transformer", "vae", "image_encoder"))
+
+
+def _config(geometry: ModelGeometry, folder: Path, name: str) -> Iterator[str]:
+    config = _read(folder / "config.json")
+    if isinstance(config, str):
+        yield f"{name}/config.json {config}"
+        return
+    for key, found, needed in _facts(geometry, name, config):
+        if found != needed:
+            yield f"{name}/config.json has {key} {found}; {geometry.name} needs {needed}"
+
+
+def _facts(geometry: ModelGeometry, name: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(what, as found, as needed) of everything that plans and adapters rely on; a key left out has diffusers' default."""
+    family = FAMILIES[geometry.family]
+    if name == "vae":
+        yield "_class_name", config.get("_class_name"), family.vae
+        yield from _vae_facts(geometry, config)
+    elif name.startswith("transformer"):
+        yield "_class_name", config.get("_class_name"), family.transformer
+        yield "in_channels", config.get("in_channels"), _in_channels(geometry)
+        yield "out_channels", config.get("out_channels", geometry.latent_channels), geometry.latent_channels
+        yield "patch_size", _patch(config, geometry), geometry.patch
+        if geometry.family == "hunyuan":
+            kind = "token_replace" if geometry.image == "required" else None
+            yield "image_condition_type", config.get("image_condition_type"), kind
+        if geometry.family == "hunyuan15":
+            yield "use_meanflow", config.get("use_meanflow", False), geometry.meanflow
+
+
+def _vae_facts(geometry: ModelGeometry, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    wan = geometry.family == "wan"
+    channels = "z_dim" if wan else "latent_channels"
+    keys = (
+        ("scale_factor_temporal", "scale_factor_spatial") if wan else ("temporal_compression_ratio", "spatial_compression_ratio")
+    )
+    unsaid = (4, 16 if geometry.family == "hunyuan15" else 8)
+    yield channels, config.get(channels), geometry.latent_channels
+    for key, default, needed in zip(keys, unsaid, geometry.vae_stride, strict=False):
+        yield key, config.get(key, default), needed
+
+
+def _in_channels(geometry: ModelGeometry) -> int:
+    """Noisy latent, and beside it the condition of the models that take it as channels."""
+    channels = geometry.latent_channels
+    if geometry.family == "hunyuan15":
+        return 2 * channels + 1
+    if geometry.family == "wan" and geometry.image == "required":
+        return 2 * channels + geometry.vae_stride[0]
+    return channels
+
+
+def _patch(config: Mapping[str, Any], geometry: ModelGeometry) -> tuple[int, ...]:
+    size = config.get("patch_size", geometry.patch)
+    return (config.get("patch_size_t", 1), size, size) if isinstance(size, int) else tuple(size)
+
+
+def _weight_files(folder: Path) -> Iterator[str]:
+    """What is missing or broken among a component's weights."""
+    for index in folder.glob("*.index.json"):
+        listing = _read(index)
+        if isinstance(listing, str):
+            yield f"{folder.name}/{index.name} {listing}"
+            continue
+        lost = sorted(name for name in set(listing.get("weight_map", {}).values()) if not (folder / name).is_file())
+        if lost:
+            yield f"{folder.name} lacks {len(lost)} of its weight files, {lost[0]!r} first"
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if not files:
+        yield f"{folder.name} holds no weights (*.safetensors)"
+    yield from (f"{folder.name}/{path.name} {wrong}" for path in sorted(files) if (wrong := _broken(path)))
+
+
+def _broken(path: Path) -> str:
+    """Why a safetensors file cannot be read; the header tells its length, so a download cut short shows."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        return ""
+    try:
+        with safe_open(path, framework="numpy"):
+            return ""
+    except (SafetensorError, OSError) as error:
+        return f"is no complete safetensors file ({error})"
+
+
+def _read(path: Path) -> dict[str, Any] | str:
+    """A JSON object, or why there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror or error}"
+    except ValueError as error:
+        return f"is not valid JSON: {error}"
+    return value if isinstance(value, dict) else "must hold a mapping"
