@@ -1,101 +1,151 @@
-"""The Wan family (text-to-video) from a folder in diffusers format.
+"""The Wan family from a folder in diffusers format: Wan 2.1 and 2.2, from text, from an image, with one expert or two.
 
-Under the same scheduler it equals the stock ``WanPipeline`` up to rounding. The scheduler here is Euler's
-(``stages.sampling``), whatever the folder names: wan-mini ships with it, Wan 2.1's own folders with UniPC.
+Under the same solver a full run equals the stock ``WanPipeline`` or ``WanImageToVideoPipeline`` up to rounding.
 """
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
-from orchestrator.types import Grid
-from stages.models.base import Condition, TextEmbedding
-from stages.models.wan_decoder import WanDecoder
-from stages.models.wan_transformer import TextMemory, WanTransformer
-
-MAX_TEXT_TOKENS = 512
-"""The stock pipeline pads or cuts every prompt to this many tokens."""
-
+from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
+from stages.models.wan_decoder import WanDecoder, WanEncoder
+from stages.models.wan_image import ImageTokens, first_frame, padded, pick, resized, with_mask
+from stages.models.wan_parts import Index, load_experts, load_image_tokens, load_text, load_vae, read_index
+from stages.models.wan_text import TextEncoder
+from stages.models.wan_transformer import WanTransformer
+from stages.resize import Axes
+from stages.sampling import NoiseLevel
 
 Part = TypeVar("Part")
 
 
-class TextEncoder:
-    """A tokenizer and its UMT5 encoder."""
+@dataclass(frozen=True, eq=False)
+class WanParts:
+    """What was loaded; the rest is None, or empty."""
 
-    def __init__(self, tokenizer: Any, encoder: Any) -> None:
-        self.tokenizer = tokenizer
-        self.encoder = encoder
-
-    def __call__(self, prompt: str) -> TextEmbedding:
-        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-
-        ids = self.tokenizer(prompt_clean(prompt), max_length=MAX_TEXT_TOKENS, truncation=True).input_ids
-        if not ids:
-            return TextEmbedding(torch.zeros(1, 0, self.encoder.config.d_model, dtype=self.encoder.dtype), MAX_TEXT_TOKENS)
-        rows = torch.tensor([ids], device=self.encoder.device)
-        tokens = self.encoder(rows, torch.ones_like(rows)).last_hidden_state
-        return TextEmbedding(tokens, MAX_TEXT_TOKENS - len(ids))
+    text: TextEncoder | None = None
+    image_tokens: ImageTokens | None = None
+    encoder: WanEncoder | None = None
+    experts: tuple[WanTransformer, ...] = ()
+    decoder: WanDecoder | None = None
 
 
 class WanModel:
-    """The adapter. Parts that were not loaded are None; asking for their work raises RuntimeError."""
+    """The adapter. Asking for the work of a part that was not loaded raises RuntimeError."""
 
-    def __init__(
-        self,
-        geometry: ModelGeometry,
-        device: torch.device,
-        dtype: torch.dtype,
-        text: TextEncoder | None = None,
-        transformer: WanTransformer | None = None,
-        decoder: WanDecoder | None = None,
-    ) -> None:
+    def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, index: Index, parts: WanParts) -> None:
         self.geometry = geometry
         self.device = device
         self.dtype = dtype
-        self.text = text
-        self.transformer = transformer
-        self.decoder = decoder
-        self._memories: weakref.WeakKeyDictionary[TextEmbedding, TextMemory] = weakref.WeakKeyDictionary()
+        self.parts = parts
+        self.boundary = geometry.boundary if index.boundary is None else index.boundary
+        self.holds_first_frame = geometry.image == "optional" and index.expand_timesteps
 
     @torch.inference_mode()
-    def encode_text(self, prompt: str, negative: str, guidance: float) -> Condition:
-        encode = self._part(self.text, "text")
-        return Condition(encode(prompt), encode(negative) if guidance > 1 else None, guidance)
+    def encode(self, request: Request) -> Condition:
+        image = self._read(request)
+        tensors = self._image_tensors(image)
+        positive = self._branch(request.prompt, tensors)
+        negative = self._branch(request.negative, tensors) if request.guidance > 1 else None
+        condition = Condition(positive, negative, request.guidance, request.guidance_low)
+        if image is None:
+            return condition
+        frame = first_frame(image, request.shape)
+        latent = self._encode_frame(frame, request.shape.num_frames)
+        return Condition(positive, negative, request.guidance, request.guidance_low, frame, latent)
 
     @torch.inference_mode()
-    def denoise(self, x: Tensor, sigma: float, condition: Condition) -> Tensor:
-        transformer = self._part(self.transformer, "transformer")
-        v = transformer(x, sigma, self._memory(condition.positive))
-        if condition.negative is None:
-            return v
-        plain = transformer(x, sigma, self._memory(condition.negative))
-        return plain + condition.guidance * (v - plain)
+    def place(self, condition: Condition, axes: Axes, mode: ImageMode) -> Placed:
+        if condition.latent is None:
+            return Placed(condition)
+        latent = self._cells(condition, condition.latent, axes, mode).to(self.device)
+        return Placed(condition, pinned=latent) if self.holds_first_frame else Placed(condition, latent=with_mask(latent))
+
+    def start(self, noise: Tensor, placed: Placed) -> Tensor:
+        return placed.pin(noise.to(self.device))
+
+    @torch.inference_mode()
+    def denoise(self, x: Tensor, level: NoiseLevel, placed: Placed) -> Tensor:
+        expert, guidance = self._expert(level, placed.condition)
+        clean_first = placed.pinned is not None
+        seen = x if placed.latent is None else torch.cat([x, placed.latent], dim=1)
+        v = expert(seen, level.timestep, placed.condition.positive, clean_first)
+        if placed.condition.negative is not None:
+            plain = expert(seen, level.timestep, placed.condition.negative, clean_first)
+            v = plain + guidance * (v - plain)
+        if clean_first:  # a clean frame does not move, and its own estimate of itself is exact
+            v[:, :, 0] = 0
+        return v
 
     @torch.inference_mode()
     def pixels(self, latent: Tensor) -> Tensor:
-        video: Tensor = self._part(self.decoder, "vae")(latent.to(self.device))
+        video: Tensor = self._part(self.parts.decoder, "vae")(latent)
         return video
 
-    @torch.inference_mode()
-    def decode(self, latent: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        levels = self.pixels(latent)[0].permute(1, 2, 3, 0).add(1).mul(127.5).round()
-        frames: np.ndarray[Any, np.dtype[np.uint8]] = levels.to(torch.uint8).cpu().numpy()
-        return frames
+    def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        decoder = self._part(self.parts.decoder, "vae")
+        return self._frames(decoder, latent)
 
-    def _memory(self, text: TextEmbedding) -> TextMemory:
-        """Keys and values live as long as the embedding they came from."""
-        if text not in self._memories:
-            placed = TextEmbedding(text.tokens.to(self.device), text.num_pads)
-            self._memories[text] = self._part(self.transformer, "transformer").remember(placed)
-        return self._memories[text]
+    @torch.inference_mode()
+    def _frames(self, decoder: WanDecoder, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        for run in decoder.runs(latent):
+            levels = run[0].permute(1, 2, 3, 0).add(1).mul(127.5).round()
+            yield levels.to(torch.uint8).cpu().numpy()
+
+    def _expert(self, level: NoiseLevel, condition: Condition) -> tuple[WanTransformer, float]:
+        """The expert of this noise level, on whichever schedule it lies, and its guidance."""
+        experts = self._part(self.parts.experts or None, "transformer")
+        if self.boundary is None or level.timestep >= self.boundary * 1000:
+            return experts[0], condition.guidance
+        return experts[-1], condition.guidance if condition.guidance_low is None else condition.guidance_low
+
+    def _read(self, request: Request) -> Image | None:
+        name, takes = self.geometry.name, self.geometry.image == "required" or self.holds_first_frame
+        if request.image is None:
+            if self.geometry.image == "required":
+                raise ValueError(f"model {name} makes video from an image: give the path of its first frame")
+            return None
+        if not takes:
+            raise ValueError(f"these weights of {name} take no image, and were given {request.image!r}")
+        from stages.image import read_image
+
+        return read_image(request.image)
+
+    def _image_tensors(self, image: Image | None) -> dict[str, Tensor]:
+        if image is None or self.parts.image_tokens is None:
+            return {}
+        return {"image": self.parts.image_tokens(image)}
+
+    def _branch(self, prompt: str, tensors: dict[str, Tensor]) -> Branch:
+        text, num_pads = self._part(self.parts.text, "text")(prompt)
+        return Branch({"text": text, **tensors}, num_pads)
+
+    def _cells(self, condition: Condition, latent: Tensor, axes: Axes, mode: ImageMode) -> Tensor:
+        """The image's latent on the cells ``axes``; on the full grid both modes give it as it is."""
+        height, width = (len(axis) for axis in axes[1:])
+        num_frames = len(axes[0]) if latent.shape[2] > 1 else 1
+        if latent.shape[2:] == (num_frames, height, width):
+            return latent
+        if mode == "index" or condition.image is None:
+            return pick(latent, axes)
+        stride_t, stride_h, stride_w = self.geometry.vae_stride
+        frame = resized(condition.image, height * stride_h, width * stride_w)
+        return self._encode_frame(frame, stride_t * (len(axes[0]) - 1) + 1)
+
+    def _encode_frame(self, frame: Tensor, num_frames: int) -> Tensor:
+        """Latent of a first frame: alone, or with nothing after it for models that take it beside the noise."""
+        encoder = self._part(self.parts.encoder, "text")
+        latent: Tensor = encoder(frame if self.holds_first_frame else padded(frame, num_frames))
+        return latent
 
     def _part(self, part: Part | None, name: str) -> Part:
         if part is None:
@@ -103,52 +153,17 @@ class WanModel:
         return part
 
 
-def load_wan(
-    geometry: ModelGeometry, folder: str | Path, device: torch.device, dtype: torch.dtype, parts: frozenset[str]
-) -> WanModel:
-    """Load ``parts`` of a checkpoint in ``dtype``, its VAE in float32.
-
-    Raises ValueError for a folder that is not there or does not fit ``geometry``.
-    """
-    folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"no model at {str(folder)!r}: a folder in diffusers format has a model_index.json")
-    text = _load_text(folder, device, dtype) if "text" in parts else None
-    transformer = _load_transformer(folder, device, dtype, geometry) if "transformer" in parts else None
-    decoder = _load_decoder(folder, device, geometry) if "vae" in parts else None
-    return WanModel(geometry, device, dtype, text, transformer, decoder)
-
-
-def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    from transformers import AutoTokenizer, UMT5EncoderModel
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True)
-    return TextEncoder(tokenizer, encoder.to(device).eval())
-
-
-def _load_transformer(folder: Path, device: torch.device, dtype: torch.dtype, geometry: ModelGeometry) -> WanTransformer:
-    from diffusers import WanTransformer3DModel
-
-    weights = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype, local_files_only=True)
-    config = weights.config
-    _check(folder, {"latent_channels": config.in_channels, "patch": tuple(config.patch_size)}, geometry)
-    return WanTransformer(weights.to(device).eval().requires_grad_(False))
-
-
-def _load_decoder(folder: Path, device: torch.device, geometry: ModelGeometry) -> WanDecoder:
-    from diffusers import AutoencoderKLWan
-
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32, local_files_only=True)
-    stride: Grid = (vae.config.scale_factor_temporal, *[vae.config.scale_factor_spatial] * 2)
-    _check(folder, {"latent_channels": vae.config.z_dim, "vae_stride": stride}, geometry)
-    return WanDecoder(vae.to(device).eval().requires_grad_(False))
-
-
-def _check(folder: Path, found: dict[str, Any], geometry: ModelGeometry) -> None:
-    """Plans are made from the geometry alone, so weights of other sizes would fail far from the cause."""
-    wrong = [f"{key} is {value}, not {getattr(geometry, key)}" for key, value in found.items() if value != getattr(geometry, key)]
-    if wrong:
-        raise ValueError(f"the weights at {str(folder)!r} are no {geometry.name}: {'; '.join(wrong)}")
+def load_wan(geometry: ModelGeometry, folder: Path, loading: Loading) -> WanModel:
+    """Load parts of a checkpoint. Raises ValueError for a folder that is not there or does not fit ``geometry``."""
+    index = read_index(folder)
+    has_text, decodes = "text" in loading.parts, "vae" in loading.parts
+    encodes = has_text and (geometry.image == "required" or (geometry.image == "optional" and index.expand_timesteps))
+    vae = load_vae(folder, geometry, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
+    parts = WanParts(
+        text=load_text(folder, loading) if has_text else None,
+        image_tokens=load_image_tokens(folder, loading) if encodes and "image_encoder" in index.components else None,
+        encoder=WanEncoder(vae) if encodes else None,
+        experts=load_experts(folder, index, geometry, loading) if "transformer" in loading.parts else (),
+        decoder=WanDecoder(vae) if decodes else None,
+    )
+    return WanModel(geometry, loading.device, loading.dtype, index, parts)

@@ -1,127 +1,116 @@
 """Wan's transformer (Wan 2.1, arXiv 2503.20314) over diffusers' weights, without the work that repeats from step to step.
 
-The same function as ``WanTransformer3DModel.forward`` up to rounding; what differs is what is done once:
-text keys and values per prompt, the zero rows after the text as one row, rotary tables per grid, one fused q-k-v product,
-and modulation inside the layer norms.
+The same function as ``WanTransformer3DModel.forward`` up to rounding; what differs is what is done once: text keys and
+values per prompt, rotary tables per grid, one fused q-k-v product, one modulation per timestep instead of one per token.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from orchestrator.types import Grid
-from stages.models.base import Attention, TextEmbedding
+from stages.models.base import Attention, Branch
+from stages.models.wan_block import CrossMemory, block, block_weights, modulated_norm, per_token, split_heads
 
-
-@dataclass(frozen=True, eq=False)
-class TextMemory:
-    """Cross-attention keys and values ``[1, heads, rows, head_dim]`` of one prompt, per layer, and a bias per row."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    bias: Tensor | None
+TextMemory = tuple[CrossMemory, ...]
+"""Cross-attention keys and values of one prompt, per layer."""
 
 
 class WanTransformer:
-    """Callable ``(x, sigma, memory) -> velocity``. ``attention`` is the seam where a sequence-parallel group plugs in."""
+    """Callable ``(x, timestep, branch, clean_first) -> velocity``. ``attention`` is the seam for kernels and parallel groups."""
 
     def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention) -> None:
-        """``weights`` is a ``WanTransformer3DModel`` for text-to-video. Raises ValueError for an image-to-video one."""
-        if weights.config.image_dim is not None or weights.config.added_kv_proj_dim is not None:
-            raise ValueError("these Wan weights expect an image: only text-to-video weights are supported")
+        """``weights`` is a ``WanTransformer3DModel``. Raises ValueError for one without cross-attention norms."""
+        if not weights.config.cross_attn_norm:
+            raise ValueError("these Wan weights have cross_attn_norm false: every published Wan model has it true")
         self.weights = weights
-        self.attention = attention
         self.patch: Grid = tuple(weights.config.patch_size)
         self.heads = weights.config.num_attention_heads
         self.eps = weights.config.eps
         self.dtype: torch.dtype = weights.dtype
-        self._qkv = [_fuse((b.attn1.to_q, b.attn1.to_k, b.attn1.to_v)) for b in weights.blocks]
-        self._tables = torch.stack([block.scale_shift_table[0] for block in weights.blocks])
+        self.device: torch.device = weights.device
+        self.layers = tuple(block_weights(layer) for layer in weights.blocks)
+        self.block = functools.partial(block, heads=self.heads, eps=self.eps, attention=attention)
         self._rope = functools.lru_cache(maxsize=16)(self._make_rope)
+        self._memories: weakref.WeakKeyDictionary[Branch, TextMemory] = weakref.WeakKeyDictionary()
 
-    def remember(self, text: TextEmbedding) -> TextMemory:
-        """Keys and values of a prompt, once for all its steps.
+    def remember(self, branch: Branch) -> TextMemory:
+        """Keys and values of a prompt, kept as long as the branch they came from."""
+        if branch not in self._memories:
+            self._memories[branch] = self._make_memory(branch)
+        return self._memories[branch]
 
-        All zero rows after the text project to the same key and value, so softmax over n of them equals softmax over one
-        whose logit is raised by log(n).
+    def __call__(self, x: Tensor, timestep: float, branch: Branch, clean_first: bool = False) -> Tensor:
+        """Velocity ``[1, C, T, H, W]`` float32 of the noisy latent with its condition's channels, ``[1, C + ..., T, H, W]``.
+
+        With ``clean_first`` the first latent frame is told timestep 0. Raises ValueError if the grid is no multiple of the patch.
         """
-        rows, bias = text.tokens.to(self.dtype), None
-        if text.num_pads:
-            rows = F.pad(rows, (0, 0, 0, 1))
-            bias = rows.new_zeros(1, 1, 1, rows.shape[1])
-            bias[..., -1] = math.log(text.num_pads)
-        rows = self.weights.condition_embedder.text_embedder(rows)
-        crosses = [block.attn2 for block in self.weights.blocks]
-        keys = tuple(self._heads(cross.norm_k(cross.to_k(rows))).contiguous() for cross in crosses)
-        values = tuple(self._heads(cross.to_v(rows)).contiguous() for cross in crosses)
-        return TextMemory(keys, values, bias)
-
-    def __call__(self, x: Tensor, sigma: float, memory: TextMemory) -> Tensor:
-        """Velocity ``[1, C, T, H, W]`` float32. Raises ValueError if the grid is no multiple of the patch."""
-        grid = self._patches(x)
-        time, modulation = self._modulate(sigma, x.device)
+        grid, memory = self._patches(x), self.remember(branch)
+        is_first = self._first_frame(grid) if clean_first else None
+        time, modulation = self._embed_time((0.0, timestep) if clean_first else (timestep,))
         h = self.weights.patch_embedding(x.to(self.dtype)).flatten(2).transpose(1, 2).contiguous()
         rope = self._rope(grid)
-        for index, block in enumerate(self.weights.blocks):
-            shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation[index]
-            h.addcmul_(self._self_attend(index, self._norm(h, scale, shift), rope), gate)
-            h.add_(self._cross_attend(index, self._norm(h, block.norm2.weight, block.norm2.bias), memory))
-            h.addcmul_(block.ffn(self._norm(h, ffn_scale, ffn_shift)), ffn_gate)
-        shift, scale = (self.weights.scale_shift_table[0] + time).unbind(0)
-        velocity: Tensor = self.weights.proj_out(self._norm(h, 1 + scale, shift))
+        for layer, seen in zip(self.layers, memory, strict=True):
+            h = self.block(layer, h, modulation, is_first, rope, seen)
+        rows = self.weights.scale_shift_table[0] + time.unsqueeze(-2)
+        shift, scale = (per_token(row, is_first) for row in rows.float().unbind(-2))
+        velocity: Tensor = self.weights.proj_out(modulated_norm(h, 1 + scale, shift, self.eps))
         return self._unpatch(velocity, grid).float()
 
-    def _self_attend(self, index: int, h: Tensor, rope: Tensor) -> Tensor:
-        block = self.weights.blocks[index].attn1
-        q, k, v = F.linear(h, *self._qkv[index]).chunk(3, dim=-1)
-        q, k = self._rotate(block.norm_q(q), rope), self._rotate(block.norm_k(k), rope)
-        out: Tensor = block.to_out[0](self.attention(q, k, self._heads(v)).transpose(1, 2).flatten(2))
-        return out
+    def _embed_time(self, timesteps: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+        """Time embedding ``[D]`` and modulation ``[6, D]`` float32, each with a leading axis if there are two timesteps."""
+        embedder = self.weights.condition_embedder
+        told = torch.cat([torch.full((1,), t, dtype=torch.float32, device=self.device) for t in timesteps])
+        waves = embedder.timesteps_proj(told).to(embedder.time_embedder.linear_1.weight.dtype)
+        time = embedder.time_embedder(waves).to(self.dtype)
+        modulation = embedder.time_proj(F.silu(time)).unflatten(1, (6, -1)).float()
+        return (time, modulation) if len(timesteps) > 1 else (time[0], modulation[0])
 
-    def _cross_attend(self, index: int, h: Tensor, memory: TextMemory) -> Tensor:
-        block = self.weights.blocks[index].attn2
-        q = self._heads(block.norm_q(block.to_q(h)))
-        found = F.scaled_dot_product_attention(q, memory.keys[index], memory.values[index], attn_mask=memory.bias)
-        out: Tensor = block.to_out[0](found.transpose(1, 2).flatten(2))
-        return out
+    def _make_memory(self, branch: Branch) -> TextMemory:
+        """On a CPU the zero rows after the text are folded into one; GPU kernels are faster without a bias.
 
-    def _norm(self, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Layer norm in float32; the modulation ``norm(h) * scale + shift`` is its affine part."""
-        return F.layer_norm(h.float(), (h.shape[-1],), weight.float(), bias.float(), self.eps).to(h.dtype)
+        All zero rows project to the same key and value, so softmax over n of them equals softmax over one whose logit is
+        raised by log(n).
+        """
+        rows, bias = branch.tensors["text"].to(self.device, self.dtype), None
+        if branch.num_pads and self.device.type == "cpu":
+            rows = F.pad(rows, (0, 0, 0, 1))
+            bias = rows.new_zeros(1, 1, 1, rows.shape[1])
+            bias[..., -1] = math.log(branch.num_pads)
+        elif branch.num_pads:
+            rows = F.pad(rows, (0, 0, 0, branch.num_pads))
+        rows = self.weights.condition_embedder.text_embedder(rows)
+        image = branch.tensors.get("image")
+        if image is not None:
+            image = self.weights.condition_embedder.image_embedder(image.to(self.device, self.dtype))
+        return tuple(self._layer_memory(layer.attn2, rows, bias, image) for layer in self.weights.blocks)
 
-    def _heads(self, h: Tensor) -> Tensor:
-        """``[B, N, heads * d]`` to ``[B, heads, N, d]``."""
-        return h.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    def _layer_memory(self, cross: Any, rows: Tensor, bias: Tensor | None, image: Tensor | None) -> CrossMemory:
+        def heads(x: Tensor) -> Tensor:
+            return split_heads(x, self.heads).contiguous()
 
-    def _rotate(self, h: Tensor, rope: Tensor) -> Tensor:
-        """Rotary positions, as a product of complex numbers; ``[B, N, heads * d]`` to ``[B, heads, N, d]``."""
-        pairs = torch.view_as_complex(h.float().unflatten(2, (self.heads, -1, 2)))
-        return torch.view_as_real(pairs * rope).flatten(3).to(h.dtype).transpose(1, 2)
+        text = heads(cross.norm_k(cross.to_k(rows))), heads(cross.to_v(rows))
+        if image is None:
+            return CrossMemory(*text, bias)
+        return CrossMemory(*text, bias, heads(cross.norm_added_k(cross.add_k_proj(image))), heads(cross.add_v_proj(image)))
 
     def _make_rope(self, grid: Grid) -> Tensor:
-        """Unit complex numbers ``[1, tokens, 1, head_dim / 2]`` of a grid of patches."""
+        """Cosines and sines of a grid: complex ``[N, head_dim / 2]`` on a CPU, real ``[N, head_dim / 2, 2]`` elsewhere."""
         cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
-        cos, sin = self.weights.rope(self._tables.new_empty(1, 1, *cells))
-        return torch.complex(cos[..., 0::2].contiguous(), sin[..., 1::2].contiguous())
+        cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=self.device))
+        table = torch.stack((cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), dim=-1).float().contiguous()
+        return torch.view_as_complex(table) if self.device.type == "cpu" else table
 
-    def _modulate(self, sigma: float, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Time embedding ``[1, D]`` and, per layer, (shift, 1 + scale, gate) of attention and feed-forward ``[L, 6, D]``."""
-        embedder = self.weights.condition_embedder
-        timestep = torch.tensor([sigma], dtype=torch.float32, device=device) * 1000
-        waves = embedder.timesteps_proj(timestep).to(embedder.time_embedder.linear_1.weight.dtype)
-        time = embedder.time_embedder(waves).to(self.dtype)
-        modulation = self._tables + embedder.time_proj(F.silu(time)).unflatten(1, (6, -1)).float()
-        modulation[:, 1] += 1
-        modulation[:, 4] += 1
-        return time, modulation
+    def _first_frame(self, grid: Grid) -> Tensor:
+        """Which tokens are of the first frame, ``[N, 1]``."""
+        return (torch.arange(math.prod(grid), device=self.device) < grid[1] * grid[2]).unsqueeze(-1)
 
     def _patches(self, x: Tensor) -> Grid:
         cells = x.shape[2:]
@@ -134,12 +123,3 @@ class WanTransformer:
         """``[B, t h w, (pt ph pw c)]`` to ``[B, c, (t pt), (h ph), (w pw)]``."""
         out = h.unflatten(2, (*self.patch, -1)).unflatten(1, grid).permute(0, 7, 1, 4, 2, 5, 3, 6)
         return out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-def _fuse(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
-    """The weights of several layers as one product. The layers become views of it, so nothing is held twice."""
-    weight = torch.cat([linear.weight.data for linear in linears])
-    bias = torch.cat([linear.bias.data for linear in linears])
-    for linear, w, b in zip(linears, weight.chunk(len(linears)), bias.chunk(len(linears)), strict=True):
-        linear.weight.data, linear.bias.data = w, b
-    return weight, bias

@@ -1,0 +1,171 @@
+"""Wan's repeated block (Wan 2.1, arXiv 2503.20314, sec. 4.2) as one pure function of tensors.
+
+Nothing here depends on the layer or the grid, so one compiled copy serves them all: every weight is an argument, and all
+between the matrix products is element-wise or a row's own norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.models.base import Attention
+
+
+class BlockWeights(NamedTuple):
+    """One layer. D is the model's width; the table and the layer norm are float32, the rest is the model's dtype."""
+
+    table: Tensor
+    """``[6, D]``: shift, scale and gate of self-attention, then of the feed-forward."""
+    qkv: Tensor
+    qkv_bias: Tensor
+    norm_q: Tensor
+    norm_k: Tensor
+    out: Tensor
+    out_bias: Tensor
+    cross_norm: Tensor
+    cross_norm_bias: Tensor
+    cross_q: Tensor
+    cross_q_bias: Tensor
+    cross_norm_q: Tensor
+    cross_out: Tensor
+    cross_out_bias: Tensor
+    ffn_in: Tensor
+    ffn_in_bias: Tensor
+    ffn_out: Tensor
+    ffn_out_bias: Tensor
+
+
+class CrossMemory(NamedTuple):
+    """What one layer's cross-attention looks at, ``[1, heads, rows, head_dim]`` each."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+    """Added to the logits of the text rows, ``[1, 1, 1, rows]``."""
+    image_keys: Tensor | None = None
+    image_values: Tensor | None = None
+
+
+def block(
+    w: BlockWeights,
+    h: Tensor,
+    time: Tensor,
+    is_first: Tensor | None,
+    rope: Tensor,
+    memory: CrossMemory,
+    heads: int,
+    eps: float,
+    attention: Attention,
+) -> Tensor:
+    """Tokens ``h [B, N, D]`` through one layer.
+
+    ``time [6, D]`` modulates all tokens. With ``is_first [N, 1]`` it is ``[2, 6, D]``: row 0 is for the tokens where
+    ``is_first`` holds (a clean first frame), row 1 for the others.
+    """
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (per_token(row, is_first) for row in (w.table + time).unbind(-2))
+    seen = modulated_norm(h, 1 + scale, shift, eps)
+    h = gated_add(h, self_attend(w, seen, rope, heads, eps, attention), gate)
+    seen = modulated_norm(h, w.cross_norm, w.cross_norm_bias, eps)
+    h = h + cross_attend(w, seen, memory, heads, eps)
+    seen = modulated_norm(h, 1 + ffn_scale, ffn_shift, eps)
+    return gated_add(h, feed_forward(w, seen), ffn_gate)
+
+
+def per_token(rows: Tensor, is_first: Tensor | None) -> Tensor:
+    """``[D]`` as it is; ``[2, D]`` to ``[N, D]`` by ``is_first [N, 1]``."""
+    return rows if is_first is None else torch.where(is_first, rows[0], rows[1])
+
+
+def modulated_norm(h: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Layer norm in float32, times ``scale`` plus ``shift`` (``[D]`` or ``[N, D]``, float32)."""
+    if scale.ndim == 1:
+        return F.layer_norm(h.float(), h.shape[-1:], scale.float(), shift.float(), eps).to(h.dtype)
+    return torch.addcmul(shift, F.layer_norm(h.float(), h.shape[-1:], eps=eps), scale).to(h.dtype)
+
+
+def gated_add(h: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+    """``h + x * gate``, summed in float32."""
+    return torch.addcmul(h.float(), x.float(), gate).to(h.dtype)
+
+
+def self_attend(w: BlockWeights, h: Tensor, rope: Tensor, heads: int, eps: float, attention: Attention) -> Tensor:
+    q, k, v = F.linear(h, w.qkv, w.qkv_bias).chunk(3, dim=-1)
+    q = rotate(split_heads(F.rms_norm(q, q.shape[-1:], w.norm_q, eps), heads), rope)
+    k = rotate(split_heads(F.rms_norm(k, k.shape[-1:], w.norm_k, eps), heads), rope)
+    return F.linear(attention(q, k, split_heads(v, heads)).transpose(1, 2).flatten(2), w.out, w.out_bias)
+
+
+def cross_attend(w: BlockWeights, h: Tensor, memory: CrossMemory, heads: int, eps: float) -> Tensor:
+    """Text and image tokens are attended to apart and the results summed (Wan 2.1 image-to-video)."""
+    q = F.linear(h, w.cross_q, w.cross_q_bias)
+    q = split_heads(F.rms_norm(q, q.shape[-1:], w.cross_norm_q, eps), heads)
+    found = F.scaled_dot_product_attention(q, memory.keys, memory.values, attn_mask=memory.bias)
+    if memory.image_keys is not None and memory.image_values is not None:
+        found = found + F.scaled_dot_product_attention(q, memory.image_keys, memory.image_values)
+    return F.linear(found.transpose(1, 2).flatten(2), w.cross_out, w.cross_out_bias)
+
+
+def feed_forward(w: BlockWeights, h: Tensor) -> Tensor:
+    return F.linear(F.gelu(F.linear(h, w.ffn_in, w.ffn_in_bias), approximate="tanh"), w.ffn_out, w.ffn_out_bias)
+
+
+def split_heads(h: Tensor, heads: int) -> Tensor:
+    """``[B, N, heads * d]`` to ``[B, heads, N, d]``."""
+    return h.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def rotate(h: Tensor, rope: Tensor) -> Tensor:
+    """Rotary positions of neighbouring pairs of ``h [B, heads, N, d]``, in float32.
+
+    ``rope`` is complex ``[N, d / 2]`` (fastest on a CPU) or the same numbers as real ``[N, d / 2, 2]`` (which compiles).
+    """
+    pairs = h.float().unflatten(-1, (-1, 2))
+    if rope.is_complex():
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * rope)
+    else:
+        (x, y), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
+        turned = torch.stack((x * cos - y * sin, x * sin + y * cos), dim=-1)
+    return turned.flatten(-2).to(h.dtype)
+
+
+def block_weights(layer: Any) -> BlockWeights:
+    """The weights of a diffusers ``WanTransformerBlock``, q, k and v as one product. The layer's own become views of it."""
+    own, cross, (ffn_in, _, ffn_out) = layer.attn1, layer.attn2, layer.ffn.net
+    return BlockWeights(
+        _constant(layer.scale_shift_table.data[0]),
+        *fuse((own.to_q, own.to_k, own.to_v)),
+        own.norm_q.weight,
+        own.norm_k.weight,
+        own.to_out[0].weight,
+        own.to_out[0].bias,
+        layer.norm2.weight,
+        layer.norm2.bias,
+        cross.to_q.weight,
+        cross.to_q.bias,
+        cross.norm_q.weight,
+        cross.to_out[0].weight,
+        cross.to_out[0].bias,
+        ffn_in.proj.weight,
+        ffn_in.proj.bias,
+        ffn_out.weight,
+        ffn_out.bias,
+    )
+
+
+def fuse(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:
+    """The weights of several layers as one product. The layers become views of it, so nothing is held twice."""
+    weight = torch.cat([linear.weight.data for linear in linears])
+    bias = torch.cat([linear.bias.data for linear in linears])
+    for linear, w, b in zip(linears, weight.chunk(len(linears)), bias.chunk(len(linears)), strict=True):
+        linear.weight.data, linear.bias.data = w, b
+    return _constant(weight), _constant(bias)
+
+
+def _constant(x: Tensor) -> nn.Parameter:
+    """Parameters keep their shape constant when the rest of a compiled function's inputs may vary."""
+    return nn.Parameter(x, requires_grad=False)
