@@ -21,12 +21,13 @@ from orchestrator.schedules import (
     steps_per_stage,
     transition_steps,
 )
-from orchestrator.types import Action, Stage, VideoShape
+from orchestrator.types import Action, Grid, Stage, VideoShape
 
 __all__ = [
     "DvgConfig",
     "InfeasibleBudget",
     "action_list",
+    "candidates",
     "choose",
     "decide",
     "density",
@@ -40,6 +41,7 @@ __all__ = [
     "stage_shapes",
     "steps_per_stage",
     "transition_steps",
+    "uniform_action",
     "weights",
 ]
 
@@ -75,21 +77,70 @@ def action_list(
 
     A budget of 1 is the plain run. Raises InfeasibleBudget when no schedule fits, ValueError for a bad shape or budget.
     """
-    candidates = tuple(_candidates(geometry, shape, num_steps, budget, config))
-    feasible = [action for action in candidates if _fits(action, budget, config)]
+    options = tuple(candidates(geometry, shape, num_steps, budget, config))
+    feasible = [action for action in options if _fits(action, budget, config)]
     feasible.sort(key=lambda action: _order(action, budget))
     if feasible:
         return tuple(feasible)
-    nearest = sorted(candidates, key=lambda action: _order(action, budget))[:3]
+    nearest = sorted(options, key=lambda action: _order(action, budget))[:3]
     raise InfeasibleBudget(budget, config, nearest, feasible_budgets(geometry, shape, num_steps, config))
+
+
+def uniform_action(
+    planner: str, geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float | None, config: DvgConfig
+) -> Action:
+    """The schedule of ``temporal-only``, ``spatial-only`` or ``fixed``: every stage but the last on one grid.
+
+    The first two take the density nearest the budget, the larger of equals; ``fixed`` takes its rates from the config.
+    Raises ValueError for a budget that is missing or idle, InfeasibleBudget for one beyond the densities there are.
+    """
+    if planner == "fixed":
+        if budget is not None:
+            raise ValueError(f"planner fixed takes no budget (got {budget:g}): set fixed_spatial and fixed_temporal")
+        return _uniform(geometry, shape, num_steps, config, config.fixed_spatial, config.fixed_temporal)
+    if budget is None or not 0 < budget <= 1:
+        raise ValueError(f"planner {planner} needs a budget above 0 and at most 1, got {budget}")
+    num_frames = geometry.latent_grid(shape)[0]
+    if planner == "temporal-only":
+        rates = [(1.0, frames / num_frames) for frames in range(1, num_frames + 1)]
+    else:
+        rates = [(percent / 100, 1.0) for percent in range(1, 101)]
+    actions = [_uniform(geometry, shape, num_steps, config, *pair) for pair in rates]
+    actions.sort(key=lambda action: _order(action, budget))
+    least = min(action.density for action in actions)
+    if budget < least - config.tolerance - ROUNDING:
+        budgets = [hundredths / 100 for hundredths in range(1, 101) if hundredths / 100 >= least - config.tolerance]
+        raise InfeasibleBudget(budget, config, actions[:3], budgets)
+    return actions[0]
+
+
+def _uniform(
+    geometry: ModelGeometry, shape: VideoShape, num_steps: int, config: DvgConfig, spatial: float, temporal: float
+) -> Action:
+    full_grid = geometry.latent_grid(shape)
+    steps = steps_per_stage(num_steps, config.transition_rates)
+    if len(steps) == 1:
+        return full_action(geometry, shape, num_steps)
+    num_small = len(steps) - 1
+    rates = (*[spatial] * num_small, 1.0), (*[temporal] * num_small, 1.0)
+    shapes = stage_shapes(geometry, full_grid, *rates)
+    stages = _stages(geometry, stage_grids(geometry, full_grid, *rates), steps, config)
+    name = f"s{spatial:.2f}-f{shapes[0][0]}"
+    return Action(name, stages, density(shapes, steps), spatial, shapes[0][0])
+
+
+def _stages(geometry: ModelGeometry, grids: Sequence[Grid], steps: Sequence[int], config: DvgConfig) -> tuple[Stage, ...]:
+    """Each grid with its steps and timestep shift; with fewer stages the last keeps the last shift."""
+    shifts = config.shifts or geometry.stage_shifts
+    return tuple(map(Stage, grids, steps, (*shifts[: len(steps) - 1], shifts[-1])))
 
 
 def first_stage(geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float, config: DvgConfig) -> Stage:
     """The sketch, which every action of the list shares. It is the whole run when ``steps == num_steps``."""
-    return next(_candidates(geometry, shape, num_steps, budget, config)).stages[0]
+    return next(candidates(geometry, shape, num_steps, budget, config)).stages[0]
 
 
-def _candidates(geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float, config: DvgConfig) -> Iterator[Action]:
+def candidates(geometry: ModelGeometry, shape: VideoShape, num_steps: int, budget: float, config: DvgConfig) -> Iterator[Action]:
     """Every schedule DVG knows at this budget, feasible or not; two rates that give the same stages count once."""
     if not 0 < budget <= 1:
         raise ValueError(f"budget is {budget:g}: it must be above 0 and at most 1")
@@ -133,9 +184,7 @@ def _action(
     spatial = (config.stage1_spatial, s2, *[1.0] * num_middle)
     temporal = (config.stage1_temporal * budget, *[f2 / full_grid[0]] * num_middle, 1.0)
     shapes = stage_shapes(geometry, full_grid, spatial, temporal)
-    grids = stage_grids(geometry, full_grid, spatial, temporal)
-    shifts = config.shifts or geometry.stage_shifts
-    stages = tuple(map(Stage, grids, steps, (*shifts[: len(steps) - 1], shifts[-1])))
+    stages = _stages(geometry, stage_grids(geometry, full_grid, spatial, temporal), steps, config)
     if choice is None:
         return Action("sketch-full", stages, density(shapes, steps))
     return Action(f"s{s2:.2f}-f{f2}", stages, density(shapes, steps), s2, f2)
@@ -157,7 +206,7 @@ def feasible_budgets(geometry: ModelGeometry, shape: VideoShape, num_steps: int,
     return tuple(
         budget
         for budget in budgets
-        if any(_fits(action, budget, config) for action in _candidates(geometry, shape, num_steps, budget, config))
+        if any(_fits(action, budget, config) for action in candidates(geometry, shape, num_steps, budget, config))
     )
 
 

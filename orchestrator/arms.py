@@ -6,10 +6,27 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.actions import DvgConfig
+from orchestrator.budgets import Target
+from orchestrator.cost import CostModel
+from orchestrator.geometry import SolverName
 from orchestrator.types import Item, VideoShape
+
+PlannerName = Literal["full", "dvg", "temporal-only", "spatial-only", "fixed"]
+
+
+class LoraSpec(BaseModel):
+    """A low-rank adapter merged into the transformer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1)
+    """A file, a folder or a repository id."""
+    scale: float = Field(1.0, allow_inf_nan=False)
+    expert: Literal["both", "high", "low"] = "both"
+    """Which expert takes it, of models with a high-noise and a low-noise one."""
 
 
 class Arm(BaseModel):
@@ -23,11 +40,20 @@ class Arm(BaseModel):
     """A folder in diffusers format; None means what ships with the project (``wan-mini`` only)."""
     revision: str = ""
     """Fingerprint of the weights, so that changed weights are not mistaken for finished work."""
-    planner: Literal["full", "dvg"]
+    lora: tuple[LoraSpec, ...] = ()
+    planner: PlannerName
     budget: float | None = None
-    """Share of the full run's token-steps, in (0, 1]; None where the planner has no budget."""
+    """Share of the full run's token-steps, in (0, 1], which fixes stage 1; None where the planner has no budget."""
+    target: Target | None = None
+    """What was asked for, where that is a speedup or GPU-seconds; None: ``budget`` itself."""
+    cost: CostModel | None = None
+    """Predicted seconds, resolved before the run: every process filters actions by the same numbers and needs no file."""
     num_steps: int
+    solver: SolverName | None = None
+    """None: the one that the checkpoint ships with."""
     guidance: float
+    guidance_low: float | None = None
+    """Guidance of the low-noise expert; None: the same as ``guidance``."""
     negative_prompt: str = ""
     num_frames: int
     height: int
@@ -41,15 +67,29 @@ class Arm(BaseModel):
         return frozenset({"vae"}) if self.planner == "dvg" and self.dvg.demand_space == "pixels" else frozenset()
 
     @property
+    def refine_parts(self) -> frozenset[str]:
+        """The parts of the model that the later stages need beyond the transformer."""
+        return frozenset({"text"}) if self.planner != "full" and self.dvg.image_condition == "encode" else frozenset()
+
+    @property
     def shape(self) -> VideoShape:
         return VideoShape(num_frames=self.num_frames, height=self.height, width=self.width, fps=self.fps)
 
 
-def item_key(arm: Arm, prompt: str, seed: int) -> str:
-    """Sixteen hex digits that change whenever anything that shapes the video changes, and never otherwise."""
-    settings = json.dumps(arm.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256("\0".join((settings, prompt, str(seed))).encode()).hexdigest()[:16]
+def item_key(arm: Arm, prompt: str, seed: int, image_sha256: str = "") -> str:
+    """Sixteen hex digits that change whenever anything that shapes the video changes, and never otherwise.
+
+    An image counts by its bytes, not by its path; predicted cost counts where it chooses the actions.
+    """
+    idle = {"target", "cost"} if arm.target is None else set()
+    settings = json.dumps(arm.model_dump(mode="json", exclude=idle), sort_keys=True)
+    parts = (settings, prompt, str(seed), *([image_sha256] if image_sha256 else []))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def make_item(arm: Arm, prompt_id: str, prompt: str, seed: int) -> Item:
-    return Item(item_key=item_key(arm, prompt, seed), arm=arm.name, prompt_id=prompt_id, prompt=prompt, seed=seed)
+def make_item(arm: Arm, prompt_id: str, prompt: str, seed: int, image: str | None = None, image_sha256: str = "") -> Item:
+    """An item with its key. Raises ValueError for an image without the hash of its bytes, or a hash without an image."""
+    if (image is None) != (image_sha256 == ""):
+        raise ValueError(f"image {image!r} and image_sha256 {image_sha256!r} belong together: give both or neither")
+    key = item_key(arm, prompt, seed, image_sha256)
+    return Item(key, arm.name, prompt_id, prompt, seed, image, image_sha256)

@@ -17,6 +17,7 @@ ResizeMode = Literal[
 SmoothingPadding = Literal["replicate", "zeros"]
 DemandSpace = Literal["latent", "pixels"]
 NoiseHash = Literal["arithmetic", "logical"]
+ImageCondition = Literal["index", "encode"]
 
 
 class DvgConfig(BaseModel):
@@ -36,6 +37,8 @@ class DvgConfig(BaseModel):
     """None: any number of frames from the sketch's to all. 0.05: the paper's grid of rates."""
     tolerance: float = Field(0.02, gt=0, lt=1)
     """An action is feasible when its density is this near to the budget."""
+    cost_tolerance: float = Field(0.04, gt=0, lt=1)
+    """Under a budget in speedup or seconds: an action is feasible when its predicted cost is this near, relatively."""
     one_sided: bool = False
     """True: never above the budget."""
     sharpness: float = Field(2.6, ge=0, le=100)
@@ -67,6 +70,23 @@ class DvgConfig(BaseModel):
     """Right shift of the noise hash; ``arithmetic`` gives the release's values."""
     renoise: Literal["coordinate", "random"] = "coordinate"
     """``random`` draws fresh noise at every transition (an ablation of the paper)."""
+    initial_noise: Literal["randn", "coordinate"] = "randn"
+    """The noise that stage 1 starts from: the stock pipeline's draw, or the field that every transition takes its noise from
+    (on the cells stage 1 has before the plan is known)."""
+    extrapolation: float = Field(1.0, gt=0, le=1)
+    """Share of the way to sigma = 0 that the clean estimate at a transition goes."""
+    meanflow_clean: Literal["released", "zero"] = "released"
+    """Second timestep that a MeanFlow model is given where the clean estimate is taken: the next step's, or 0, for which the
+    estimate is exact. Other models have none."""
+    stale_timesteps: bool = False
+    """True: the network is told stage 1's timesteps to the end, and clean estimates use the nearest level to them, as the
+    release does for HunyuanVideo-1.5. Otherwise always those of the stage's own schedule."""
+    image_condition: ImageCondition = "index"
+    """How an image condition follows the grid: cells of the full-size latent, or the image resized and encoded again."""
+    fixed_spatial: float = Field(0.7, gt=0, le=1)
+    """Height and width of every stage but the last under the planner ``fixed``, as a share of the full grid's."""
+    fixed_temporal: float = Field(0.55, gt=0, le=1)
+    """Frames of every stage but the last under the planner ``fixed``, likewise."""
 
     @classmethod
     def for_model(cls, model: ModelGeometry, overrides: Mapping[str, Any] | None = None) -> Self:

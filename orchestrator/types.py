@@ -75,6 +75,10 @@ class Item:
     prompt_id: str
     prompt: str
     seed: int
+    image: str | None = None
+    """Path of the first frame; None: the text alone."""
+    image_sha256: str = ""
+    """Of that file's bytes; empty without an image."""
 
 
 @dataclass(frozen=True)

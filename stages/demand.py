@@ -28,17 +28,24 @@ Pixels = Callable[[Tensor], Tensor]
 """Decodes a clean latent [1, C, T, H, W] to video [1, 3, F, H, W] in [-1, 1]."""
 
 
+class DemandNotFinite(RuntimeError):
+    """A demand that is no number: what it was measured on is at fault."""
+
+
 @torch.inference_mode()
 def measure(x0: Tensor, config: DvgConfig) -> Demand:
     """Both demands of a clean latent [B, C, T, H, W]. One latent frame has no motion to compare: neutral, zero, zero.
 
-    Raises RuntimeError for a latent that is not finite.
+    The host waits for the device once. Raises DemandNotFinite.
     """
-    if not torch.isfinite(x0).all():
-        raise RuntimeError("the clean latent of the sketch holds values that are not finite")
     if x0.shape[2] < 2:
         return Demand(0.0, 0.0, neutral=True)
-    return Demand(spatial_demand(x0, config.spatial_demand), temporal_demand(x0, config.temporal_demand))
+    pair = SPATIAL[config.spatial_demand](x0.float()), TEMPORAL[config.temporal_demand](x0.float())
+    spatial, temporal = torch.stack(pair).tolist()
+    for name, value in (("spatial", spatial), ("temporal", temporal)):
+        if not math.isfinite(value):
+            raise DemandNotFinite(f"the {name} demand is {value}")
+    return Demand(spatial, temporal)
 
 
 def spatial_demand(x0: Tensor, method: SpatialDemand = "fft") -> float:

@@ -1,7 +1,8 @@
 """The one transition engine: stages of solver steps on growing grids, whatever the planner (DVG, arXiv 2605.21042, sec. 3).
 
 The last forward of a stage runs on the stage's grid, but its solver step is replaced by a transition: one-step clean
-estimate, resize and re-noising at the next step's level on the next stage's schedule.
+estimate, resize and re-noising at the next step's level on the next stage's schedule. Inside a stage the host never waits
+for the device; it does so once at the stage's end, to see that all was finite, and where the plan is read.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.types import Decision, Grid, Stage
-from stages.models.base import Condition, Model
-from stages.planners.base import Planner
-from stages.sampling import clean_estimate, euler_step, initial_noise, sigmas
+from orchestrator.types import Decision, Grid
+from stages.demand import DemandNotFinite
+from stages.models.base import Condition, Model, Placed
+from stages.planners.passage import first_noise
+from stages.planners.task import Planner
+from stages.resize import Axes, nested_axes
+from stages.sampling import NoiseLevel, Solver, clean_estimate, nearest_sigma
 
 
 @dataclass(frozen=True, eq=False)
 class Boundary:
     """A clip where work is handed over: latent ``x [1, C, T, H, W]`` before solver step ``step`` of stage ``stage``.
 
-    ``decision`` is None until the sketch has chosen. There is no other state: the solver has no history.
+    At step 0 it is pure noise, with nothing of the image in it yet. ``decision`` is None until the sketch has chosen. There
+    is no other state: a solver's history ends with its stage, and the condition is placed on every grid anew.
     """
 
     x: Tensor
@@ -50,7 +55,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class StepDone:
-    """Told after every forward. Counting starts at 0; ``num_stages`` is 0 until the action is chosen."""
+    """Told after every forward is under way. Counting starts at 0; ``num_stages`` is 0 until the action is chosen."""
 
     stage: int
     num_stages: int
@@ -70,8 +75,9 @@ def ignore(step: StepDone) -> None:
 def start(model: Model, planner: Planner, condition: Condition, seed: int) -> Boundary:
     """Pure noise on the first stage's grid. A run of one stage is decided here: there is nothing to measure."""
     first = planner.first()
-    decision = planner.decide(None) if first.steps == planner.num_steps else None
-    noise = initial_noise(first.grid, model.geometry.latent_channels, seed)
+    decision = planner.decide(None) if first.steps == planner.task.num_steps else None
+    axes = nested_axes((first.grid, planner.task.full_grid))[0]
+    noise = first_noise(axes, model.geometry.latent_channels, seed, planner.task.config)
     return Boundary(noise, 0, 0, decision, condition, seed)
 
 
@@ -82,48 +88,102 @@ def run_stages(
     """Run from ``boundary`` until ``stop`` stages of the clip are done.
 
     Returns the next boundary and seconds by stage (``stage1_s`` is the first), each with the transition that ended it.
-    Raises RuntimeError, naming stage and step, when the latent is not finite.
+    Raises RuntimeError, naming stage and step, when a latent or the demand is not finite.
     """
     timings_s: dict[str, float] = {}
     while boundary.stage < stop:
         started_s = clock_s(model.device)
-        boundary = _run_stage(model, planner, boundary, on_step)
+        boundary = _Leg(model, planner, boundary, on_step).run()
         timings_s[f"stage{boundary.stage}_s"] = clock_s(model.device) - started_s
     return boundary, timings_s
 
 
-def _run_stage(model: Model, planner: Planner, boundary: Boundary, on_step: OnStep) -> Boundary:
-    stages = boundary.decision.action.stages if boundary.decision else (planner.first(),)
-    stage = stages[boundary.stage]
-    is_last = boundary.decision is not None and boundary.stage == len(stages) - 1
-    end = sum(s.steps for s in stages[: boundary.stage + 1]) + (0 if is_last else 1)
-    levels = sigmas(planner.num_steps, stage.shift)
-    x = boundary.x.to(model.device)
-    for step in range(boundary.step, end):
-        v = model.denoise(x, float(levels[step]), boundary.condition)
-        if step < end - 1 or is_last:
-            x = euler_step(x, v, levels[step], levels[step + 1])
+class _Leg:
+    """One stage of a clip, from its boundary to the next; used once."""
+
+    def __init__(self, model: Model, planner: Planner, boundary: Boundary, on_step: OnStep) -> None:
+        self.model, self.planner, self.boundary, self.on_step = model, planner, boundary, on_step
+        task, decision = planner.task, boundary.decision
+        stages = decision.action.stages if decision else (planner.first(),)
+        self.stage = stages[boundary.stage]
+        self.is_last = decision is not None and boundary.stage == len(stages) - 1
+        self.end = sum(stage.steps for stage in stages[: boundary.stage + 1]) + (0 if self.is_last else 1)
+        self.num_stages = len(stages) if decision else 0
+        self.solver: Solver = task.solver(self.stage)
+        self.levels = _told(self.solver, task.solver(stages[0]), task.config.stale_timesteps)
+        # Until the plan is known the first stage's cells are nested in the full grid itself.
+        grids = tuple(stage.grid for stage in stages) if decision else (self.stage.grid, task.full_grid)
+        self.placed = self._place(nested_axes(grids)[boundary.stage])
+        self.finite: list[Tensor] = []
+
+    def _place(self, axes: Axes) -> Placed:
+        return self.model.place(self.boundary.condition, axes, self.planner.task.config.image_condition)
+
+    def run(self) -> Boundary:
+        x = self.boundary.x.to(self.model.device)
+        if self.boundary.step == 0:
+            x = self.model.start(x, self.placed)
+        x = self.placed.pin(x)
+        for step in range(self.boundary.step, self.end if self.is_last else self.end - 1):
+            v = self.model.denoise(x, self.levels[step], self.placed)
+            x = self.placed.pin(self.solver.step(x, v, step))
+            self._note(x, step)
+        decision = self.boundary.decision
+        if self.is_last:
+            self._require_finite()
         else:
-            boundary, x = _cross(model, planner, boundary, clean_estimate(x, v, levels[step]), step)
-        _require_finite(x, stage, boundary.stage, step, planner.num_steps)
-        num_stages = len(stages) if boundary.decision else 0
-        on_step(StepDone(boundary.stage, num_stages, step, planner.num_steps, stage.grid, float(levels[step])))
-    return dataclasses.replace(boundary, x=x, step=end, stage=boundary.stage + 1)
+            decision, x = self._cross(x, self.end - 1)
+        return dataclasses.replace(self.boundary, x=x, step=self.end, stage=self.boundary.stage + 1, decision=decision)
+
+    def _cross(self, x: Tensor, step: int) -> tuple[Decision, Tensor]:
+        """Decide if nobody has yet, then carry the clean estimate to the next grid, at the level of the next step there."""
+        x0 = self.placed.pin(self._clean(x, step))
+        self._note(x0, step)
+        self._require_finite()
+        decision = self.boundary.decision or self._decide(x0)
+        following = decision.action.stages[self.boundary.stage + 1]
+        sigma = self.planner.task.solver(following).levels[step + 1].sigma
+        return decision, self.planner.carry(x0, decision.action, self.boundary.stage, sigma, self.boundary.seed)
+
+    def _clean(self, x: Tensor, step: int) -> Tensor:
+        """The clean estimate before step ``step``; a MeanFlow velocity with the second timestep 0 leads there exactly."""
+        config, level = self.planner.task.config, self.levels[step]
+        if config.meanflow_clean == "zero":
+            level = dataclasses.replace(level, timestep_next=0.0)
+        v = self.model.denoise(x, level, self.placed)
+        sigma = nearest_sigma(self.solver.levels, level.timestep) if config.stale_timesteps else level.sigma
+        return clean_estimate(x, v, sigma, config.extrapolation)
+
+    def _decide(self, x0: Tensor) -> Decision:
+        try:
+            return self.planner.decide(x0, self.model.pixels)
+        except DemandNotFinite as problem:
+            raise RuntimeError(f"{problem} at {self._place_name(self.end - 1)}") from problem
+
+    def _note(self, x: Tensor, step: int) -> None:
+        self.finite.append(x.isfinite().all())
+        level = self.levels[step].sigma
+        done = StepDone(self.boundary.stage, self.num_stages, step, self.planner.task.num_steps, self.stage.grid, level)
+        self.on_step(done)
+
+    def _require_finite(self) -> None:
+        """The only wait of a stage for the device."""
+        finite = torch.stack(self.finite).tolist()
+        if not all(finite):
+            where = self._place_name(self.boundary.step + finite.index(False))
+            raise RuntimeError(f"the latent is not finite after {where}: the weights, the guidance or the shift are at fault")
+
+    def _place_name(self, step: int) -> str:
+        grid = "x".join(map(str, self.stage.grid))
+        return f"stage {self.boundary.stage + 1} (grid {grid}), step {step + 1} of {self.planner.task.num_steps}"
 
 
-def _cross(model: Model, planner: Planner, boundary: Boundary, x0: Tensor, step: int) -> tuple[Boundary, Tensor]:
-    """Decide if nobody has yet, then carry the clean estimate to the next grid, at the level of the next step there."""
-    decision = boundary.decision or planner.decide(x0, model.pixels)
-    following = decision.action.stages[boundary.stage + 1]
-    sigma = float(sigmas(planner.num_steps, following.shift)[step + 1])
-    x = planner.carry(x0, decision.action, boundary.stage, sigma, boundary.seed)
-    return dataclasses.replace(boundary, decision=decision), x
-
-
-def _require_finite(x: Tensor, stage: Stage, index: int, step: int, num_steps: int) -> None:
-    if not x.isfinite().all():
-        where = f"stage {index + 1} (grid {'x'.join(map(str, stage.grid))}), step {step + 1} of {num_steps}"
-        raise RuntimeError(f"the latent is not finite after {where}: the weights, the guidance or the shift are at fault")
+def _told(solver: Solver, first: Solver, stale: bool) -> tuple[NoiseLevel, ...]:
+    """The levels that the network is told: the solver's own, with stage 1's timesteps if they go ``stale``."""
+    if not stale:
+        return solver.levels
+    pairs = zip(solver.levels, first.levels, strict=True)
+    return tuple(NoiseLevel(level.sigma, old.timestep, old.timestep_next) for level, old in pairs)
 
 
 def clock_s(device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""The cheap first phase of a clip: encode the text, run stage 1 on its small grid, measure and decide."""
+"""The cheap first phase of a clip: encode text and image, run stage 1 on its small grid, measure and decide."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import dataclasses
 
 from orchestrator.types import Decision
 from stages.denoise import Boundary, OnStep, clock_s, ignore, run_stages, start
-from stages.models.base import Model
-from stages.planners.base import Planner
+from stages.models.base import Model, Request
+from stages.planners.task import Planner
 
 
 def sketch(
-    model: Model, planner: Planner, prompt: str, negative: str, guidance: float, seed: int, on_step: OnStep = ignore
+    model: Model, planner: Planner, request: Request, seed: int, on_step: OnStep = ignore
 ) -> tuple[Decision, dict[str, float], Boundary]:
     """The decision, seconds (``text_s``, ``sketch_s`` and stage 1's share of it) and the boundary after stage 1.
 
     A planner of one stage has nothing to sketch: the boundary is pure noise.
     """
     started_s = clock_s(model.device)
-    condition = model.encode_text(prompt, negative, guidance)
+    condition = model.encode(request)
     encoded_s = clock_s(model.device)
     boundary = start(model, planner, condition, seed)
     timings_s: dict[str, float] = {}

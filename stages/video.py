@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,17 @@ ENCODER_OPTIONS = {"crf": "10", "preset": "medium", "x264-params": "mbtree=0"}
 """Near-lossless. x264's macroblock tree gives other bytes from run to run on AVX-512 machines, even on one thread."""
 
 
-def write_mp4(frames: Frames, path: Path, fps: int) -> None:
+def write_mp4(frames: Frames | Iterable[Frames], path: Path, fps: int) -> None:
     """H.264, yuv420p, index first (plays while it loads); renamed onto ``path`` once it is on disk.
 
-    One encoder thread and no time stamps, so the bytes depend on the frames alone. Raises ValueError for other shapes.
+    ``frames`` come all at once or in runs. One encoder thread and no time stamps, so the bytes depend on the frames alone,
+    not on their runs. Raises ValueError for other shapes, for runs of different sizes and for no frames at all.
     """
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
-        raise ValueError(f"frames must be uint8 [F, H, W, 3], not {frames.dtype} {list(frames.shape)}")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise ValueError(f"yuv420p needs an even height and width, not {frames.shape[1]}x{frames.shape[2]}")
+    runs = _checked([frames] if isinstance(frames, np.ndarray) else frames)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     try:
-        _encode(frames, temporary, fps)
+        _encode(runs, temporary, fps)
         _flush_to_disk(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -39,12 +39,28 @@ def write_mp4(frames: Frames, path: Path, fps: int) -> None:
     _flush_to_disk(path.parent)
 
 
-def _encode(frames: Frames, path: str, fps: int) -> None:
+def _checked(runs: Iterable[Frames]) -> Iterator[Frames]:
+    size: tuple[int, ...] = ()
+    for run in runs:
+        if run.ndim != 4 or run.shape[3] != 3 or run.dtype != np.uint8 or not run.size:
+            raise ValueError(f"frames must be uint8 [F, H, W, 3], not {run.dtype} {list(run.shape)}")
+        if run.shape[1] % 2 or run.shape[2] % 2:
+            raise ValueError(f"yuv420p needs an even height and width, not {run.shape[1]}x{run.shape[2]}")
+        size = size or run.shape[1:3]
+        if run.shape[1:3] != size:
+            raise ValueError(f"the runs of one video have one size, not {size[0]}x{size[1]} and {run.shape[1]}x{run.shape[2]}")
+        yield run
+
+
+def _encode(runs: Iterator[Frames], path: str, fps: int) -> None:
+    first = next(runs, None)
+    if first is None:
+        raise ValueError("a video needs frames, and none came")
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=fps, options=ENCODER_OPTIONS)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = first.shape[1], first.shape[2], "yuv420p"
         stream.codec_context.thread_count = 1
-        for frame in frames:
+        for frame in itertools.chain(first, itertools.chain.from_iterable(runs)):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
 

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.arms import Arm
+from orchestrator.arms import Arm, LoraSpec
 from orchestrator.types import Clip, Decision, Item
 from stages import decode, sketch
 from stages.denoise import Boundary, OnStep, ignore, run_stages
-from stages.models.base import ALL_PARTS, Model, load
-from stages.planners.base import Planner, make_planner
+from stages.models.base import ALL_PARTS, Lora, Model, Request, load
+from stages.planners import Planner, make_planner
 
 log = logging.getLogger(__name__)
+
+ModelKey = tuple[str, str | None, tuple[LoraSpec, ...]]
+"""Arms with equal keys share one model in memory."""
 
 
 class ClipWorker:
@@ -30,13 +33,17 @@ class ClipWorker:
         parts: frozenset[str] = ALL_PARTS,
         device: str = "cpu",
         num_threads: int | None = None,
+        attention: str = "auto",
+        compile_blocks: bool | None = None,
     ) -> None:
+        """``attention`` and ``compile_blocks`` as :func:`stages.models.base.load` takes them."""
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self.arms = dict(arms)
         self.parts = parts
         self.device = device
-        self._models: dict[tuple[str, str | None], Model] = {}
+        self.attention, self.compile_blocks = attention, compile_blocks
+        self._models: dict[ModelKey, Model] = {}
         self._planners: dict[str, Planner] = {}
 
     def warm_up(self) -> None:
@@ -45,10 +52,10 @@ class ClipWorker:
             self._model(arm)
 
     def sketch(self, item: Item, on_step: OnStep = ignore) -> tuple[Decision, dict[str, float], Boundary]:
-        """Text, stage 1 and the decision. Needs the parts "text" and "transformer"."""
+        """Text, image, stage 1 and the decision. Needs the parts "text" and "transformer"."""
         arm = self._arm(item)
-        model, planner = self._model(arm), self._planner(arm)
-        return sketch.sketch(model, planner, item.prompt, arm.negative_prompt, arm.guidance, item.seed, on_step)
+        request = Request(item.prompt, arm.shape, arm.guidance, arm.negative_prompt, arm.guidance_low, item.image)
+        return sketch.sketch(self._model(arm), self._planner(arm), request, item.seed, on_step)
 
     def refine(self, item: Item, boundary: Boundary, on_step: OnStep = ignore) -> tuple[Boundary, dict[str, float]]:
         """All stages after ``boundary``. Needs the part "transformer"."""
@@ -70,21 +77,33 @@ class ClipWorker:
         return self.arms[item.arm]
 
     def _model(self, arm: Arm) -> Model:
-        key = (arm.model, arm.weights)
+        key = _key(arm)
         if key not in self._models:
-            log.info("loading %s of %s on %s", ", ".join(sorted(self._parts(key))), arm.model, self.device)
-            self._models[key] = load(arm.model, arm.weights, self.device, self._parts(key))
+            parts = self._parts(key)
+            log.info("loading %s of %s on %s", ", ".join(sorted(parts)), arm.model, self.device)
+            lora = tuple(Lora(**spec.model_dump()) for spec in arm.lora)
+            loaded = load(arm.model, arm.weights, self.device, parts, lora, self.compile_blocks, self.attention)
+            self._models[key] = loaded
         return self._models[key]
 
-    def _parts(self, key: tuple[str, str | None]) -> frozenset[str]:
-        """This worker's parts, with what the sketches of any arm of this model need if it sketches."""
-        if "text" not in self.parts:
-            return self.parts
-        sketches = (arm.sketch_parts for arm in self.arms.values() if (arm.model, arm.weights) == key)
-        return self.parts.union(*sketches)
+    def _parts(self, key: ModelKey) -> frozenset[str]:
+        """This worker's parts, with what else the phases that it runs need for any arm of this model."""
+        arms = [arm for arm in self.arms.values() if _key(arm) == key]
+        parts = self.parts
+        if "text" in self.parts:
+            parts = parts.union(*(arm.sketch_parts for arm in arms))
+        if "transformer" in self.parts:
+            parts = parts.union(*(arm.refine_parts for arm in arms))
+        return parts
 
     def _planner(self, arm: Arm) -> Planner:
         if arm.name not in self._planners:
             geometry = self._model(arm).geometry
-            self._planners[arm.name] = make_planner(arm.planner, geometry, arm.shape, arm.num_steps, arm.budget, arm.dvg)
+            self._planners[arm.name] = make_planner(
+                arm.planner, geometry, arm.shape, arm.num_steps, arm.budget, arm.dvg, arm.solver
+            )
         return self._planners[arm.name]
+
+
+def _key(arm: Arm) -> ModelKey:
+    return arm.model, arm.weights, arm.lora

@@ -5,17 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from orchestrator.actions import full_action
-from orchestrator.geometry import ModelGeometry
-from orchestrator.types import Action, Decision, Stage, VideoShape
+from orchestrator.types import Action, Decision, Stage
 from stages.demand import Pixels
+from stages.planners.task import Task
 
 
 class FullPlanner:
     """One stage, so there is nothing to decide and nothing to carry over."""
 
-    def __init__(self, geometry: ModelGeometry, shape: VideoShape, num_steps: int) -> None:
-        self.num_steps = num_steps
-        self.action = full_action(geometry, shape, num_steps)
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.action = full_action(task.geometry, task.shape, task.num_steps)
 
     def first(self) -> Stage:
         return self.action.stages[0]
