@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from orchestrator.actions import (
     ROUNDING,
@@ -89,8 +89,9 @@ def _number(value: Any) -> float:
 
 def _reason(error: ValueError) -> str:
     """The rule alone, without pydantic's frame around it."""
-    details = getattr(error, "errors", list)()
-    return str(details[0]["msg"]).removeprefix("Value error, ") if details else str(error)
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 class InfeasibleTarget(ValueError):
@@ -130,18 +131,6 @@ def seconds_of(target: Target, full_run_s: float) -> float:
 
 def _in_kind(target: Target, seconds: float, full_run_s: float) -> float:
     return full_run_s / seconds if target.kind == "speedup" else seconds
-
-
-def target_gap(geometry: ModelGeometry, shape: VideoShape, action: Action, target: Target, cost: CostModel | None) -> float:
-    """How far an action is from the target, signed: above 0 it spends more. Share of the full run's tokens or of the seconds asked.
-
-    Raises ValueError for a speedup or seconds without a cost model.
-    """
-    if target.kind == "density":
-        return action.density - target.value
-    known = _require(target, cost)
-    num_steps = sum(stage.steps for stage in action.stages)
-    return denoise_s(geometry, action, known) / seconds_of(target, full_s(geometry, shape, num_steps, known)) - 1
 
 
 def actions_for(
@@ -213,7 +202,7 @@ def _by_cost(
         everything = [pair for costs in priced.values() for pair in costs]
         raise InfeasibleTarget(target, everything, full_run_s, config.cost_tolerance, cost)
     b = min(fitting, key=lambda b: _mismatch(b, fitting[b], goal_s, config))
-    return b, tuple(action for _, action in sorted(fitting[b], key=lambda pair: _order(*pair, goal_s)))
+    return b, tuple(action for _, action in sorted(fitting[b], key=lambda pair: _order(pair, goal_s)))
 
 
 def _priced(
@@ -245,6 +234,7 @@ def _mismatch(
     return round(max(0.0, gap - config.tolerance), 9), round(off, 9), round(gap, 9), b
 
 
-def _order(seconds: float, action: Action, goal_s: float) -> tuple[float, float, float, int]:
+def _order(pair: tuple[float, Action], goal_s: float) -> tuple[float, float, float, int]:
     """Smallest gap first, then the larger density, s2 and f2, as in a list by density."""
+    seconds, action = pair
     return round(abs(seconds / goal_s - 1), 12), -action.density, -(action.s2 or 0.0), -(action.f2 or 0)
