@@ -153,6 +153,8 @@ class Lora:
 
     path: str
     scale: float = 1.0
+    expert: Literal["both", "high", "low"] = "both"
+    """Of a model with two transformers: which ones it is merged into."""
 
 
 @dataclass(frozen=True)
