@@ -1,0 +1,73 @@
+"""From what an arm says of its budget to numbers: what the run is predicted to cost, and the density that fixes stage 1."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.actions import uniform_action
+from orchestrator.budgets import Target, actions_for, density_for, parse_target, uniform_density_for
+from orchestrator.calibration import cost_model
+from orchestrator.cost import CostModel
+from orchestrator.dvg_config import DvgConfig
+from orchestrator.model_geometry import ModelGeometry
+from orchestrator.types import VideoShape
+
+DEFAULT = Target(value=0.5)
+WITHOUT_BUDGET = ("full", "fixed")
+"""Planners that spend what they spend."""
+
+
+@dataclass(frozen=True)
+class Budgeting:
+    """The budget part of an arm: see the fields of ``orchestrator.arms.Arm``."""
+
+    budget: float | None
+    target: Target | None
+    cost: CostModel
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a budget is for: the run without it."""
+
+    planner: str
+    geometry: ModelGeometry
+    shape: VideoShape
+    num_steps: int
+    guidance: float
+    config: DvgConfig
+
+
+def resolve_budget(run: Run, settings: Mapping[str, Any]) -> Budgeting:
+    """Reads ``budget``, ``calibration`` and ``device_name`` of the settings.
+
+    Raises ValueError for a budget that no schedule meets, so that it is refused before the sketch, and for a bad calibration file.
+    """
+    cost = cost_of(run, settings)
+    given = settings.get("budget")
+    if run.planner in WITHOUT_BUDGET:
+        return Budgeting(None, None, cost)
+    target = DEFAULT if given is None else parse_target(given)
+    budget = _density(run, target, cost)
+    return Budgeting(budget, target if target.kind != "density" and run.planner == "dvg" else None, cost)
+
+
+def cost_of(run: Run, settings: Mapping[str, Any]) -> CostModel:
+    """From the calibration file named, or the one found for the device, or the roofline. Raises ValueError for a bad file."""
+    file = settings.get("calibration")
+    return cost_model(run.geometry, run.shape, run.guidance, settings.get("device_name"), pathlib.Path(file) if file else None)
+
+
+def _density(run: Run, target: Target, cost: CostModel) -> float:
+    """The density that gives the target, checked to be feasible."""
+    task = (run.geometry, run.shape, run.num_steps)
+    if run.planner == "dvg":
+        actions_for(*task, target, run.config, cost)
+        return density_for(*task, target, run.config, cost)
+    if target.kind != "density":
+        return uniform_density_for(run.planner, *task, target, run.config, cost)
+    uniform_action(run.planner, *task, target.value, run.config)
+    return target.value
