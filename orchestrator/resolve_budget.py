@@ -44,7 +44,7 @@ class Run:
 def resolve_budget(run: Run, settings: Mapping[str, Any]) -> Budgeting:
     """Reads ``budget``, ``calibration`` and ``device_name`` of the settings.
 
-    Raises ValueError for a budget that no schedule meets, which is thus refused before the sketch, and for a bad calibration file.
+    Raises ValueError for a bad calibration file, and for a budget that no schedule meets: it is refused before the sketch.
     """
     cost = cost_of(run, settings)
     given = settings.get("budget")
