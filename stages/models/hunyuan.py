@@ -1,0 +1,150 @@
+"""HunyuanVideo (arXiv 2412.03603) from a folder in diffusers format: from text, or from an image with token replacement.
+
+Guidance is distilled into the network, which is told its scale: one forward a step. A negative prompt would need a second
+forward that the released weights were not made for, so it is not used.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from orchestrator.geometry import ModelGeometry
+from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
+from stages.models.hunyuan_parts import load_text, load_transformer, load_vae
+from stages.models.hunyuan_text import LlamaText, LlavaText, Summary
+from stages.models.hunyuan_transformer import HunyuanTransformer, Prompt
+from stages.models.hunyuan_vae import HunyuanVae
+from stages.models.wan_image import first_frame, pick, resized
+from stages.resize import Axes
+from stages.sampling import NoiseLevel
+
+NOISE_SHARE = 0.999
+"""Of the first latent in image-to-video; the rest is the image's latent, in every frame."""
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, eq=False)
+class HunyuanParts:
+    """What was loaded; the rest is None."""
+
+    text: LlamaText | LlavaText | None = None
+    summary: Summary | None = None
+    transformer: HunyuanTransformer | None = None
+    vae: HunyuanVae | None = None
+
+
+class HunyuanModel:
+    """The adapter. Asking for the work of a part that was not loaded raises RuntimeError."""
+
+    def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: HunyuanParts) -> None:
+        self.geometry = geometry
+        self.device = device
+        self.dtype = dtype
+        self.parts = parts
+        self._prompts: weakref.WeakKeyDictionary[Branch, Prompt] = weakref.WeakKeyDictionary()
+
+    @torch.inference_mode()
+    def encode(self, request: Request) -> Condition:
+        """``request.negative`` is not used, whatever the guidance: see the module."""
+        image = self._read(request)
+        text = self._part(self.parts.text, "text")
+        tokens = text(request.prompt) if isinstance(text, LlamaText) else text(request.prompt, image)
+        branch = Branch({"text": tokens, "pooled": self._part(self.parts.summary, "text")(request.prompt)})
+        if image is None:
+            return Condition(branch, None, request.guidance)
+        frame = first_frame(image, request.shape)
+        return Condition(branch, None, request.guidance, image=frame, latent=self._encode_frame(frame))
+
+    @torch.inference_mode()
+    def place(self, condition: Condition, axes: Axes, mode: ImageMode) -> Placed:
+        if condition.latent is None:
+            return Placed(condition)
+        return Placed(condition, pinned=self._cells(condition, condition.latent, axes, mode).to(self.device))
+
+    def start(self, noise: Tensor, placed: Placed) -> Tensor:
+        x = noise.to(self.device)
+        if placed.pinned is None:
+            return x
+        return placed.pin(x * NOISE_SHARE + placed.pinned * (1 - NOISE_SHARE))
+
+    @torch.inference_mode()
+    def denoise(self, x: Tensor, level: NoiseLevel, placed: Placed) -> Tensor:
+        transformer = self._part(self.parts.transformer, "transformer")
+        v = transformer(x, level.timestep, placed.condition.guidance, self._prompt(transformer, placed.condition.positive))
+        if placed.pinned is not None:  # the clean frame does not move, and is its own clean estimate
+            v[:, :, 0] = 0
+        return v
+
+    @torch.inference_mode()
+    def pixels(self, latent: Tensor) -> Tensor:
+        return self._part(self.parts.vae, "vae").pixels(latent)
+
+    def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        return self._frames(self._part(self.parts.vae, "vae"), latent)
+
+    @torch.inference_mode()
+    def _frames(self, vae: HunyuanVae, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        for run in vae.runs(latent):
+            yield run[0].permute(1, 2, 3, 0).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
+
+    def _prompt(self, transformer: HunyuanTransformer, branch: Branch) -> Prompt:
+        """What follows from the prompt alone lives as long as the branch it came from."""
+        if branch not in self._prompts:
+            text, pooled = (branch.tensors[name].to(self.device) for name in ("text", "pooled"))
+            self._prompts[branch] = transformer.remember(text, pooled)
+        return self._prompts[branch]
+
+    def _read(self, request: Request) -> Image | None:
+        name, takes = self.geometry.name, self.geometry.image == "required"
+        if request.image is None and takes:
+            raise ValueError(f"model {name} makes video from an image: give the path of its first frame")
+        if request.image is not None and not takes:
+            raise ValueError(f"model {name} takes no image, and was given {request.image!r}")
+        if request.image is None:
+            return None
+        from stages.image import read_image
+
+        return read_image(request.image)
+
+    def _cells(self, condition: Condition, latent: Tensor, axes: Axes, mode: ImageMode) -> Tensor:
+        """The image's latent on the rows and columns of ``axes``; on the full grid both modes give it as it is."""
+        height, width = (len(axis) for axis in axes[1:])
+        if latent.shape[3:] == (height, width):
+            return latent
+        if mode == "index" or condition.image is None:
+            return pick(latent, axes)
+        _, stride_h, stride_w = self.geometry.vae_stride
+        return self._encode_frame(resized(condition.image, height * stride_h, width * stride_w))
+
+    def _encode_frame(self, frame: Tensor) -> Tensor:
+        vae = self._part(self.parts.vae, "text")
+        return vae.encode(frame)
+
+    def _part(self, part: Part | None, name: str) -> Part:
+        if part is None:
+            raise RuntimeError(f"this worker loaded {self.geometry.name} without its {name!r} part")
+        return part
+
+
+def load_hunyuan(geometry: ModelGeometry, folder: Path, loading: Loading) -> HunyuanModel:
+    """Load parts of a checkpoint that fits ``geometry`` (``stages.models.checkpoint`` tells)."""
+    has_text, decodes = "text" in loading.parts, "vae" in loading.parts
+    encodes = has_text and geometry.image == "required"
+    text, summary = load_text(folder, geometry, loading) if has_text else (None, None)
+    parts = HunyuanParts(
+        text,
+        summary,
+        load_transformer(folder, loading) if "transformer" in loading.parts else None,
+        load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None,
+    )
+    return HunyuanModel(geometry, loading.device, loading.dtype, parts)

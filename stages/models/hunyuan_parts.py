@@ -1,0 +1,71 @@
+"""The parts of a HunyuanVideo checkpoint in diffusers format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from orchestrator.geometry import ModelGeometry
+from stages.models.base import Loading
+from stages.models.hunyuan_text import LlamaText, LlavaText, Summary
+from stages.models.hunyuan_transformer import HunyuanTransformer
+from stages.models.hunyuan_vae import HunyuanVae
+
+
+def load_text(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[LlamaText | LlavaText, Summary]:
+    """The encoders of the prompt, and of the image where the model takes one."""
+    from transformers import CLIPTextModel, LlamaModel, LlavaForConditionalGeneration
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    summary = Summary(_tokenizer(folder, "tokenizer_2"), _encoder(CLIPTextModel, folder / "text_encoder_2", loading))
+    tokenizer = _tokenizer(folder, "tokenizer")
+    if geometry.image != "required":
+        return LlamaText(tokenizer, _encoder(LlamaModel, folder / "text_encoder", loading)), summary
+    processor = _processor(folder)
+    return LlavaText(tokenizer, _encoder(LlavaForConditionalGeneration, folder / "text_encoder", loading), processor), summary
+
+
+def load_transformer(folder: Path, loading: Loading) -> HunyuanTransformer:
+    """The transformer with its low-rank adapters merged."""
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    weights: Any = HunyuanVideoTransformer3DModel.from_pretrained(
+        folder / "transformer", torch_dtype=loading.dtype, local_files_only=True
+    )
+    if loading.lora:
+        from stages.models import lora
+
+        lora.merge(weights, loading.lora)
+    return HunyuanTransformer(weights.to(loading.device).eval().requires_grad_(False))
+
+
+def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> HunyuanVae:
+    """The halves of the autoencoder that are asked for."""
+    from diffusers import AutoencoderKLHunyuanVideo
+
+    vae: Any = AutoencoderKLHunyuanVideo.from_pretrained(folder / "vae", torch_dtype=loading.dtype, local_files_only=True)
+    if not encodes:
+        vae.encoder = None
+    if not decodes:
+        vae.decoder = None
+    return HunyuanVae(vae.to(loading.device).eval().requires_grad_(False))
+
+
+def _encoder(kind: Any, folder: Path, loading: Loading) -> Any:
+    return kind.from_pretrained(folder, dtype=loading.dtype, local_files_only=True).to(loading.device).eval()
+
+
+def _tokenizer(folder: Path, name: str) -> Any:
+    """By the class that the index names, as the stock pipeline: another class may split the same files' text differently."""
+    import transformers
+
+    kind = json.loads((folder / "model_index.json").read_text())[name][1]
+    return getattr(transformers, kind).from_pretrained(folder / name, local_files_only=True)
+
+
+def _processor(folder: Path) -> Any:
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True)

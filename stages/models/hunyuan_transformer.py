@@ -1,0 +1,202 @@
+"""HunyuanVideo's transformer (arXiv 2412.03603) over diffusers' weights, without the work that repeats from step to step.
+
+The same function as ``HunyuanVideoTransformer3DModel.forward`` up to rounding, for one prompt whose padding was cut: no mask
+is needed. What depends on the prompt alone is computed once per prompt, rotary tables once per grid.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from orchestrator.types import Grid
+from stages.models.base import Attention
+from stages.models.hunyuan_block import (
+    DualWeights,
+    SingleWeights,
+    StreamWeights,
+    attend,
+    dual_block,
+    modulated_norm,
+    single_block,
+)
+
+NUM_TABLES = 8
+"""Rotary tables kept: two clips' worth of stages (59 MB each at 115,200 tokens)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What follows from the prompt alone. ``tokens`` ``[1, L, D]`` are the refiner's input, ``found`` its first attention."""
+
+    tokens: Tensor
+    found: Tensor
+    mean: Tensor
+    """The refiner's summary of the text ``[1, D]``."""
+    pooled: Tensor
+    """CLIP's summary ``[1, D]``, for the time embedding."""
+
+
+class HunyuanTransformer:
+    """Callable ``(x, timestep, guidance, prompt) -> velocity``. ``attention`` is the seam for a sequence-parallel group."""
+
+    def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention) -> None:
+        """``weights`` is a ``HunyuanVideoTransformer3DModel``, which loses its repeated blocks."""
+        config = weights.config
+        self.weights = weights
+        self.dtype: torch.dtype = weights.dtype
+        self.patch: Grid = (config.patch_size_t, config.patch_size, config.patch_size)
+        self.replaces_first = config.image_condition_type == "token_replace"
+        self.duals = _drain(weights.transformer_blocks, _dual_weights)
+        self.singles = _drain(weights.single_transformer_blocks, _single_weights)
+        self.dual_block = functools.partial(dual_block, head_dim=config.attention_head_dim, attention=attention)
+        self.single_block = functools.partial(single_block, head_dim=config.attention_head_dim, attention=attention)
+        self._tables = functools.lru_cache(maxsize=NUM_TABLES)(self._make_tables)
+        self._guide = functools.lru_cache(maxsize=NUM_TABLES)(self._make_guide)
+
+    def remember(self, text: Tensor, pooled: Tensor) -> Prompt:
+        """Of the encoded prompt ``[1, L, text channels]`` and CLIP's summary ``[1, channels]``, once for all steps."""
+        refiner = self.weights.context_embedder
+        text = text.to(self.dtype)
+        tokens = refiner.proj_in(text)
+        mean = refiner.time_text_embed.text_embedder(text.float().mean(dim=1).to(self.dtype))
+        found = self._refiner_attention(refiner.token_refiner.refiner_blocks[0], tokens)
+        return Prompt(tokens, found, mean, self.weights.time_text_embed.text_embedder(pooled.to(self.dtype)))
+
+    def __call__(self, x: Tensor, timestep: float, guidance: float, prompt: Prompt) -> Tensor:
+        """Velocity ``[1, C, T, H, W]`` float32. Raises ValueError if the grid is no multiple of the patch."""
+        grid = self._patches(x)
+        time = self._embed_time(timestep, guidance, prompt)
+        emb = F.silu(time)
+        rope, first = self._tables(grid, prompt.tokens.shape[1], x.device)
+        h, c = self._embed(x), self._refine(timestep, prompt)
+        num = h.shape[1]
+        of_image = None if first is None else first[:num]
+        for dual in self.duals:
+            h, c = self.dual_block(dual, h, c, emb, rope[:num], of_image)
+        h = torch.cat([h, c], dim=1)
+        for single in self.singles:
+            h = self.single_block(single, h, emb, rope, first)
+        scale, shift = self.weights.norm_out.linear(emb[0]).chunk(2)
+        velocity = self.weights.proj_out(modulated_norm(h[:, :num], shift, scale))
+        return self._unpatch(velocity, grid).float()
+
+    def _embed_time(self, timestep: float, guidance: float, prompt: Prompt) -> Tensor:
+        """Time, guidance and pooled prompt ``[1, D]``; with token replacement a second row for timestep 0."""
+        embedder = self.weights.time_text_embed
+        device = prompt.pooled.device
+        times = torch.full((1,), timestep, device=device)
+        if self.replaces_first:
+            times = torch.cat([times, times.new_zeros(1)])
+        time: Tensor = embedder.timestep_embedder(embedder.time_proj(times).to(self.dtype)) + prompt.pooled
+        if embedder.guidance_embedder is None:
+            return time
+        return torch.cat([time[:1] + self._guide(guidance, device), time[1:]])
+
+    def _make_guide(self, guidance: float, device: torch.device) -> Tensor:
+        embedder = self.weights.time_text_embed
+        told = torch.full((1,), guidance, dtype=self.dtype, device=device) * 1000.0
+        guide: Tensor = embedder.guidance_embedder(embedder.time_proj(told).to(self.dtype))
+        return guide
+
+    def _refine(self, timestep: float, prompt: Prompt) -> Tensor:
+        """The text tokens as the blocks take them. Only the refiner's gates depend on the timestep."""
+        refiner = self.weights.context_embedder
+        embedder = refiner.time_text_embed
+        waves = embedder.time_proj(torch.full((1,), timestep, device=prompt.tokens.device))
+        emb = F.silu(embedder.timestep_embedder(waves.to(self.dtype)) + prompt.mean)
+        c, found = prompt.tokens, prompt.found
+        for index, block in enumerate(refiner.token_refiner.refiner_blocks):
+            gate, mlp_gate = block.norm_out.linear(emb).chunk(2, dim=-1)
+            c = c + (found if index == 0 else self._refiner_attention(block, c)) * gate
+            c = c + block.ff(block.norm2(c)) * mlp_gate
+        return c
+
+    def _refiner_attention(self, block: Any, c: Tensor) -> Tensor:
+        h, attn = block.norm1(c), block.attn
+        q, k, v = (linear(h).unflatten(-1, (attn.heads, -1)) for linear in (attn.to_q, attn.to_k, attn.to_v))
+        out: Tensor = attn.to_out[0](attend(q, k, v, F.scaled_dot_product_attention))
+        return out
+
+    def _make_tables(self, grid: Grid, num_text: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Cosines and sines ``[tokens, head_dim / 2, 2]``, text tokens standing still, and the mark of the first frame."""
+        cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
+        cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=device))
+        image = torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
+        still = torch.tensor([1.0, 0.0], device=device).expand(num_text, image.shape[1], 2)
+        rope = torch.cat([image, still])
+        mark = torch.arange(len(rope), device=device).unsqueeze(1) < grid[1] * grid[2]
+        return rope, mark if self.replaces_first else None
+
+    def _patches(self, x: Tensor) -> Grid:
+        cells = x.shape[2:]
+        if any(size % patch for size, patch in zip(cells, self.patch, strict=True)):
+            raise ValueError(f"latent grid {tuple(cells)} is not a multiple of the patch {self.patch}")
+        t, h, w = (size // patch for size, patch in zip(cells, self.patch, strict=True))
+        return t, h, w
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """``[1, c, (t pt), (h ph), (w pw)]`` to ``[1, t h w, D]``: the patch convolution as one product."""
+        proj = self.weights.x_embedder.proj
+        pt, ph, pw = self.patch
+        parts = x.to(self.dtype).unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))
+        rows = parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        return F.linear(rows, proj.weight.flatten(1), proj.bias)
+
+    def _unpatch(self, h: Tensor, grid: Grid) -> Tensor:
+        """``[1, t h w, (c pt ph pw)]`` to ``[1, c, (t pt), (h ph), (w pw)]``."""
+        out = h.unflatten(2, (-1, *self.patch)).unflatten(1, grid).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+Bundle = TypeVar("Bundle")
+
+
+def _drain(blocks: nn.ModuleList, bundle: Callable[[Any], Bundle]) -> list[Bundle]:
+    """Bundles of weights, one block after the other, each leaving the list: fused copies never double the memory."""
+    bundles = []
+    while len(blocks):
+        bundles.append(bundle(blocks.pop(0)))
+    return bundles
+
+
+def _dual_weights(block: Any) -> DualWeights:
+    a = block.attn
+    image = _stream(block.norm1, (a.to_q, a.to_k, a.to_v), (a.norm_q, a.norm_k), a.to_out[0], block.ff)
+    added = (a.add_q_proj, a.add_k_proj, a.add_v_proj), (a.norm_added_q, a.norm_added_k)
+    return DualWeights(image, _stream(block.norm1_context, *added, a.to_add_out, block.ff_context))
+
+
+def _stream(norm: Any, qkv: Sequence[nn.Linear], qk_norms: Sequence[Any], out: nn.Linear, ff: Any) -> StreamWeights:
+    up, down = ff.net[0].proj, ff.net[2]
+    norm_q, norm_k = (norm.weight for norm in qk_norms)
+    return StreamWeights(*_pair(norm.linear), *_fuse(qkv), norm_q, norm_k, *_pair(out), *_pair(up), *_pair(down))
+
+
+def _single_weights(block: Any) -> SingleWeights:
+    a, dim = block.attn, block.attn.to_q.in_features
+    out = block.proj_out
+    fused = _fuse((a.to_q, a.to_k, a.to_v, block.proj_mlp))
+    parts = _static(out.weight[:, :dim]), _static(out.weight[:, dim:]), out.bias
+    return SingleWeights(*_pair(block.norm.linear), *fused, a.norm_q.weight, a.norm_k.weight, *parts)
+
+
+def _pair(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    return linear.weight, linear.bias
+
+
+def _fuse(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """The weights of several layers as one product."""
+    weights, biases = ([getattr(linear, name) for linear in linears] for name in ("weight", "bias"))
+    return _static(torch.cat(weights)), _static(torch.cat(biases))
+
+
+def _static(weight: Tensor) -> Tensor:
+    """As a parameter, whose sizes a compiler with dynamic shapes takes for constants."""
+    return nn.Parameter(weight.detach(), requires_grad=False)
