@@ -48,7 +48,8 @@ class WanModel:
         self.dtype = dtype
         self.parts = parts
         self.boundary = geometry.boundary if index.boundary is None else index.boundary
-        self.holds_first_frame = geometry.image == "optional" and index.expand_timesteps
+        self.takes_image = _takes_image(geometry, index)
+        self.holds_first_frame = geometry.image == "optional"
 
     @torch.inference_mode()
     def encode(self, request: Request) -> Condition:
@@ -109,12 +110,12 @@ class WanModel:
         return experts[-1], condition.guidance if condition.guidance_low is None else condition.guidance_low
 
     def _read(self, request: Request) -> Image | None:
-        name, takes = self.geometry.name, self.geometry.image == "required" or self.holds_first_frame
+        name = self.geometry.name
         if request.image is None:
             if self.geometry.image == "required":
                 raise ValueError(f"model {name} makes video from an image: give the path of its first frame")
             return None
-        if not takes:
+        if not self.takes_image:
             raise ValueError(f"these weights of {name} take no image, and were given {request.image!r}")
         from stages.image import read_image
 
@@ -154,16 +155,20 @@ class WanModel:
 
 
 def load_wan(geometry: ModelGeometry, folder: Path, loading: Loading) -> WanModel:
-    """Load parts of a checkpoint. Raises ValueError for a folder that is not there or does not fit ``geometry``."""
+    """Load parts of a checkpoint, the folder of which ``stages.models.weights`` has found and checked."""
     index = read_index(folder)
     has_text, decodes = "text" in loading.parts, "vae" in loading.parts
-    encodes = has_text and (geometry.image == "required" or (geometry.image == "optional" and index.expand_timesteps))
-    vae = load_vae(folder, geometry, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
+    encodes = has_text and _takes_image(geometry, index)
+    vae = load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
     parts = WanParts(
         text=load_text(folder, loading) if has_text else None,
         image_tokens=load_image_tokens(folder, loading) if encodes and "image_encoder" in index.components else None,
         encoder=WanEncoder(vae) if encodes else None,
-        experts=load_experts(folder, index, geometry, loading) if "transformer" in loading.parts else (),
+        experts=load_experts(folder, geometry, loading) if "transformer" in loading.parts else (),
         decoder=WanDecoder(vae) if decodes else None,
     )
     return WanModel(geometry, loading.device, loading.dtype, index, parts)
+
+
+def _takes_image(geometry: ModelGeometry, index: Index) -> bool:
+    return geometry.image == "required" or (geometry.image == "optional" and index.expand_timesteps)
