@@ -27,8 +27,9 @@ import torch
 
 from experiments.embedded import vae as autoencoder
 from experiments.embedded.captions import caption
-from experiments.embedded.checker import ATTRIBUTES, check
+from experiments.embedded.checker import check
 from experiments.embedded.export import MAX_BYTES
+from experiments.embedded.judging import shares
 from experiments.embedded.render import render
 from experiments.embedded.sampling import Sampler, contact_sheet
 from experiments.embedded.scenes import BACKGROUNDS, Scene, held_out_scenes
@@ -99,19 +100,6 @@ def judged(number: int, setting: Setting, workers: int, rows_file: pathlib.Path 
 
 def _read(path: pathlib.Path | None) -> Iterable[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
-
-
-def shares(rows: Sequence[Mapping[str, Any]], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of videos that show each attribute, over those in which it can be seen."""
-    seen = {key: [row[key] for row in rows if row[key] is not None] for key in ATTRIBUTES}
-    seen["course"] = seen["direction"]
-    seen["direction"] = [row["direction"] for row, scene in zip(rows, scenes, strict=True) if says_direction(scene)]
-    return {key: sum(map(bool, values)) / max(1, len(values)) for key, values in seen.items()}
-
-
-def says_direction(scene: Scene) -> bool:
-    """The caption holds left, right, up or down of a thing."""
-    return any(thing.direction != "none" for thing in scene.things)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from stages.models import embedded
 from stages.sampling import sigmas
 
 GEOMETRY = geometry_of(embedded.NAME)
-SHIFT, NUM_STEPS = GEOMETRY.full_shift, GEOMETRY.default_steps
+SHIFT, NUM_STEPS, GUIDANCE = GEOMETRY.full_shift, GEOMETRY.default_steps, GEOMETRY.default_guidance
 
 
 class Sampler:
@@ -45,27 +45,44 @@ class Sampler:
 
     @torch.no_grad()
     def latents(
-        self, captions: Sequence[str], shape: Shape = FULL, seed: int = 0, guidance: float = 1.0, steps: int = NUM_STEPS
+        self,
+        captions: Sequence[str],
+        shape: Shape = FULL,
+        seed: int = 0,
+        guidance: float = 1.0,
+        steps: int = NUM_STEPS,
+        first: Tensor | None = None,
     ) -> Tensor:
-        """Standardised latents [B, C, T, H, W]; noise of the i-th caption from ``seed + i``, drawn on the CPU."""
+        """Standardised latents [B, C, T, H, W]; noise of the i-th caption from ``seed + i``, drawn on the CPU.
+
+        ``first [B, C, 1, H, W]`` is the first frame's latent where an image is given.
+        """
         frames, side = shape
         size = (autoencoder.LATENT_CHANNELS, frames, side, side)
         noise = [torch.randn(size, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(captions))]
         x = torch.stack(noise).to(self.device)
         conditions = [self._text(captions)] + ([self._text([""] * len(captions))] if guidance > 1 else [])
         for sigma, following in itertools.pairwise(sigmas(steps, SHIFT).tolist()):
-            v, *plain = (self._velocity(x, sigma, *condition) for condition in conditions)
+            x = _pinned(x, first)
+            v, *plain = (self._velocity(x, sigma, *condition, given=first is not None) for condition in conditions)
             v = plain[0] + guidance * (v - plain[0]) if plain else v
             x = x + (following - sigma) * v
-        return x
+        return _pinned(x, first)
+
+    @torch.no_grad()
+    def image_latents(self, images: Tensor) -> Tensor:
+        """Standardised latents [B, C, 1, H, W] of images [B, 3, H, W] in [-1, 1]."""
+        video = images.to(self.device)[:, :, None].contiguous(memory_format=torch.channels_last_3d)
+        return (autoencoder.encode(self.vae, video)[0] - self.mean) / self.std
 
     def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return text.encode(self.encoder, text.token_ids(self.tokenizer, captions).to(self.device))
 
-    def _velocity(self, x: Tensor, sigma: float, rows: Tensor, bias: Tensor) -> Tensor:
+    def _velocity(self, x: Tensor, sigma: float, rows: Tensor, bias: Tensor, given: bool) -> Tensor:
         levels = torch.full((len(x),), sigma, device=self.device)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            return transformer.velocity(self.model, x, levels, rows, bias).float()
+            first = torch.zeros_like(levels) if given else None
+            return transformer.velocity(self.model, x, levels, rows, bias, first_sigma=first).float()
 
     @torch.no_grad()
     def videos(self, latents: Tensor, chunk: int = 16) -> np.ndarray:
@@ -77,6 +94,10 @@ class Sampler:
             video = video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
             out.append(video.permute(0, 2, 3, 4, 1).cpu().numpy())
         return np.concatenate(out)
+
+
+def _pinned(x: Tensor, first: Tensor | None) -> Tensor:
+    return x if first is None else torch.cat([first, x[:, :, 1:]], 2)
 
 
 def contact_sheet(videos: np.ndarray, columns: int = 8) -> np.ndarray:

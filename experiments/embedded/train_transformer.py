@@ -11,26 +11,32 @@ import json
 import math
 import multiprocessing
 import pathlib
+import random
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from PIL import Image
 from torch import Tensor, nn
+from transformers import UMT5EncoderModel
 
 from experiments.embedded import text, transformer
 from experiments.embedded import vae as autoencoder
 from experiments.embedded.captions import caption
-from experiments.embedded.checker import check
-from experiments.embedded.evaluate import shares
-from experiments.embedded.latents import FULL, LatentStore
-from experiments.embedded.sampling import SHIFT, Sampler, contact_sheet
+from experiments.embedded.crossing import cross, crossing_of
+from experiments.embedded.judging import first_frames, judge, medians, shares
+from experiments.embedded.latents import FULL, LatentStore, num_cells
+from experiments.embedded.sampling import GUIDANCE, SHIFT, Sampler, contact_sheet
 from experiments.embedded.scenes import held_out_scenes
 
 UNKNOWN = 2
 EMPTY_SHARE, DROPPED_WORDS = 0.10, 0.02
+IMAGE_SHARE, GUIDED_SHARE = 0.35, 0.5
 WARMUP = 200
 FIRST_FRAME_WEIGHT = 2.0
 """The first latent frame holds one picture where the others hold four: alone in its kind, it learns the slowest."""
@@ -61,24 +67,60 @@ def degrade(ids: Tensor) -> Tensor:
     return torch.where(torch.rand(len(ids), 1, device=ids.device) < EMPTY_SHARE, empty, ids)
 
 
-def loss_of(model: Embedded, latents: Tensor, ids: Tensor, device: str, block: transformer.Block) -> Tensor:
-    noise, sigma = torch.randn_like(latents), noise_levels(len(latents), device)
-    level = sigma.view(-1, 1, 1, 1, 1)
+def loss_of(
+    model: Embedded, latents: Sequence[Tensor], ids: Tensor, device: str, block: transformer.Block, crossing: int | None = None
+) -> Tensor:
+    """Mean squared error of the velocity; a share of the clips have their first frame given, at level 0.
+
+    With two grids' ``latents``, the transition ``crossing`` from the first to the second lies behind the clip.
+    """
+    target, number = latents[-1], len(ids)
+    given = torch.rand(number, device=device) < IMAGE_SHARE
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         rows, bias = text.encode(model.text_encoder, degrade(ids))
-        v = transformer.velocity(model.transformer, (1 - level) * latents + level * noise, sigma, rows, bias, block)
-    error = (v.float() - (noise - latents)).square().mean((0, 1, 3, 4))
-    return torch.cat([error[:1] * FIRST_FRAME_WEIGHT, error[1:]]).mean()
+        if crossing is None:
+            noise, sigma = torch.randn_like(target), noise_levels(number, device)
+            level = sigma.view(-1, 1, 1, 1, 1)
+            x, wanted = (1 - level) * target + level * noise, noise - target
+        else:
+            estimate = partial(clean_estimate, model, latents[0], given, rows.detach(), bias)
+            x, sigma, wanted = cross(latents[0], target, crossing, estimate)
+        v = transformer.velocity(model.transformer, give(x, target, given), sigma, rows, bias, block, sigma * ~given)
+    error = (v.float() - wanted).square().mean((1, 3, 4))
+    first = torch.where(given, 0.0, FIRST_FRAME_WEIGHT)[:, None] * error[:, :1]
+    return torch.cat([first, error[:, 1:]], 1).mean()
+
+
+def give(x: Tensor, clean: Tensor, given: Tensor) -> Tensor:
+    """``x`` with the first frame of ``clean`` in those clips that have it ``given``."""
+    return torch.cat([torch.where(given.view(-1, 1, 1, 1, 1), clean[:, :, :1], x[:, :, :1]), x[:, :, 1:]], 2)
+
+
+@torch.no_grad()
+def clean_estimate(model: Embedded, clean: Tensor, given: Tensor, rows: Tensor, bias: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """One-step extrapolation to level 0, half of the time with guidance, as a sketch's last step makes it."""
+    x = give(x, clean, given)
+    v = transformer.velocity(model.transformer, x, sigma, rows, bias, first_sigma=sigma * ~given).float()
+    if random.random() < GUIDED_SHARE:
+        empty = torch.zeros(1, text.MAX_WORDS, dtype=torch.long, device=x.device)
+        empty[0, 0] = 1
+        nothing = [part.expand(len(x), *part.shape[1:]) for part in text.encode(model.text_encoder, empty)]
+        plain = transformer.velocity(model.transformer, x, sigma, *nothing, first_sigma=sigma * ~given).float()
+        v = plain + GUIDANCE * (v - plain)
+    return give(x - sigma.view(-1, 1, 1, 1, 1) * v, clean, given)
 
 
 class Trainer:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, args.device
         torch.manual_seed(args.seed)
+        random.seed(args.seed)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.tokenizer = text.build_tokenizer()
         self.vae, self.mean, self.std = load_vae(args.vae, args.device)
         self.model = Embedded(len(self.tokenizer)).to(args.device)
+        if args.start:
+            load_folder(self.model, args.start)
         self.average = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=args.device == "cuda"
@@ -93,8 +135,8 @@ class Trainer:
 
     def run(self, started: float) -> None:
         end = started + 60 * self.args.minutes
-        for shape in self.store.rings:
-            self.store.refresh(shape)
+        for grids in self.store.rings:
+            self.store.refresh(grids)
         while self.store.encode_s < self.args.fill_s:
             self.store.refresh()
         print(f"filled: {self.store.num_encoded} clips in {self.store.encode_s:.1f} s", flush=True)
@@ -116,10 +158,10 @@ class Trainer:
         return self.args.lr * min(1, (self.iteration - self.first_iteration + 1) / WARMUP) * max(0.01, fall)
 
     def _step(self) -> Tensor:
-        frames, side = shape = self.store.pick()
-        tokens = frames * (side // 2) ** 2
-        batch = max(1, min(self.args.max_batch, self.args.tokens // tokens))
-        loss = loss_of(self.model, *self.store.draw(shape, batch), self.device, self.block)
+        grids = self.store.pick()
+        batch = max(1, min(self.args.max_batch, self.args.tokens // (num_cells(grids[-1]) // 4)))
+        crossing = crossing_of(grids) if len(grids) > 1 else None
+        loss = loss_of(self.model, *self.store.draw(grids, batch), self.device, self.block, crossing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -173,36 +215,55 @@ class Trainer:
         return Sampler(self.vae, model.transformer, model.text_encoder, self.tokenizer, self.mean, self.std, self.device)
 
 
+def load_folder(model: Embedded, folder: pathlib.Path) -> None:
+    """The weights of an exported folder, to go on from."""
+    model.text_encoder.load_state_dict(
+        UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).state_dict()
+    )
+    trained = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    model.transformer.load_state_dict(trained.state_dict())
+
+
 def load_vae(path: pathlib.Path, device: str) -> tuple[Any, Tensor, Tensor]:
-    saved = torch.load(path, map_location="cpu")
-    vae = autoencoder.build()
-    vae.load_state_dict({key: value.float() for key, value in saved["ema"].items()})
+    """The frozen autoencoder of a checkpoint or of an exported folder, with its latents' mean and deviation."""
+    if path.is_dir():
+        vae = AutoencoderKLWan.from_pretrained(path / "vae", torch_dtype=torch.float32)
+        table = {"latents_mean": vae.config.latents_mean, "latents_std": vae.config.latents_std}
+    else:
+        saved = torch.load(path, map_location="cpu")
+        vae, table = autoencoder.build(), saved["table"]
+        vae.load_state_dict({key: value.float() for key, value in saved["ema"].items()})
     autoencoder.channels_last(vae)
     vae.requires_grad_(False)
-    table = saved["table"]
     return vae.to(device).eval(), torch.tensor(table["latents_mean"]), torch.tensor(table["latents_std"])
 
 
-def evaluate(sampler: Sampler, number: int, guidance: float, out: pathlib.Path, name: str) -> dict[str, float]:
-    """Share of held-out captions whose video shows each attribute; a contact sheet of the first sixteen."""
+def evaluate(sampler: Sampler, number: int, guidance: float, with_image: bool, out: pathlib.Path, name: str) -> dict[str, Any]:
+    """Share of held-out captions whose video shows each attribute; a contact sheet of the first sixteen.
+
+    ``with_image`` gives each scene's first frame, and adds how near the video comes to the rendered scene.
+    """
     scenes = held_out_scenes()[:number]
     videos = []
     for start in range(0, number, 50):
-        part = [caption(scene) for scene in scenes[start : start + 50]]
-        videos.append(sampler.videos(sampler.latents(part, FULL, seed=start, guidance=guidance)))
+        part = scenes[start : start + 50]
+        first = sampler.image_latents(first_frames(part)) if with_image else None
+        captions = [caption(scene) for scene in part]
+        videos.append(sampler.videos(sampler.latents(captions, FULL, seed=start, guidance=guidance, first=first)))
     every = np.concatenate(videos)
-    print("sampled", name, time.time(), flush=True)
-    with ProcessPoolExecutor(max_workers=12, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = list(pool.map(check, every, scenes, chunksize=4))
     Image.fromarray(contact_sheet(every[:16, :, ::2, ::2])).save(out / f"{name}.png")
-    return shares(rows, scenes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(12, number), context, torch.set_num_threads, (1,)) as pool:
+        rows = list(pool.map(partial(judge, with_image=with_image), every, scenes, chunksize=4))
+    return {**shares(rows, scenes), **medians(rows)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--vae", type=pathlib.Path, required=True)
-    parser.add_argument("--resume", type=pathlib.Path)
+    parser.add_argument("--vae", type=pathlib.Path, required=True, help="checkpoint or exported folder")
+    parser.add_argument("--resume", type=pathlib.Path, help="an earlier call's folder")
+    parser.add_argument("--start", type=pathlib.Path, help="an exported folder whose weights to go on from")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--tokens", type=int, default=171_072, help="of one batch: 192 full-grid clips")
     parser.add_argument("--max-batch", type=int, default=1024)
@@ -224,8 +285,8 @@ def main() -> None:
     trainer.save(args.out)
     sampler = trainer.sampler()
     table: dict[str, Any] = {"iteration": trainer.iteration, "s": time.time() - started}
-    for guidance in (1.0, 3.0) if args.eval else ():
-        table[f"guidance {guidance:g}"] = evaluate(sampler, args.eval, guidance, args.out, f"sheet_g{guidance:g}")
+    for kind in ("text", "image") if args.eval else ():
+        table[kind] = evaluate(sampler, args.eval, GUIDANCE, kind == "image", args.out, f"sheet_{kind}")
         (args.out / "transformer.json").write_text(json.dumps({"table": table, "curve": trainer.curve}, indent=1))
         print(json.dumps(table, indent=1), flush=True)
 

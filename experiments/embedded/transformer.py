@@ -14,7 +14,7 @@ from experiments.embedded.text import TEXT_DIM
 from experiments.embedded.vae import LATENT_CHANNELS
 
 HEADS, HEAD_DIM, NUM_LAYERS, FFN_DIM = 8, 32, 7, 512
-Block = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+Block = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def build(num_layers: int = NUM_LAYERS) -> WanTransformer3DModel:
@@ -33,9 +33,14 @@ def build(num_layers: int = NUM_LAYERS) -> WanTransformer3DModel:
     )
 
 
-def run_block(block: Any, h: Tensor, text: Tensor, bias: Tensor, time: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """One ``WanTransformerBlock``, with a bias on cross-attention's logits. ``h [B, N, D]``, ``time [B, 6, D]``."""
-    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table + time.float()).chunk(6, 1)
+def run_block(block: Any, h: Tensor, text: Tensor, bias: Tensor, time: Tensor, first: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """One ``WanTransformerBlock``, with a bias on cross-attention's logits. ``h [B, N, D]``.
+
+    ``time [B, 2, 6, D]`` holds the first frame's and the others' noise level, ``first [N, 1]`` which tokens are its.
+    """
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
+        torch.where(first, level[:, 0], level[:, 1]) for level in (block.scale_shift_table + time.float()).chunk(6, 2)
+    )
     inner = (block.norm1(h.float()) * (1 + scale) + shift).to(h.dtype)
     h = (h.float() + _attend(block.attn1, inner, inner, None, (cos, sin)) * gate).to(h.dtype)
     h = h + _attend(block.attn2, block.norm2(h.float()).to(h.dtype), text, bias, None)
@@ -59,18 +64,29 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def velocity(
-    model: WanTransformer3DModel, x: Tensor, sigma: Tensor, text: Tensor, bias: Tensor, block: Block = run_block
+    model: WanTransformer3DModel,
+    x: Tensor,
+    sigma: Tensor,
+    text: Tensor,
+    bias: Tensor,
+    block: Block = run_block,
+    first_sigma: Tensor | None = None,
 ) -> Tensor:
-    """Velocity like ``x [B, C, T, H, W]`` at noise levels ``sigma [B]``; equal to the stock forward with 512 text rows."""
+    """Velocity like ``x [B, C, T, H, W]`` at noise levels ``sigma [B]``; equal to the stock forward with 512 text rows.
+
+    ``first_sigma [B]`` is the level of the first latent frame, 0 where it is a given image; None: as the others'.
+    """
     frames, height, width = x.shape[2], x.shape[3] // 2, x.shape[4] // 2
     cos, sin = model.rope(x)
     cos, sin = cos[0, :, 0, 0::2].contiguous(), sin[0, :, 0, 1::2].contiguous()
-    temb, time, text, _ = model.condition_embedder(sigma * 1000, text, None)
-    time = time.unflatten(1, (6, -1))
+    levels = torch.stack([sigma if first_sigma is None else first_sigma, sigma], 1)
+    temb, time, text, _ = model.condition_embedder(levels.flatten() * 1000, text, None)
+    temb, time = temb.view(len(x), 2, 1, -1), time.view(len(x), 2, 6, -1)
+    first = (torch.arange(frames * height * width, device=x.device) < height * width)[:, None]
     h = model.patch_embedding(x).flatten(2).transpose(1, 2)
     for layer in model.blocks:
-        h = block(layer, h, text, bias, time, cos, sin)
-    shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, 1)
+        h = block(layer, h, text, bias, time, first, cos, sin)
+    shift, scale = (torch.where(first, p[:, 0], p[:, 1]) for p in (model.scale_shift_table + temb).chunk(2, 2))
     h = (model.norm_out(h.float()) * (1 + scale) + shift).to(h.dtype)
     out = model.proj_out(h).unflatten(1, (frames, height, width)).unflatten(4, (2, 2, -1))
     return out.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
