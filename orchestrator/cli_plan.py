@@ -1,9 +1,9 @@
-"""``dvg plan``, ``dvg models`` and ``dvg doctor``: questions answered without loading a model."""
+"""``dvg plan`` and ``dvg doctor``: questions answered without loading a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,11 +11,14 @@ from rich.table import Table
 
 from orchestrator import geometry
 from orchestrator.actions import DvgConfig
+from orchestrator.budgets import parse_target
 from orchestrator.cli import print_json
 from orchestrator.mistakes import ConfigError
 from orchestrator.plan import plan_report
+from orchestrator.resolve_budget import Run, cost_of
 from orchestrator.types import Demand, VideoShape
-from stages.models import embedded
+
+Found = TypeVar("Found")
 
 STATE_STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
@@ -36,10 +39,11 @@ def _demand(spatial: float | None, temporal: float | None) -> Demand | None:
 
 
 def _plan(settings: Mapping[str, Any], demand: Demand | None) -> dict[str, Any]:
-    try:
-        model = geometry.model(settings["model"])
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+    mistakes: list[str] = []
+    model = _checked(mistakes, geometry.model, settings["model"])
+    target = _checked(mistakes, parse_target, settings.get("budget", 0.5))
+    if model is None or target is None:
+        raise ConfigError(mistakes)
     default = model.default_shape
     shape = VideoShape(
         settings.get("frames", default.num_frames),
@@ -47,18 +51,27 @@ def _plan(settings: Mapping[str, Any], demand: Demand | None) -> dict[str, Any]:
         settings.get("width", default.width),
         default.fps,
     )
-    mistakes = model.shape_mistakes(shape)
-    steps, budget = settings.get("steps", model.default_steps), settings["budget"]
-    if not 0 < budget <= 1:
-        mistakes.append(f"budget must be in (0, 1], got {budget}")
+    mistakes.extend(model.shape_mistakes(shape))
+    steps = settings.get("steps", model.default_steps)
     if steps < 1:
         mistakes.append(f"steps must be at least 1, got {steps}")
     if mistakes:
         raise ConfigError(mistakes)
+    config = DvgConfig.for_model(model)
+    run = Run("dvg", model, shape, steps, settings.get("guidance", model.default_guidance), config)
     try:
-        return plan_report(model.name, shape, steps, budget, DvgConfig.for_model(model), demand)
+        return plan_report(model.name, shape, steps, target, config, demand, cost_of(run, settings))
     except ValueError as error:
         raise ConfigError([" ".join(str(error).split())]) from error
+
+
+def _checked(mistakes: list[str], read: Callable[[Any], Found], value: Any) -> Found | None:
+    """What ``read`` makes of the value, or None with what is wrong appended to ``mistakes``."""
+    try:
+        return read(value)
+    except ValueError as error:
+        mistakes.append(str(error))
+        return None
 
 
 def _print_plan(report: Mapping[str, Any]) -> None:
@@ -66,66 +79,41 @@ def _print_plan(report: Mapping[str, Any]) -> None:
     grid = "x".join(str(side) for side in report["grid"])
     steps = "+".join(str(n) for n in report["steps_per_stage"])
     console.print(f"[bold]{report['model']}[/]  grid {grid}  {report['tokens']:,} tokens  steps {steps}")
+    console.print(_cost_line(report["cost"]), highlight=False)
+    ends = report["actions"][0]["stages"]
+    console.print("first and last stage: " + _stages([ends[0], *ends[1:][-1:]]), highlight=False)
     table = Table(header_style="bold")
-    for heading in ("", "s2", "f2", "density", "stages (grid x steps @ shift)"):
-        table.add_column(heading, no_wrap=heading != "stages (grid x steps @ shift)")
+    for heading in ("", "s2", "f2", "density", "predicted", "speedup", "between (grid x steps @ shift)"):
+        table.add_column(heading)
     for action in report["actions"]:
         mark = "*" if report["chosen"] and _same(action, report["chosen"]) else ""
         rates = ("-", "-") if action["s2"] is None else (f"{action['s2']:.2f}", str(action["f2"]))
-        table.add_row(mark, *rates, f"{action['density']:.4f}", _stages(action))
+        figures = (f"{action['density']:.4f}", seconds(action["predicted_s"]), f"{action['speedup']:.2f}")
+        table.add_row(mark, *rates, *figures, _stages(action["stages"][1:-1]))
     console.print(table)
     if report["chosen"]:
         console.print("* chosen for the given demand")
+
+
+def seconds(value_s: float) -> str:
+    """Seconds for people, three digits."""
+    return f"{value_s:,.0f} s" if value_s >= 100 else f"{value_s:.3g} s"
+
+
+def _cost_line(cost: Mapping[str, Any]) -> str:
+    branches = "one branch" if cost["branches"] == 1 else f"{cost['branches']} branches"
+    decode = "" if cost["decode_s"] is None else f", decode {seconds(cost['decode_s'])}"
+    label = "green" if cost["label"] == "calibrated" else "yellow"
+    full_run = f"{seconds(cost['full_s'])} of denoising, {branches}{decode}"
+    return f"[{label}]{cost['label']}[/] on {escape(cost['device'])}: full run {full_run}"
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return (one["s2"], one["f2"]) == (other["s2"], other["f2"])
 
 
-def _stages(action: Mapping[str, Any]) -> str:
-    return "  ".join(
-        f"{'x'.join(str(n) for n in stage['grid'])}x{stage['steps']}@{stage['shift']:g}" for stage in action["stages"]
-    )
-
-
-def run_models(as_json: bool) -> None:
-    """Every model's geometry; for the embedded one also the words it knows and a prompt to try."""
-    from experiments.embedded.captions import EXAMPLE
-    from stages.vocabulary import vocabulary
-
-    rows = [_model_row(model) for model in geometry.MODELS.values()]
-    words, example = vocabulary(embedded.FOLDER), EXAMPLE
-    if as_json:
-        print_json({"models": rows, "wan-mini": {"vocabulary": list(words), "example": example}})
-        return
-    console = Console()
-    table = Table(header_style="bold")
-    for heading in rows[0]:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    console.print(table)
-    console.print(f"\n[bold]wan-mini[/] ships with the project and knows {len(words)} words:")
-    console.print(", ".join(words), highlight=False)
-    console.print(f"\nFor example: [italic]{example}[/]")
-
-
-def _model_row(model: geometry.ModelGeometry) -> dict[str, Any]:
-    shape = model.default_shape
-    return {
-        "model": model.name,
-        "default shape": f"{shape.num_frames}x{shape.height}x{shape.width}",
-        "tokens": model.num_tokens(model.latent_grid(shape)),
-        "steps": model.default_steps,
-        "guidance": model.default_guidance,
-        "shift": model.full_shift,
-        "heads": model.heads,
-        "weights": "ships with the project"
-        if model.name == "wan-mini"
-        else "yours (weights: FOLDER)"
-        if model.name in geometry.RUNNABLE
-        else "planning only",
-    }
+def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
+    return "  ".join(f"{'x'.join(str(n) for n in stage['grid'])}x{stage['steps']}@{stage['shift']:g}" for stage in stages)
 
 
 def run_doctor(as_json: bool) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 from orchestrator.actions import density_executed
 from orchestrator.arms import Arm
+from orchestrator.budgets import Target
+from orchestrator.cost import denoise_s
 from orchestrator.events import Finish, GiveUp
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.ledger import Ledger
@@ -101,7 +103,17 @@ def make_record(
         num_bytes=clip.num_bytes,
         sha256=clip.sha256,
         finished_at=finished_at or datetime.now(UTC).isoformat(timespec="seconds"),
+        **_prediction(arm, geometry, action),
     )
+
+
+def _prediction(arm: Arm, geometry: ModelGeometry, action: Action) -> dict[str, Any]:
+    target = arm.target or (Target(value=arm.budget) if arm.budget else None)
+    asked = {"target": str(target) if target else ""}
+    if arm.cost is None:
+        return asked
+    predicted_s = denoise_s(geometry, action, arm.cost)
+    return {**asked, "predicted_s": predicted_s, "cost_label": arm.cost.label, "cost_device": arm.cost.device}
 
 
 def _stage_seconds(action: Action, timings_s: Mapping[str, float]) -> str:
