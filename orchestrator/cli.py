@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
-from typing import Annotated, Any
+import traceback
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -22,7 +24,9 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="A model name; `dvg models` lists them.")]
-Weights = Annotated[str | None, typer.Option(help="A folder in diffusers format; wan-mini ships with the project.")]
+Weights = Annotated[
+    str | None, typer.Option(help="A folder in diffusers format, or a repository of the hub; wan-mini ships with the project.")
+]
 Frames = Annotated[int | None, typer.Option(help="Frames of the video, 4k+1.")]
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]
@@ -40,27 +44,34 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
     model: Model = "wan-mini",
     weights: Weights = None,
-    planner: Annotated[str, typer.Option(help="full or dvg.")] = "dvg",
+    lora: Annotated[list[str] | None, typer.Option(help="PATH[:SCALE][:both|high|low], repeatable.")] = None,
+    image: Annotated[str | None, typer.Option(help="First frame, for models that take one.")] = None,
+    planner: Annotated[str, typer.Option(help="full, dvg, temporal-only, spatial-only or fixed.")] = "dvg",
     budget: Annotated[float | None, typer.Option(help="Share of the full run's token-steps, in (0, 1].")] = None,
     steps: Steps = None,
+    solver: Annotated[str | None, typer.Option(help="euler or unipc; default: the checkpoint's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
     negative: Annotated[str | None, typer.Option(help="Negative prompt (needs guidance above 1).")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    guidance_low: Annotated[float | None, typer.Option(help="The same for the low-noise expert, of models with two.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames per second of the file.")] = None,
     out: Annotated[pathlib.Path, typer.Option(help="The video file to write.")] = pathlib.Path("video.mp4"),
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: the first GPU there is.")] = "auto",
+    attention: Annotated[str, typer.Option(help="Attention kernel by name; auto measures.")] = "auto",
+    compile_blocks: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Default: on a GPU.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make one video in this process, with a progress bar per stage."""
-    from orchestrator.cli_generate import run_generate
+    from orchestrator.cli_generate import Machine, run_generate
 
     settings = _settings(
-        model=model, weights=weights, planner=planner, budget=budget, steps=steps, guidance=guidance,
-        negative=negative, frames=frames, height=height, width=width, fps=fps,
+        model=model, weights=weights, lora=lora, image=image, planner=planner, budget=budget, steps=steps, solver=solver,
+        guidance=guidance, guidance_low=guidance_low, negative=negative, frames=frames, height=height, width=width, fps=fps,
     )  # fmt: skip
-    run_generate(prompt, seed, settings, out, as_json)
+    run_generate(prompt, seed, settings, out, as_json, Machine(device, attention, compile_blocks))
 
 
 @app.command()
@@ -97,12 +108,28 @@ def plan(
     run_plan(settings, spatial_demand, temporal_demand, as_json)
 
 
-@app.command()
-def models(as_json: AsJson = False) -> None:
-    """List the models, and the vocabulary of the embedded one."""
-    from orchestrator.cli_plan import run_models
+models_app = typer.Typer(invoke_without_command=True, help="List the models, and the vocabulary of the embedded one.")
+app.add_typer(models_app, name="models")
 
-    run_models(as_json)
+
+@models_app.callback()
+def models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the models, and the vocabulary of the embedded one."""
+    from orchestrator.cli_models import run_models
+
+    if context.invoked_subcommand is None:
+        run_models(as_json)
+
+
+@models_app.command("build-tiny")
+def build_tiny(
+    name: Annotated[str, typer.Argument(help="A model name; `dvg models` lists them.")],
+    folder: Annotated[pathlib.Path, typer.Argument(help="A folder that is empty or does not exist yet.")],
+) -> None:
+    """Write a tiny checkpoint with random weights in the model's real format, to try the machinery without its weights."""
+    from orchestrator.cli_models import run_build_tiny
+
+    run_build_tiny(name, folder)
 
 
 @app.command()
@@ -139,16 +166,20 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line; what a person wrote wrong is told in one line each, without a traceback."""
+    """Run the command line; what a person wrote wrong is told in one line each, without a traceback (DVG_TRACEBACK shows it)."""
     try:
         app(standalone_mode=True)
-    except ConfigError as error:
-        for line in error.mistakes:
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (ConfigError, RunError) as error:
+        if os.environ.get("DVG_TRACEBACK"):
+            traceback.print_exc()
+        _tell(error)
+
+
+def _tell(error: ConfigError | RunError) -> NoReturn:
+    lines = error.mistakes if isinstance(error, ConfigError) else (str(error),)
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
 def print_json(value: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import rich.progress
@@ -17,24 +18,42 @@ from orchestrator.arms import Arm, make_item
 from orchestrator.cli import print_json
 from orchestrator.cli_sweep import unknown_prompt_words
 from orchestrator.config import ArmOptions
-from orchestrator.mistakes import ConfigError, from_validation
+from orchestrator.images import NONE, FirstFrames
+from orchestrator.mistakes import ConfigError, RunError, from_validation
 from orchestrator.prompts import Prompt
 from orchestrator.resolve import resolve_arm
-from orchestrator.types import Clip, Decision, Stage
+from orchestrator.types import Clip, Decision, Item, Stage
 
 if TYPE_CHECKING:
     from stages.denoise import StepDone
 
 
-def run_generate(prompt: str, seed: int, settings: Mapping[str, Any], out: pathlib.Path, as_json: bool) -> None:
-    """Make the video, print demand, action, density and seconds per stage. Raises ConfigError before a model is loaded."""
-    arm = _arm(prompt, seed, settings)
+@dataclass(frozen=True)
+class Machine:
+    """What to run on, and how."""
+
+    device: str = "auto"
+    attention: str = "auto"
+    compile_blocks: bool | None = None
+
+
+def run_generate(
+    prompt: str, seed: int, settings: Mapping[str, Any], out: pathlib.Path, as_json: bool, machine: Machine = Machine()
+) -> None:
+    """Make the video, print demand, action, density and seconds per stage.
+
+    Raises ConfigError before a model is loaded, RunError when it cannot be loaded or run.
+    """
+    arm, item = _resolve(prompt, seed, settings)
     out = _writable(out)
     console = Console(stderr=as_json)
     if words := unknown_prompt_words([prompt], arm):
         known = "`dvg models` lists its words"
         console.print(f"[yellow]warning:[/] {arm.model} does not know: {escape(', '.join(words))}; {known}", highlight=False)
-    decision, timings_s, clip = _make(arm, prompt, seed, out, console)
+    try:
+        decision, timings_s, clip = _make(arm, item, out, console, machine)
+    except (ValueError, RuntimeError) as error:  # weights that do not load, memory that does not suffice, latents not finite
+        raise RunError(" ".join(str(error).split())) from error
     timings_s |= clip.timings_s
     if as_json:
         print_json({"video": str(out), "seed": seed, **_facts(decision), "timings_s": timings_s})
@@ -42,7 +61,7 @@ def run_generate(prompt: str, seed: int, settings: Mapping[str, Any], out: pathl
         _print(console, out, decision, timings_s)
 
 
-def _arm(prompt: str, seed: int, settings: Mapping[str, Any]) -> Arm:
+def _resolve(prompt: str, seed: int, settings: Mapping[str, Any]) -> tuple[Arm, Item]:
     from pydantic import ValidationError
 
     mistakes = _prompt_mistakes(prompt, seed)
@@ -51,9 +70,13 @@ def _arm(prompt: str, seed: int, settings: Mapping[str, Any]) -> Arm:
     except ValidationError as error:
         raise ConfigError([*mistakes, *from_validation(error, ArmOptions)]) from error
     arm = resolve_arm("generate", options.model_dump(), mistakes)
+    frames = FirstFrames(pathlib.Path.cwd(), mistakes)
+    if arm is None and options.image is not None:
+        frames.check(options.image)
+    found = frames.find(arm, "generate", options.image) if arm else NONE
     if arm is None or mistakes:
         raise ConfigError([line.removeprefix("arm generate: ") for line in mistakes])
-    return arm
+    return arm, make_item(arm, "generate", prompt, seed, *found)
 
 
 def _prompt_mistakes(prompt: str, seed: int) -> list[str]:
@@ -75,12 +98,13 @@ def _writable(out: pathlib.Path) -> pathlib.Path:
     return out
 
 
-def _make(arm: Arm, prompt: str, seed: int, out: pathlib.Path, console: Console) -> tuple[Decision, dict[str, float], Clip]:
+def _make(arm: Arm, item: Item, out: pathlib.Path, console: Console, machine: Machine) -> tuple[Decision, dict[str, float], Clip]:
     from stages.worker import ClipWorker
 
-    item = make_item(arm, "generate", prompt, seed)
     with console.status("loading the model"):
-        worker = ClipWorker({arm.name: arm})
+        worker = ClipWorker(
+            {arm.name: arm}, device=_device(machine.device), attention=machine.attention, compile_blocks=machine.compile_blocks
+        )
         worker.warm_up()
     bars = _StageBars(console)
     with bars:
@@ -90,6 +114,18 @@ def _make(arm: Arm, prompt: str, seed: int, out: pathlib.Path, console: Console)
     with console.status("decoding"):
         clip = worker.decode(item, boundary, out)
     return decision, {**timings_s, **refine_s}, clip
+
+
+def _device(name: str) -> str:
+    """A device that is there. Raises ValueError naming those that are."""
+    import torch
+
+    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if name == "auto":
+        return found[0] if found else "cpu"
+    if name not in ("cpu", *(["cuda"] if found else []), *found):
+        raise ValueError(f"device {name!r} is not here. Choices: auto, {', '.join(['cpu', *found])}")
+    return name
 
 
 class _StageBars:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from orchestrator.arms import Arm, make_item
+from orchestrator.arms import Arm, LoraSpec, PlannerName, make_item
 from orchestrator.expansion import expand_points, merge, set_dotted
+from orchestrator.geometry import SolverName
+from orchestrator.images import FirstFrames
 from orchestrator.mistakes import ConfigError, from_validation
 from orchestrator.prompts import Prompt, Seed, load_prompts
 from orchestrator.resolve import resolve_arm
@@ -31,6 +33,23 @@ def _file_safe(name: str) -> str:
 
 
 ArmName = Annotated[str, AfterValidator(_file_safe)]
+
+
+def _lora_fields(value: Any) -> Any:
+    """``PATH[:SCALE][:EXPERT]``, as on the command line, or the fields themselves."""
+    if not isinstance(value, str):
+        return value
+    fields: dict[str, Any] = {}
+    path, colon, last = value.rpartition(":")
+    if colon and last in ("both", "high", "low"):
+        fields["expert"], value = last, path
+        path, colon, last = value.rpartition(":")
+    if colon and re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?", last):
+        fields["scale"], value = last, path
+    return {"path": value, **fields}
+
+
+LoraOption = Annotated[LoraSpec, BeforeValidator(_lora_fields)]
 
 
 class ClusterConfig(BaseModel):
@@ -50,6 +69,10 @@ class ClusterConfig(BaseModel):
     gpus_per_rank: float = Field(0, ge=0)
     gpus_per_decode: float = Field(0, ge=0)
     """GPUs a worker of each kind reserves; 0: CPU."""
+    attention: str = "auto"
+    """Attention kernel by name (``stages.attention``); auto: the fastest here, measured when a worker starts."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the transformer's repeated block; auto: on a GPU."""
     address: str | None = None
     """Address of a running Ray cluster; None: RAY_ADDRESS if set, otherwise a local cluster for this sweep alone."""
 
@@ -74,10 +97,19 @@ class ArmOptions(BaseModel):
 
     model: str | None = None
     weights: str | None = None
-    planner: Literal["full", "dvg"] | None = None
+    """A folder in diffusers format, or a repository of the hub: ``org/name`` or ``org/name@revision``."""
+    lora: list[LoraOption] | None = None
+    """Low-rank adapters merged into the transformer, each ``{path, scale, expert}`` or ``PATH[:SCALE][:EXPERT]``."""
+    image: str | None = Field(None, min_length=1)
+    """First frame for the prompts that have none of their own."""
+    planner: PlannerName | None = None
     budget: float | None = Field(None, gt=0, le=1)
     steps: int | None = Field(None, ge=1)
+    solver: SolverName | None = None
+    """None: the one that the model's checkpoints ship with."""
     guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
+    guidance_low: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Guidance of the low-noise expert, of models with two; None: as ``guidance`` if that is given."""
     negative: str | None = None
     frames: int | None = Field(None, ge=1)
     height: int | None = Field(None, ge=1)
@@ -92,7 +124,8 @@ class SweepSpec(ArmOptions):
 
     name: str = "sweep"
     prompts: list[str | Prompt] | str
-    """A list, or the path of a text file (one prompt a line) or a JSONL file (``{"prompt": ..., "id": ..., "seed": ...}``)."""
+    """A list, or the path of a text file (one prompt a line) or a JSONL file (``{"prompt": ..., "id": ..., "seed": ...,
+    "image": ...}``)."""
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     arms: dict[ArmName, ArmOptions] = Field(default_factory=dict)
     """Named partial settings; without any, one arm named after the planner."""
@@ -136,7 +169,11 @@ class Sweep:
 
 
 def _prompt_rows(items: Sequence[Item]) -> list[dict[str, Any]]:
-    rows = {(i.prompt_id, i.seed): {"id": i.prompt_id, "prompt": i.prompt, "seed": i.seed} for i in items}
+    rows: dict[Any, dict[str, Any]] = {}
+    for item in items:
+        row = rows.setdefault((item.prompt_id, item.seed), {"id": item.prompt_id, "prompt": item.prompt, "seed": item.seed})
+        if item.image is not None:
+            row.setdefault("images", {})[item.arm] = item.image
     return list(rows.values())
 
 
@@ -162,16 +199,21 @@ def load_sweep(path: pathlib.Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
-    """Validate and expand; relative prompt files are looked up in ``base``, then in the working directory."""
+    """Validate and expand; relative prompt and image files are looked up in ``base``, then in the working directory."""
     try:
         spec = SweepSpec.model_validate(data)
     except ValidationError as error:
         raise ConfigError(from_validation(error, SweepSpec)) from error
     mistakes: list[str] = []
     prompts = load_prompts(spec.prompts, base, mistakes)
-    arms = _arms(spec, mistakes)
+    points = _points(spec, mistakes)
+    arms = tuple(arm for arm, _ in points)
     reference = _reference(spec, arms, mistakes)
-    items = _items(arms, prompts, spec.seeds)
+    frames = FirstFrames(base, mistakes)
+    for prompt in prompts:
+        if prompt.image is not None:
+            frames.check(prompt.image)
+    items = _items(points, prompts, spec.seeds, frames)
     mistakes.extend(_password(spec.tracking.uri))
     mistakes.extend(_twice(items) if not mistakes else [])
     if mistakes:
@@ -179,18 +221,29 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
     return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking)
 
 
-def _arms(spec: SweepSpec, mistakes: list[str]) -> tuple[Arm, ...]:
-    """Every arm at every point of the sweep; points that resolve to the same settings are one arm."""
+def _points(spec: SweepSpec, mistakes: list[str]) -> tuple[tuple[Arm, str | None], ...]:
+    """Every arm at every point of the sweep, with its image; points that resolve to the same settings are one arm."""
     shared = {key: value for key, value in spec.model_dump().items() if key in ArmOptions.model_fields}
     named = spec.arms or {spec.planner or "dvg": ArmOptions()}
-    found: dict[Any, Arm] = {}
+    found: dict[Any, tuple[Arm, str | None]] = {}
     for name, options in named.items():
         settings = merge(shared, options.model_dump())
         for suffix, point in expand_points(settings, spec.sweep, mistakes):
-            arm = resolve_arm(name + suffix, point, mistakes)
-            if arm is not None:
-                found.setdefault((name, arm.model_copy(update={"name": name}).model_dump_json()), arm)
+            legal = _legal(name + suffix, point, mistakes)
+            arm = legal and resolve_arm(name + suffix, legal, mistakes)
+            if legal and arm:
+                same = (name, legal["image"], arm.model_copy(update={"name": name}).model_dump_json())
+                found.setdefault(same, (arm, legal["image"]))
     return tuple(found.values())
+
+
+def _legal(name: str, point: Mapping[str, Any], mistakes: list[str]) -> dict[str, Any] | None:
+    """A point's settings, checked again: what ``sweep`` put in has not been."""
+    try:
+        return ArmOptions.model_validate(point).model_dump()
+    except ValidationError as error:
+        mistakes.extend(from_validation(error, ArmOptions, f"arm {name}"))
+        return None
 
 
 def _reference(spec: SweepSpec, arms: Sequence[Arm], mistakes: list[str]) -> str | None:
@@ -215,11 +268,13 @@ def _password(uri: str | None) -> list[str]:
     return ["tracking.uri must not hold a password; set MLFLOW_TRACKING_URI in the environment instead"]
 
 
-def _items(arms: Sequence[Arm], prompts: Sequence[Prompt], seeds: Sequence[int]) -> tuple[Item, ...]:
+def _items(
+    points: Sequence[tuple[Arm, str | None]], prompts: Sequence[Prompt], seeds: Sequence[int], frames: FirstFrames
+) -> tuple[Item, ...]:
     """Prompt by prompt, so that the arms of one prompt finish together and can be compared early."""
     return tuple(
-        make_item(arm, prompt.id, prompt.prompt, seed)
+        make_item(arm, prompt.id, prompt.prompt, seed, *frames.find(arm, prompt.id, prompt.image or image))
         for prompt in prompts
         for seed in ([prompt.seed] if prompt.seed is not None else seeds)
-        for arm in arms
+        for arm, image in points
     )

@@ -22,25 +22,28 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Prompt(BaseModel):
-    """One prompt. ``id`` defaults to a slug of the text with a short hash; ``seed`` overrides the spec's seeds."""
+    """One prompt. ``id`` defaults to a slug of the text with a short hash; ``seed`` and ``image`` go before the spec's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str = Field(min_length=1)
     id: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", max_length=80)
     seed: Seed | None = None
+    image: str | None = Field(None, min_length=1)
+    """First frame of the video, for models that take one; relative to the spec's folder or the working directory."""
 
 
-def prompt_id(text: str) -> str:
-    """For example ``a-red-circle-drifting-left-3f2a9c``: readable, unique to the text, safe as a file name."""
+def prompt_id(text: str, image: str | None = None) -> str:
+    """For example ``a-red-circle-drifting-left-3f2a9c``: readable, unique to the text and image, safe as a file name."""
     slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:MAX_SLUG].strip("-")
-    return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".strip("-")
+    whole = text if image is None else f"{text}\0{image}"
+    return f"{slug}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}".strip("-")
 
 
 def load_prompts(source: Sequence[str | Prompt] | str, base: pathlib.Path, mistakes: list[str]) -> list[Prompt]:
     """The prompts of a spec, ids filled in; what is wrong with them is appended to ``mistakes``."""
     raw = _from_file(source, base, mistakes) if isinstance(source, str) else [_as_prompt(entry) for entry in source]
-    prompts = [p if p.id else p.model_copy(update={"id": prompt_id(p.prompt)}) for p in raw if p.prompt.strip()]
+    prompts = [p if p.id else p.model_copy(update={"id": prompt_id(p.prompt, p.image)}) for p in raw if p.prompt.strip()]
     if len(prompts) < len(raw):
         mistakes.append("prompts: a prompt must not be empty")
     counts = Counter((p.id, p.seed) for p in prompts)
@@ -50,16 +53,22 @@ def load_prompts(source: Sequence[str | Prompt] | str, base: pathlib.Path, mista
     return prompts
 
 
+def find_file(name: str, base: pathlib.Path) -> pathlib.Path | None:
+    """The file that a spec in the folder ``base`` means: beside it, or else in the working directory."""
+    tried = (base / name, pathlib.Path.cwd() / name)  # an absolute name stays as it is
+    return next((path for path in tried if os.path.isfile(path)), None)  # False, not an error, for a name too long
+
+
 def _as_prompt(entry: str | Prompt) -> Prompt:
-    return entry if isinstance(entry, Prompt) else Prompt.model_construct(prompt=entry, id="", seed=None)
+    return entry if isinstance(entry, Prompt) else Prompt.model_construct(prompt=entry, id="", seed=None, image=None)
 
 
 def _from_file(source: str, base: pathlib.Path, mistakes: list[str]) -> list[Prompt]:
-    tried = [pathlib.Path(source)] if pathlib.Path(source).is_absolute() else [base / source, pathlib.Path.cwd() / source]
-    path = next((p for p in tried if os.path.isfile(p)), None)  # False, not an error, for a name too long
+    path = find_file(source, base)
     if path is None:
+        looked = ", ".join(dict.fromkeys([str(base), str(pathlib.Path.cwd())]))
         mistakes.append(
-            f"prompts: file {source!r} does not exist (looked in {', '.join(dict.fromkeys(str(p.parent) for p in tried))}); "
+            f"prompts: file {source!r} does not exist (looked in {looked}); "
             "give a list of prompts, a text file with one prompt a line, or a .jsonl file"
         )
         return []

@@ -11,42 +11,54 @@ from pydantic import ValidationError
 
 from orchestrator import actions, geometry
 from orchestrator.actions import DvgConfig
-from orchestrator.arms import Arm
+from orchestrator.arms import Arm, LoraSpec
 from orchestrator.mistakes import from_validation
 from orchestrator.types import VideoShape
 from stages.models import embedded
+from stages.models.lora import check_lora
+from stages.models.weights import check_weights, fingerprint, repository
 
 DEFAULT_BUDGET = 0.5
+WITHOUT_BUDGET = ("full", "fixed")
+"""Planners that choose no schedule, so no budget applies."""
 
 
 def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm | None:
     """The arm, or None with what is wrong appended to ``mistakes``."""
-    before = len(mistakes)
-    model = _model(name, settings, mistakes)
-    config = _dvg(name, settings, model, mistakes)
+    found: list[str] = []
+    arm = _resolve(name, settings, found)
+    mistakes.extend(f"arm {name}: {line}" for line in found)
+    return None if found else arm
+
+
+def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm | None:
+    model = _model(settings, mistakes)
+    config = _dvg(settings, model, mistakes)
     if model is None or config is None:
         return None
     shape = _shape(settings, model)
-    mistakes.extend(f"arm {name}: {line}" for line in model.shape_mistakes(shape))
+    mistakes.extend(model.shape_mistakes(shape))
     planner = settings.get("planner") or "dvg"
     budget = _budget(settings, planner)
     steps = settings.get("steps") or model.default_steps
-    weights = settings.get("weights")
-    _check_weights(name, model.name, weights, mistakes)
-    if len(mistakes) == before and planner == "dvg":
-        _check_budget(name, model, shape, steps, budget, config, mistakes)
-    if len(mistakes) > before:
-        return None
-    guidance = settings.get("guidance")
+    if not mistakes:
+        mistakes.extend(_schedule_mistakes(model, shape, steps, planner, budget, config))
+    weights, revision = _weights(model, settings.get("weights"), mistakes)
+    loras, lora_revision = _loras(settings.get("lora") or (), mistakes)
+    mistakes.extend(_guidance_mistakes(model, settings))
+    guidance, guidance_low = _guidance(model, settings)
     return Arm(
         name=name,
         model=model.name,
         weights=weights,
-        revision=revision(weights),
+        revision=revision + lora_revision,
+        lora=loras,
         planner=planner,
         budget=budget,
         num_steps=steps,
-        guidance=model.default_guidance if guidance is None else guidance,
+        solver=settings.get("solver") or model.solver,
+        guidance=guidance,
+        guidance_low=guidance_low,
         negative_prompt=settings.get("negative") or "",
         num_frames=shape.num_frames,
         height=shape.height,
@@ -56,20 +68,20 @@ def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> 
     )
 
 
-def _model(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> geometry.ModelGeometry | None:
+def _model(settings: Mapping[str, Any], mistakes: list[str]) -> geometry.ModelGeometry | None:
     try:
         return geometry.model(settings.get("model") or embedded.NAME)
     except ValueError as error:
-        mistakes.append(f"arm {name}: {error}")
+        mistakes.append(str(error))
         return None
 
 
-def _dvg(name: str, settings: Mapping[str, Any], model: geometry.ModelGeometry | None, mistakes: list[str]) -> DvgConfig | None:
+def _dvg(settings: Mapping[str, Any], model: geometry.ModelGeometry | None, mistakes: list[str]) -> DvgConfig | None:
     overrides = settings.get("dvg") or {}
     try:
         return DvgConfig.for_model(model, overrides) if model else DvgConfig.model_validate(overrides)
     except ValidationError as error:
-        mistakes.extend(from_validation(error, DvgConfig, f"arm {name}: dvg"))
+        mistakes.extend(from_validation(error, DvgConfig, "dvg"))
         return None
 
 
@@ -84,49 +96,74 @@ def _shape(settings: Mapping[str, Any], model: geometry.ModelGeometry) -> VideoS
 
 
 def _budget(settings: Mapping[str, Any], planner: str) -> float | None:
-    if planner == "full":
+    if planner in WITHOUT_BUDGET:
         return None
     return DEFAULT_BUDGET if settings.get("budget") is None else float(settings["budget"])
 
 
-def _check_budget(
-    name: str,
-    model: geometry.ModelGeometry,
-    shape: VideoShape,
-    steps: int,
-    budget: float | None,
-    config: DvgConfig,
-    mistakes: list[str],
-) -> None:
-    """A budget no action meets is refused here, not after the sketch."""
-    if budget is None or not 0 < budget <= 1:
-        mistakes.append(f"arm {name}: budget must be in (0, 1], got {budget}")
-        return
+def _schedule_mistakes(
+    model: geometry.ModelGeometry, shape: VideoShape, steps: int, planner: str, budget: float | None, config: DvgConfig
+) -> list[str]:
+    """Too few steps, or a budget that no action meets: refused here, not after the sketch."""
+    if planner == "full" or budget == 1:
+        return []
+    least = next(n for n in range(2, 100) if len(actions.steps_per_stage(n, config.transition_rates)) > 1)
+    if len(actions.steps_per_stage(steps, config.transition_rates)) == 1:
+        return [
+            f"steps is {steps}: planner {planner} needs at least {least} (one on a small grid, the transition, one on the full "
+            "grid); take more steps or planner full"
+        ]
     try:
-        actions.action_list(model, shape, steps, budget, config)
+        if planner == "dvg":
+            actions.action_list(model, shape, steps, budget or 0, config)
+        else:
+            actions.uniform_action(planner, model, shape, steps, budget, config)
     except ValueError as error:
-        mistakes.append(f"arm {name}: {error}")
+        return [str(error)]
+    return []
 
 
-def _check_weights(name: str, model: str, weights: str | None, mistakes: list[str]) -> None:
-    if model not in geometry.RUNNABLE:
-        mistakes.append(
-            f"arm {name}: model {model!r} can be planned but not run yet; models that run: {', '.join(geometry.RUNNABLE)}"
-        )
-    elif weights is None and model != embedded.NAME:
-        mistakes.append(f"arm {name}: model {model!r} ships no weights; set weights to a folder in diffusers format")
-    elif weights is not None and not (pathlib.Path(weights) / "model_index.json").is_file():
-        mistakes.append(f"arm {name}: weights {weights!r} must be a folder in diffusers format (it has no model_index.json)")
+def _weights(model: geometry.ModelGeometry, weights: str | None, mistakes: list[str]) -> tuple[str | None, str]:
+    """Where the weights are, exactly, and their fingerprint: a commit, or names and sizes of a folder's files."""
+    if weights is None and model.name == embedded.NAME:
+        return None, fingerprint(embedded.FOLDER, contents=True)
+    pinned, wrong = check_weights(model, weights)
+    mistakes.extend(wrong)
+    if pinned is None or wrong:
+        return pinned, ""
+    source = repository(pinned)
+    return pinned, (source.revision or "") if source else fingerprint(pathlib.Path(pinned))
 
 
-def revision(weights: str | None) -> str:
-    """Fingerprint of what ``weights`` names: file contents for the embedded model, names and sizes for a local folder."""
-    folder = embedded.FOLDER if weights is None else pathlib.Path(weights)
-    if not folder.is_dir():
-        return ""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes() if weights is None else str(path.stat().st_size).encode())
-    return digest.hexdigest()[:12]
+def _loras(options: Any, mistakes: list[str]) -> tuple[tuple[LoraSpec, ...], str]:
+    """The adapters, each pinned, and a fingerprint of them all; "" without any."""
+    found, prints = [], []
+    for option in options:
+        spec = LoraSpec.model_validate(option)
+        try:
+            path, revision = check_lora(spec.path)
+        except ValueError as error:
+            mistakes.append(str(error))
+            continue
+        found.append(spec.model_copy(update={"path": path}))
+        prints.append(revision)
+    return tuple(found), "+" + hashlib.sha256("".join(prints).encode()).hexdigest()[:12] if prints else ""
+
+
+def _guidance_mistakes(model: geometry.ModelGeometry, settings: Mapping[str, Any]) -> list[str]:
+    mistakes = []
+    if settings.get("guidance_low") is not None and model.boundary is None:
+        mistakes.append(f"guidance_low is {settings['guidance_low']}: {model.name} has one expert; set guidance alone")
+    if settings.get("negative") and model.family == "hunyuan":
+        mistakes.append(f"negative: {model.name} was distilled with its guidance built in, so it takes no negative prompt")
+    if model.boundary is None and any(lora["expert"] == "low" for lora in settings.get("lora") or ()):
+        mistakes.append(f"lora: {model.name} has one expert, so none of its adapters can be for 'low'")
+    return mistakes
+
+
+def _guidance(model: geometry.ModelGeometry, settings: Mapping[str, Any]) -> tuple[float, float | None]:
+    """A guidance that is given counts for both experts, unless each has its own."""
+    given, low = settings.get("guidance"), settings.get("guidance_low")
+    if given is None:
+        return model.default_guidance, model.default_guidance_low if low is None else low
+    return given, low

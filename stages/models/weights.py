@@ -54,7 +54,7 @@ def find_weights(geometry: ModelGeometry, weights: str | None) -> Path:
 
 
 def check_weights(geometry: ModelGeometry, weights: str | None) -> tuple[str | None, list[str]]:
-    """``weights`` with a repository pinned to its commit, and everything that is wrong with them.
+    """``weights`` made absolute or pinned to a commit, and everything that is wrong with them.
 
     Of a repository only the small configuration files are fetched here.
     """
@@ -62,7 +62,7 @@ def check_weights(geometry: ModelGeometry, weights: str | None) -> tuple[str | N
         return None, [needs_weights(geometry)]
     found = repository(weights)
     if found is None:
-        return weights, folder_mistakes(geometry, weights, Path(weights))
+        return str(Path(weights).absolute()), folder_mistakes(geometry, weights, Path(weights))
     try:
         folder = snapshot(found, checkpoint.CONFIGS, geometry.hub)
     except ValueError as error:
@@ -111,25 +111,19 @@ def snapshot(source: Repository, patterns: Sequence[str], hub: str = "") -> Path
 
 def download(source: Repository, patterns: Sequence[str], hub: str = "") -> Path:
     """Like :func:`snapshot`, asking the hub. Raises ValueError, in one line, when that fails; ``hub`` is one to suggest."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
     try:
         return _fetch(source, tuple(patterns), local=False)
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         why = "asks for permission: accept its terms on the hub and set HF_TOKEN"
         raise ValueError(f"repository {source} {why}") from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise ValueError(f"repository {source.name!r} has no revision {source.revision!r}") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         why = "is not on the hub, or is private (set HF_TOKEN)"
         raise ValueError(f"repository {source.name!r} {why}{_published(hub)}") from error
-    except (OSError, HTTPError, HFValidationError) as error:
+    except (OSError, errors.HTTPError, errors.HFValidationError) as error:  # type: ignore[attr-defined]
         why = "is not in the local cache and the hub cannot be reached"
         fetch = f"; on a machine with a network: `hf download {source.name}`, then copy its HF_HOME here or give the folder"
         raise ValueError(f"repository {source.name!r} {why}{fetch}{_published(hub if hub != source.name else '')}") from error
@@ -149,10 +143,10 @@ def _fetch(source: Repository, patterns: tuple[str, ...], *, local: bool) -> Pat
     return Path(folder)
 
 
-def fingerprint(folder: Path, *, contents: bool = False) -> str:
-    """Twelve hex digits of a folder: its files' names and sizes, or with ``contents`` their bytes."""
+def fingerprint(path: Path, *, contents: bool = False) -> str:
+    """Twelve hex digits of a file or a folder: names and sizes, or with ``contents`` names and bytes."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes() if contents else str(path.stat().st_size).encode())
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update((file.name if file == path else file.relative_to(path).as_posix()).encode())
+        digest.update(file.read_bytes() if contents else str(file.stat().st_size).encode())
     return digest.hexdigest()[:12]

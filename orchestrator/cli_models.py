@@ -1,0 +1,71 @@
+"""``dvg models``: what there is to run, and tiny checkpoints to try it with."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator import geometry
+from orchestrator.cli import print_json
+from orchestrator.mistakes import ConfigError
+from stages.models import embedded
+
+
+def run_models(as_json: bool) -> None:
+    """Every model's geometry; for the embedded one also the words it knows and a prompt to try."""
+    from experiments.embedded.captions import EXAMPLE
+    from stages.vocabulary import vocabulary
+
+    rows = [_model_row(model) for model in geometry.MODELS.values()]
+    words, example = vocabulary(embedded.FOLDER), EXAMPLE
+    if as_json:
+        print_json({"models": rows, "wan-mini": {"vocabulary": list(words), "example": example}})
+        return
+    console = Console()
+    table = Table(header_style="bold")
+    for heading in rows[0]:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
+    console.print(f"\n[bold]wan-mini[/] ships with the project and knows {len(words)} words:")
+    console.print(", ".join(words), highlight=False)
+    console.print(f"\nFor example: [italic]{example}[/]")
+
+
+TASKS = {"none": "text", "optional": "text, image", "required": "image"}
+"""What a model makes a video from, besides its prompt."""
+
+
+def _model_row(model: geometry.ModelGeometry) -> dict[str, Any]:
+    shape = model.default_shape
+    low = "" if model.default_guidance_low is None else f", {model.default_guidance_low:g}"
+    return {
+        "model": model.name,
+        "family": model.family,
+        "from": TASKS[model.image],
+        "default shape": f"{shape.num_frames}x{shape.height}x{shape.width}",
+        "tokens": model.num_tokens(model.latent_grid(shape)),
+        "steps": model.default_steps,
+        "guidance": f"{model.default_guidance:g}{low}",
+        "solver": model.solver,
+        "shift": model.full_shift,
+        "heads": model.heads,
+        "weights": model.hub or "ships with the project",
+    }
+
+
+def run_build_tiny(name: str, folder: pathlib.Path) -> None:
+    """Build it. Raises ConfigError for an unknown model or a folder that holds something."""
+    from stages.models import tiny
+
+    try:
+        tiny.build(name, folder)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    except OSError as error:
+        raise ConfigError([f"folder {str(folder)!r} cannot be written: {error.strerror or error}"]) from error
+    Console().print(f'wrote {folder}; for example: dvg generate "a prompt" --model {name} --weights {folder}', soft_wrap=True)

@@ -1,0 +1,58 @@
+"""The first frames of a sweep's videos: found, read once each and matched to what the models take, before anything starts."""
+
+from __future__ import annotations
+
+import pathlib
+
+from orchestrator import geometry
+from orchestrator.arms import Arm
+from orchestrator.prompts import find_file
+from stages.image import image_sha256
+
+Found = tuple[str | None, str]
+"""Absolute path and hash of an image; None and "" without one."""
+NONE: Found = (None, "")
+
+
+class FirstFrames:
+    """Looks images up in ``base``, then in the working directory. Whatever is wrong is appended to ``mistakes``."""
+
+    def __init__(self, base: pathlib.Path, mistakes: list[str]) -> None:
+        self.base = base
+        self.mistakes = mistakes
+        self._read: dict[str, Found] = {}
+
+    def find(self, arm: Arm, prompt_id: str, image: str | None) -> Found:
+        """The image that a prompt of an arm starts from."""
+        takes = geometry.model(arm.model).image
+        if image is None and takes == "required":
+            self._tell(
+                f"arm {arm.name}: model {arm.model} makes a video from a first frame, and prompt {prompt_id!r} has none; "
+                "give one with --image, or as image: with the prompt or on the arm"
+            )
+        if image is not None and takes == "none":
+            others = ", ".join(name for name, model in geometry.MODELS.items() if model.image != "none")
+            self._tell(f"arm {arm.name}: model {arm.model} takes no image (got {image!r}); models that do: {others}")
+            return NONE
+        return NONE if image is None else self.check(image)
+
+    def check(self, image: str) -> Found:
+        """The image itself, whoever takes it."""
+        if image not in self._read:
+            self._read[image] = self._look(image)
+        return self._read[image]
+
+    def _look(self, image: str) -> Found:
+        path = find_file(image, self.base)
+        if path is None:
+            self._tell(f"image {image!r} does not exist (looked in {self.base} and {pathlib.Path.cwd()})")
+            return NONE
+        try:
+            return str(path.resolve()), image_sha256(path)
+        except ValueError as error:
+            self._tell(str(error))
+            return NONE
+
+    def _tell(self, line: str) -> None:
+        if line not in self.mistakes:
+            self.mistakes.append(line)
