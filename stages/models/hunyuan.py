@@ -20,7 +20,7 @@ from torch import Tensor
 from orchestrator.geometry import ModelGeometry
 from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.hunyuan_parts import load_text, load_transformer, load_vae
-from stages.models.hunyuan_text import LlamaText, LlavaText, Summary
+from stages.models.hunyuan_text import Summary, TextEncoder
 from stages.models.hunyuan_transformer import HunyuanTransformer, Prompt
 from stages.models.hunyuan_vae import HunyuanVae
 from stages.models.wan_image import first_frame, pick, resized
@@ -37,7 +37,7 @@ Part = TypeVar("Part")
 class HunyuanParts:
     """What was loaded; the rest is None."""
 
-    text: LlamaText | LlavaText | None = None
+    text: TextEncoder | None = None
     summary: Summary | None = None
     transformer: HunyuanTransformer | None = None
     vae: HunyuanVae | None = None
@@ -57,9 +57,8 @@ class HunyuanModel:
     def encode(self, request: Request) -> Condition:
         """``request.negative`` is not used, whatever the guidance: see the module."""
         image = self._read(request)
-        text = self._part(self.parts.text, "text")
-        tokens = text(request.prompt) if isinstance(text, LlamaText) else text(request.prompt, image)
-        branch = Branch({"text": tokens, "pooled": self._part(self.parts.summary, "text")(request.prompt)})
+        text, summary = self._part(self.parts.text, "text"), self._part(self.parts.summary, "text")
+        branch = Branch({"text": text(request.prompt, image), "pooled": summary(request.prompt)})
         if image is None:
             return Condition(branch, None, request.guidance)
         frame = first_frame(image, request.shape)

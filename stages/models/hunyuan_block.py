@@ -78,7 +78,7 @@ def single_block(
     shift, scale, gate = modulations(emb, w.modulate_w, w.modulate_b, 3, first)
     dim = h.shape[-1]
     inner = F.linear(modulated_norm(h, shift, scale), w.in_w, w.in_b)
-    q, k, v = inner[..., : 3 * dim].unflatten(-1, (3, -1, head_dim)).unbind(2)
+    q, k, v = torch.unflatten(inner[..., : 3 * dim], -1, (3, -1, head_dim)).unbind(2)
     q, k = (rotate(_unit(x, norm), rope).to(v.dtype) for x, norm in ((q, w.norm_q), (k, w.norm_k)))
     mlp = F.linear(F.gelu(inner[..., 3 * dim :], approximate="tanh"), w.out_mlp_w, w.out_b)
     found = attend(q, k, v, attention)
@@ -87,7 +87,7 @@ def single_block(
 
 def modulations(emb: Tensor, weight: Tensor, bias: Tensor, num: int, first: Tensor | None) -> tuple[Tensor, ...]:
     """``num`` modulations ``[D]``, or ``[tokens, D]`` where the first frame has its own."""
-    rows = F.linear(emb, weight, bias).unflatten(-1, (num, -1))
+    rows = torch.unflatten(F.linear(emb, weight, bias), -1, (num, -1))
     if first is None:
         return rows[0].unbind(0)
     return tuple(torch.where(first, clean, noisy) for noisy, clean in zip(rows[0], rows[1], strict=True))
@@ -101,7 +101,7 @@ def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def rotate(q: Tensor, rope: Tensor) -> Tensor:
     """Rotary positions on neighbouring pairs of channels, in float32; ``q`` ``[1, tokens, heads, head_dim]``."""
     cos, sin = rope.unsqueeze(1).unbind(-1)
-    even, odd = q.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = torch.unflatten(q.float(), -1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
 
 
@@ -111,7 +111,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
 
 
 def _project(w: StreamWeights, h: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = F.linear(h, w.qkv_w, w.qkv_b).unflatten(-1, (3, -1, head_dim)).unbind(2)
+    q, k, v = torch.unflatten(F.linear(h, w.qkv_w, w.qkv_b), -1, (3, -1, head_dim)).unbind(2)
     return _unit(q, w.norm_q), _unit(k, w.norm_k), v
 
 

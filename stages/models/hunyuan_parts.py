@@ -8,12 +8,12 @@ from typing import Any
 
 from orchestrator.geometry import ModelGeometry
 from stages.models.base import Loading
-from stages.models.hunyuan_text import LlamaText, LlavaText, Summary
+from stages.models.hunyuan_text import LlamaText, LlavaText, Summary, TextEncoder
 from stages.models.hunyuan_transformer import HunyuanTransformer
 from stages.models.hunyuan_vae import HunyuanVae
 
 
-def load_text(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[LlamaText | LlavaText, Summary]:
+def load_text(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[TextEncoder, Summary]:
     """The encoders of the prompt, and of the image where the model takes one."""
     from transformers import CLIPTextModel, LlamaModel, LlavaForConditionalGeneration
     from transformers.utils.logging import disable_progress_bar

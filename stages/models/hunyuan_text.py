@@ -6,6 +6,7 @@ is on the right of causal encoders, so no row depends on it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,10 @@ NUM_ASSISTANT = 4
 """Tokens that open the assistant's turn, which are cut out."""
 
 
+TextEncoder = Callable[[str, Image | None], Tensor]
+"""Of a prompt and, for image-to-video, its image: tokens ``[1, L, D]``."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """Callable ``prompt -> [1, D]``: CLIP's pooled output."""
@@ -40,12 +45,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class LlamaText:
-    """Callable ``prompt -> tokens [1, L, D]``, L at most 256, for text-to-video."""
+    """Text-to-video's encoder: at most 256 tokens. There is no image to look at."""
 
     tokenizer: Any
     encoder: Any
 
-    def __call__(self, prompt: str) -> Tensor:
+    def __call__(self, prompt: str, image: Image | None = None) -> Tensor:
         from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE as TEMPLATE
 
         opening = TEMPLATE["crop_start"]
@@ -57,13 +62,13 @@ class LlamaText:
 
 @dataclass(frozen=True)
 class LlavaText:
-    """Callable ``(prompt, image) -> tokens [1, L, D]``: the image's tokens, thinned out, and the prompt's behind them."""
+    """Image-to-video's encoder: the image's tokens, thinned out to 144, and at most 256 of the prompt behind them."""
 
     tokenizer: Any
     encoder: Any
     processor: Any
 
-    def __call__(self, prompt: str, image: Image) -> Tensor:
+    def __call__(self, prompt: str, image: Image | None) -> Tensor:
         from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import DEFAULT_PROMPT_TEMPLATE as TEMPLATE
 
         opening, start, num = TEMPLATE["crop_start"], TEMPLATE["image_emb_start"], TEMPLATE["image_emb_len"]
@@ -83,7 +88,7 @@ class LlavaText:
             )
         return torch.cat([ids[:, :start], ids.new_full((1, num), token), ids[:, start + 1 :]], dim=1)
 
-    def _states(self, ids: Tensor, image: Image) -> Tensor:
+    def _states(self, ids: Tensor, image: Image | None) -> Tensor:
         device, dtype = self.encoder.device, self.encoder.dtype
         pixels = self.processor(image, return_tensors="pt").pixel_values.to(device, dtype)
         model = self.encoder.model  # without the head that predicts words

@@ -145,13 +145,14 @@ class HunyuanTransformer:
         """``[1, c, (t pt), (h ph), (w pw)]`` to ``[1, t h w, D]``: the patch convolution as one product."""
         proj = self.weights.x_embedder.proj
         pt, ph, pw = self.patch
-        parts = x.to(self.dtype).unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))
-        rows = parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        t, h, w = self._patches(x)
+        parts = x.to(self.dtype).view(1, -1, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        rows = parts.flatten(4).flatten(1, 3)
         return F.linear(rows, proj.weight.flatten(1), proj.bias)
 
     def _unpatch(self, h: Tensor, grid: Grid) -> Tensor:
         """``[1, t h w, (c pt ph pw)]`` to ``[1, c, (t pt), (h ph), (w pw)]``."""
-        out = h.unflatten(2, (-1, *self.patch)).unflatten(1, grid).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        out = h.view(1, *grid, -1, *self.patch).permute(0, 4, 1, 5, 2, 6, 3, 7)
         return out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 

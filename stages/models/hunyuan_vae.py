@@ -93,7 +93,7 @@ def needs_tiles(vae: Any, z: Tensor) -> bool:
     if z.device.type != "cuda":
         return False
     num_pixels = vae.tile_sample_min_num_frames * z.shape[3] * z.shape[4] * vae.spatial_compression_ratio**2
-    needed = WIDEST * num_pixels * vae.config.block_out_channels[1] * z.element_size()
+    needed: int = WIDEST * num_pixels * vae.config.block_out_channels[1] * z.element_size()
     free, _ = torch.cuda.mem_get_info(z.device)
     unused = torch.cuda.memory_reserved(z.device) - torch.cuda.memory_allocated(z.device)
     return needed > free + unused

@@ -11,8 +11,6 @@ from orchestrator.geometry import ModelGeometry, model
 
 TEXT_DIM, VISION_DIM, POOLED_DIM = 32, 16, 16
 NUM_HEADS, HEAD_DIM = 4, 16
-MAX_TEXT_TOKENS = 400
-"""Room for the template, 256 tokens of prompt and what the image adds."""
 IMAGE_SIZE, IMAGE_PATCH = 48, 2
 """24 x 24 patches: the template has room for 576 tokens of the image."""
 SPECIAL = ("<pad>", "<unk>", "<|begin_of_text|>", "<image>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -191,12 +189,11 @@ def _transformer(geometry: ModelGeometry) -> Any:
 def _vae(geometry: ModelGeometry) -> Any:
     from diffusers import AutoencoderKLHunyuanVideo
 
-    return AutoencoderKLHunyuanVideo(
-        latent_channels=geometry.latent_channels,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
+    channels = (8, 8, 8, 8)
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=geometry.latent_channels, block_out_channels=channels, layers_per_block=1, norm_num_groups=4
     )
+    return _shaken(vae)
 
 
 def _shaken(module: Any) -> Any:
