@@ -100,6 +100,8 @@ def uniform_action(
         return _uniform(geometry, shape, num_steps, config, config.fixed_spatial, config.fixed_temporal)
     if budget is None or not 0 < budget <= 1:
         raise ValueError(f"planner {planner} needs a budget above 0 and at most 1, got {budget}")
+    if budget == 1:
+        return full_action(geometry, shape, num_steps)
     num_frames = geometry.latent_grid(shape)[0]
     if planner == "temporal-only":
         rates = [(1.0, frames / num_frames) for frames in range(1, num_frames + 1)]

@@ -9,8 +9,30 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.geometry import NUM_STAGES, ModelGeometry, Shifts
 
-SpatialDemand = Literal["fft", "fft_exact", "fft_per_frame", "fft_energy", "sobel", "multiscale", "highpass"]
-TemporalDemand = Literal["global_lk", "windowed_lk", "phase_correlation", "difference", "change", "spectrum", "dense_lk"]
+SpatialDemand = Literal[
+    "fft",
+    "fft_exact",
+    "fft_per_frame",
+    "fft_energy",
+    "sobel",
+    "blur3",
+    "blur5",
+    "blur7",
+    "multiscale",
+    "spectrum_multiscale",
+    "highpass",
+]
+TemporalDemand = Literal[
+    "global_lk",
+    "windowed_lk",
+    "phase_correlation",
+    "difference",
+    "squared_difference",
+    "multiscale_cosine",
+    "change",
+    "spectrum",
+    "dense_lk",
+]
 ResizeMode = Literal[
     "temporal_interp_spatial_restore", "temporal_interp_spatial_area", "temporal_interp_spatial_interp", "trilinear"
 ]

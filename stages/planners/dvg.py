@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from orchestrator.actions import action_list, decide, first_stage
+from orchestrator.budgets import Target, actions_for
+from orchestrator.cost import CostModel
+from orchestrator.matching import decide
 from orchestrator.types import Action, Decision, Stage
 from stages.demand import Pixels, brightness, measure
 from stages.planners import passage
@@ -12,12 +14,11 @@ from stages.planners.task import Task
 
 
 class DvgPlanner:
-    """One video's plan at one budget. Raises InfeasibleBudget at construction, before any work is done."""
+    """One video's plan at one budget. Raises InfeasibleBudget or InfeasibleTarget at construction, before any work is done."""
 
-    def __init__(self, task: Task, budget: float) -> None:
+    def __init__(self, task: Task, target: Target, cost: CostModel | None = None) -> None:
         self.task, self.config = task, task.config
-        self.actions = action_list(task.geometry, task.shape, task.num_steps, budget, task.config)
-        self._first = first_stage(task.geometry, task.shape, task.num_steps, budget, task.config)
+        self._first, self.actions = actions_for(task.geometry, task.shape, task.num_steps, target, task.config, cost)
 
     def first(self) -> Stage:
         return self._first
