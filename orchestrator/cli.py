@@ -31,12 +31,29 @@ Frames = Annotated[int | None, typer.Option(help="Frames of the video, 4k+1.")]
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]
 Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")]
+Budget = Annotated[str | None, typer.Option(help="Share of the full token-steps, in (0, 1]; or speedup=4, gpu_seconds=120.")]
+Speedup = Annotated[float | None, typer.Option(help="Budget as a predicted speedup over the full run.")]
+GpuSeconds = Annotated[float | None, typer.Option(help="Budget as predicted seconds of denoising on one GPU.")]
+DeviceName = Annotated[str | None, typer.Option(help="Predict cost for the GPU of this name; default: this machine's.")]
+Calibration = Annotated[str | None, typer.Option(help="A calibration file; default: the one that fits model and device.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def _settings(**options: Any) -> dict[str, Any]:
     """The options a person gave, under the names a spec uses."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def _budget(budget: str | None, speedup: float | None, gpu_seconds: float | None) -> Any:
+    """The budget in whichever form it was given. Raises ConfigError for two of them."""
+    options = {"--budget": budget, "--speedup": speedup, "--gpu-seconds": gpu_seconds}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError([f"{' and '.join(given)} are the same budget in other forms: give one"])
+    if speedup is not None:
+        return {"speedup": speedup}
+    return budget if gpu_seconds is None else {"gpu_seconds": gpu_seconds}
 
 
 @app.command()
@@ -47,12 +64,14 @@ def generate(
     lora: Annotated[list[str] | None, typer.Option(help="PATH[:SCALE][:both|high|low], repeatable.")] = None,
     image: Annotated[str | None, typer.Option(help="First frame, for models that take one.")] = None,
     planner: Annotated[str, typer.Option(help="full, dvg, temporal-only, spatial-only or fixed.")] = "dvg",
-    budget: Annotated[float | None, typer.Option(help="Share of the full run's token-steps, in (0, 1].")] = None,
+    budget: Budget = None,
+    speedup: Speedup = None,
+    gpu_seconds: GpuSeconds = None,
     steps: Steps = None,
     solver: Annotated[str | None, typer.Option(help="euler or unipc; default: the checkpoint's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
     negative: Annotated[str | None, typer.Option(help="Negative prompt (needs guidance above 1).")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    guidance: Guidance = None,
     guidance_low: Annotated[float | None, typer.Option(help="The same for the low-noise expert, of models with two.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames per second of the file.")] = None,
     out: Annotated[pathlib.Path, typer.Option(help="The video file to write.")] = pathlib.Path("video.mp4"),
@@ -62,13 +81,15 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: the first GPU there is.")] = "auto",
     attention: Annotated[str, typer.Option(help="Attention kernel by name; auto measures.")] = "auto",
     compile_blocks: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Default: on a GPU.")] = None,
+    calibration: Calibration = None,
     as_json: AsJson = False,
 ) -> None:
     """Make one video in this process, with a progress bar per stage."""
     from orchestrator.cli_generate import Machine, run_generate
 
     settings = _settings(
-        model=model, weights=weights, lora=lora, image=image, planner=planner, budget=budget, steps=steps, solver=solver,
+        model=model, weights=weights, lora=lora, image=image, planner=planner, steps=steps, solver=solver,
+        budget=_budget(budget, speedup, gpu_seconds), calibration=calibration,
         guidance=guidance, guidance_low=guidance_low, negative=negative, frames=frames, height=height, width=width, fps=fps,
     )  # fmt: skip
     run_generate(prompt, seed, settings, out, as_json, Machine(device, attention, compile_blocks))
@@ -96,7 +117,12 @@ def plan(
     width: Width = None,
     frames: Frames = None,
     steps: Steps = None,
-    budget: Annotated[float, typer.Option(help="Share of the full run's token-steps, in (0, 1].")] = 0.5,
+    budget: Budget = None,
+    speedup: Speedup = None,
+    gpu_seconds: GpuSeconds = None,
+    guidance: Guidance = None,
+    device_name: DeviceName = None,
+    calibration: Calibration = None,
     spatial_demand: Annotated[float | None, typer.Option(min=0, max=1, help="Measured or assumed detail.")] = None,
     temporal_demand: Annotated[float | None, typer.Option(min=0, max=1, help="Measured or assumed motion.")] = None,
     as_json: AsJson = False,
@@ -104,7 +130,10 @@ def plan(
     """Print the actions a budget allows, and the one a demand chooses. Loads no model."""
     from orchestrator.cli_plan import run_plan
 
-    settings = _settings(model=model, frames=frames, height=height, width=width, steps=steps, budget=budget)
+    settings = _settings(
+        model=model, frames=frames, height=height, width=width, steps=steps, guidance=guidance,
+        budget=_budget(budget, speedup, gpu_seconds), device_name=device_name, calibration=calibration,
+    )  # fmt: skip
     run_plan(settings, spatial_demand, temporal_demand, as_json)
 
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.arms import Arm, make_item
+from orchestrator.calibration import device_name
 from orchestrator.cli import print_json
 from orchestrator.cli_sweep import unknown_prompt_words
 from orchestrator.config import ArmOptions
@@ -44,7 +45,7 @@ def run_generate(
 
     Raises ConfigError before a model is loaded, RunError when it cannot be loaded or run.
     """
-    arm, item = _resolve(prompt, seed, settings)
+    arm, item = _resolve(prompt, seed, settings, machine)
     out = _writable(out)
     console = Console(stderr=as_json)
     if words := unknown_prompt_words([prompt], arm):
@@ -61,7 +62,7 @@ def run_generate(
         _print(console, out, decision, timings_s)
 
 
-def _resolve(prompt: str, seed: int, settings: Mapping[str, Any]) -> tuple[Arm, Item]:
+def _resolve(prompt: str, seed: int, settings: Mapping[str, Any], machine: Machine) -> tuple[Arm, Item]:
     from pydantic import ValidationError
 
     mistakes = _prompt_mistakes(prompt, seed)
@@ -69,7 +70,8 @@ def _resolve(prompt: str, seed: int, settings: Mapping[str, Any]) -> tuple[Arm, 
         options = ArmOptions.model_validate(settings)
     except ValidationError as error:
         raise ConfigError([*mistakes, *from_validation(error, ArmOptions)]) from error
-    arm = resolve_arm("generate", options.model_dump(), mistakes)
+    device = device_name(on_gpu=False) if machine.device == "cpu" else None
+    arm = resolve_arm("generate", {**options.model_dump(), "device_name": device}, mistakes)
     frames = FirstFrames(pathlib.Path.cwd(), mistakes)
     if arm is None and options.image is not None:
         frames.check(options.image)

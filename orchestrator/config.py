@@ -16,6 +16,10 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from orchestrator.arms import Arm, LoraSpec, PlannerName, make_item
+from orchestrator.budgets import Target, parse_target
+from orchestrator.calibration import device_name
+from orchestrator.budgets import Target, parse_target
+from orchestrator.calibration import device_name
 from orchestrator.expansion import expand_points, merge, set_dotted
 from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
@@ -49,7 +53,9 @@ def _lora_fields(value: Any) -> Any:
     return {"path": value, **fields}
 
 
+BudgetOption = Annotated[Target, BeforeValidator(parse_target)]
 LoraOption = Annotated[LoraSpec, BeforeValidator(_lora_fields)]
+BudgetOption = Annotated[Target, BeforeValidator(parse_target)]
 
 
 class ClusterConfig(BaseModel):
@@ -103,7 +109,12 @@ class ArmOptions(BaseModel):
     image: str | None = Field(None, min_length=1)
     """First frame for the prompts that have none of their own."""
     planner: PlannerName | None = None
-    budget: float | None = Field(None, gt=0, le=1)
+    budget: BudgetOption | None = None
+    """A share of the full run's token-steps in (0, 1], ``speedup=4`` or ``gpu_seconds=120``."""
+    calibration: str | None = None
+    """A calibration file; None: the one that fits model and device, of ``dvg calibrate``."""
+    device_name: str | None = None
+    """What the GPU that the run is for calls itself, to predict its cost; None: this machine's."""
     steps: int | None = Field(None, ge=1)
     solver: SolverName | None = None
     """None: the one that the model's checkpoints ship with."""
@@ -115,6 +126,10 @@ class ArmOptions(BaseModel):
     height: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
     fps: int | None = Field(None, ge=1)
+    calibration: str | None = None
+    """A calibration file; None: the one of ``dvg calibrate`` that fits the model and the device, if there is one."""
+    device_name: str | None = None
+    """What the device that the run is for calls itself, for predicting cost: ``NVIDIA H200``; None: this machine's."""
     dvg: dict[str, Any] = Field(default_factory=dict)
     """Knobs of :class:`orchestrator.dvg_config.DvgConfig`; those not given have the model's or the released value."""
 
@@ -224,6 +239,8 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
 def _points(spec: SweepSpec, mistakes: list[str]) -> tuple[tuple[Arm, str | None], ...]:
     """Every arm at every point of the sweep, with its image; points that resolve to the same settings are one arm."""
     shared = {key: value for key, value in spec.model_dump().items() if key in ArmOptions.model_fields}
+    if shared["device_name"] is None and not spec.cluster.gpus_per_rank:
+        shared["device_name"] = device_name(on_gpu=False)
     named = spec.arms or {spec.planner or "dvg": ArmOptions()}
     found: dict[Any, tuple[Arm, str | None]] = {}
     for name, options in named.items():

@@ -9,18 +9,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator import actions, geometry
-from orchestrator.actions import DvgConfig
+from orchestrator import geometry
+from orchestrator.actions import DvgConfig, steps_per_stage
 from orchestrator.arms import Arm, LoraSpec
 from orchestrator.mistakes import from_validation
+from orchestrator.resolve_budget import Budgeting, Run, resolve_budget
 from orchestrator.types import VideoShape
 from stages.models import embedded
 from stages.models.lora import check_lora
 from stages.models.weights import check_weights, fingerprint, repository
-
-DEFAULT_BUDGET = 0.5
-WITHOUT_BUDGET = ("full", "fixed")
-"""Planners that choose no schedule, so no budget applies."""
 
 
 def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm | None:
@@ -39,14 +36,15 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm
     shape = _shape(settings, model)
     mistakes.extend(model.shape_mistakes(shape))
     planner = settings.get("planner") or "dvg"
-    budget = _budget(settings, planner)
     steps = settings.get("steps") or model.default_steps
-    if not mistakes:
-        mistakes.extend(_schedule_mistakes(model, shape, steps, planner, budget, config))
+    guidance, guidance_low = _guidance(model, settings)
+    run = Run(planner, model, shape, steps, guidance, config)
+    budgeting = None if mistakes else _budgeting(run, settings, mistakes)
     weights, revision = _weights(model, settings.get("weights"), mistakes)
     loras, lora_revision = _loras(settings.get("lora") or (), mistakes)
     mistakes.extend(_guidance_mistakes(model, settings))
-    guidance, guidance_low = _guidance(model, settings)
+    if budgeting is None:
+        return None
     return Arm(
         name=name,
         model=model.name,
@@ -54,7 +52,9 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm
         revision=revision + lora_revision,
         lora=loras,
         planner=planner,
-        budget=budget,
+        budget=budgeting.budget,
+        target=budgeting.target,
+        cost=budgeting.cost,
         num_steps=steps,
         solver=settings.get("solver") or model.solver,
         guidance=guidance,
@@ -95,32 +95,27 @@ def _shape(settings: Mapping[str, Any], model: geometry.ModelGeometry) -> VideoS
     )
 
 
-def _budget(settings: Mapping[str, Any], planner: str) -> float | None:
-    if planner in WITHOUT_BUDGET:
-        return None
-    return DEFAULT_BUDGET if settings.get("budget") is None else float(settings["budget"])
-
-
-def _schedule_mistakes(
-    model: geometry.ModelGeometry, shape: VideoShape, steps: int, planner: str, budget: float | None, config: DvgConfig
-) -> list[str]:
+def _budgeting(run: Run, settings: Mapping[str, Any], mistakes: list[str]) -> Budgeting | None:
     """Too few steps, or a budget that no action meets: refused here, not after the sketch."""
-    if planner == "full" or budget == 1:
-        return []
-    least = next(n for n in range(2, 100) if len(actions.steps_per_stage(n, config.transition_rates)) > 1)
-    if len(actions.steps_per_stage(steps, config.transition_rates)) == 1:
-        return [
-            f"steps is {steps}: planner {planner} needs at least {least} (one on a small grid, the transition, one on the full "
-            "grid); take more steps or planner full"
-        ]
+    if few := _too_few_steps(run):
+        mistakes.append(few)
+        return None
     try:
-        if planner == "dvg":
-            actions.action_list(model, shape, steps, budget or 0, config)
-        else:
-            actions.uniform_action(planner, model, shape, steps, budget, config)
+        return resolve_budget(run, settings)
     except ValueError as error:
-        return [str(error)]
-    return []
+        mistakes.append(str(error))
+        return None
+
+
+def _too_few_steps(run: Run) -> str:
+    rates = run.config.transition_rates
+    if run.planner == "full" or len(steps_per_stage(run.num_steps, rates)) > 1:
+        return ""
+    least = next((n for n in range(2, 1000) if len(steps_per_stage(n, rates)) > 1), None)
+    return (
+        f"steps is {run.num_steps}: planner {run.planner} needs at least {least} (one on a small grid, the transition, one on "
+        "the full grid); take more steps or planner full"
+    )
 
 
 def _weights(model: geometry.ModelGeometry, weights: str | None, mistakes: list[str]) -> tuple[str | None, str]:
