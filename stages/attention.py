@@ -1,0 +1,205 @@
+"""Attention kernels by name, and the one that a short measurement finds fastest on this GPU.
+
+Names do not tell: on an H200 torch's flash kernel is FlashAttention 2, 1.7 times slower than cuDNN's. A measurement takes a
+second, once per GPU model and shape of head: its result is kept in a small file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from stages.models.base import Attention
+
+AUTO = "auto"
+NUM_TOKENS = 16_384
+"""Of the measurement: long enough to be bound by arithmetic, short enough for any memory."""
+NUM_ROUNDS = 5
+
+
+def _torch_kernel(backend: SDPBackend) -> Attention:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return attend
+
+
+def _tokens_first(function: Callable[..., object]) -> Attention:
+    """Tri Dao's interface, ``[B, tokens, heads, head_dim]``; newer versions return the row sums too."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        found = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        out: Tensor = found[0] if isinstance(found, tuple) else found  # type: ignore[assignment]
+        return out.transpose(1, 2)
+
+    return attend
+
+
+def _flash3() -> Attention:
+    return _tokens_first(importlib.import_module("flash_attn_interface").flash_attn_func)
+
+
+def _flash4() -> Attention:
+    return _tokens_first(importlib.import_module("flash_attn.cute").flash_attn_func)
+
+
+KERNELS: dict[str, tuple[str, Callable[[], Attention]]] = {
+    "cudnn": ("torch", lambda: _torch_kernel(SDPBackend.CUDNN_ATTENTION)),
+    "flash": ("torch", lambda: _torch_kernel(SDPBackend.FLASH_ATTENTION)),
+    "flash3": ("flash_attn_interface", _flash3),
+    "flash4": ("flash_attn.cute", _flash4),
+    "efficient": ("torch", lambda: _torch_kernel(SDPBackend.EFFICIENT_ATTENTION)),
+    "math": ("torch", lambda: _torch_kernel(SDPBackend.MATH)),
+}
+"""The module that each kernel needs, and the kernel. ``flash`` is torch's own, FlashAttention 2."""
+TOO_SLOW = frozenset({"efficient", "math"})
+"""Never the fastest, and ``math`` would not fit: not measured."""
+
+
+def names() -> tuple[str, ...]:
+    """What ``--attention`` takes."""
+    return AUTO, *KERNELS
+
+
+def installed() -> tuple[str, ...]:
+    """The kernels whose module is there. Some still refuse a GPU they were not made for."""
+    return tuple(name for name, (module, _) in KERNELS.items() if _importable(module))
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent package of a dotted name
+        return False
+
+
+def choose(name: str, device: torch.device, heads: int, head_dim: int, dtype: torch.dtype = torch.bfloat16) -> Attention:
+    """The kernel ``name``, or for ``auto`` the fastest one for these heads, measured at most once per GPU model.
+
+    On a CPU it is torch's own choice. Raises ValueError for a kernel that is not known or not installed here.
+    """
+    if name not in names():
+        raise ValueError(f"attention {name!r} is not known. Choices: {', '.join(names())}")
+    if device.type != "cuda" or dtype == torch.float32:
+        return _on_request(name, device) if name != AUTO else F.scaled_dot_product_attention
+    return opaque(_on_request(fastest(device, heads, head_dim, dtype) if name == AUTO else name, device))
+
+
+def _on_request(name: str, device: torch.device) -> Attention:
+    module, make = KERNELS[name]
+    if name not in installed():
+        raise ValueError(f"attention {name!r} needs the module {module}, which is not installed. Here: {', '.join(installed())}")
+    if device.type != "cuda" and name != "math":
+        raise ValueError(f"attention {name!r} needs a GPU; on {device.type} the choices are auto and math")
+    return make()
+
+
+def fastest(device: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> str:
+    """The name of the fastest kernel, from the file of earlier measurements or measured now."""
+    found = ", ".join(installed())
+    key = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {heads} x {head_dim} {str(dtype)[6:]}, {found}"
+    known = measurements()
+    if key not in known:
+        known[key] = measure(device, heads, head_dim, dtype)
+        _keep(known)
+    return best(known[key])
+
+
+def best(rates: Mapping[str, float]) -> str:
+    """The kernel with the highest rate; ties go to the first. Raises RuntimeError if none ran."""
+    if not rates:
+        raise RuntimeError("no attention kernel runs on this GPU: name one with --attention to see its error")
+    return max(rates, key=lambda name: rates[name])
+
+
+def measure(device: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> dict[str, float]:
+    """TFLOP/s of each installed kernel on ``NUM_TOKENS`` tokens, best of ``NUM_ROUNDS``; those that fail are left out."""
+    shape = (1, NUM_TOKENS, heads, head_dim)
+    q, k, v = (torch.randn(shape, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
+    flops = 4.0 * NUM_TOKENS**2 * heads * head_dim
+    rates = {}
+    for name in installed():
+        if name not in TOO_SLOW and (seconds := _seconds(KERNELS[name][1], q, k, v)):
+            rates[name] = round(flops / seconds / 1e12, 1)
+    return rates
+
+
+def _seconds(make: Callable[[], Attention], q: Tensor, k: Tensor, v: Tensor) -> float | None:
+    """None for a kernel that refuses these tensors or this GPU."""
+    try:
+        kernel = make()
+        kernel(q, k, v)
+    except (RuntimeError, ImportError, NotImplementedError, AssertionError, ValueError, TypeError):
+        return None
+    return min(_timed(kernel, q, k, v) for _ in range(NUM_ROUNDS))
+
+
+def _timed(kernel: Attention, q: Tensor, k: Tensor, v: Tensor) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    kernel(q, k, v)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def cache_file() -> Path:
+    """Where measurements are kept, in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dvg" / "attention.json"
+
+
+def measurements() -> dict[str, dict[str, float]]:
+    """TFLOP/s by kernel, by GPU model, torch version, heads and what is installed; empty before the first measurement."""
+    try:
+        known: dict[str, dict[str, float]] = json.loads(cache_file().read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return known
+
+
+def _keep(known: Mapping[str, Mapping[str, float]]) -> None:
+    """Written whole, then renamed: workers may do so at once."""
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(known, indent=2) + "\n")
+    partial.replace(path)
+
+
+_OPAQUE: list[Attention] = []
+
+
+@torch.library.custom_op("dvg::attend", mutates_args=())
+def _attend(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
+    out = _OPAQUE[kernel](q, k, v)
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@_attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
+    return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def opaque(kernel: Attention) -> Attention:
+    """``kernel`` as one node that a compiler does not look into, its output laid out ``[B, tokens, heads, head_dim]``.
+
+    So any kernel, and a group's all-to-all around it, works inside a block that is compiled whole.
+    """
+    index = len(_OPAQUE)
+    _OPAQUE.append(kernel)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = _attend(q, k, v, index)
+        return out
+
+    return attend
