@@ -1,0 +1,143 @@
+"""HunyuanVideo-1.5 (arXiv 2511.18870) from a folder in diffusers format: text or image to video, with true guidance,
+guidance-distilled (one branch), or step-distilled, which is told the next step's timestep too (MeanFlow).
+
+Under the same scheduler it equals the stock pipelines at batch 1 up to rounding.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orchestrator.geometry import ModelGeometry
+from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
+from stages.models.hunyuan15_parts import Guider, load_encoders, load_guider, load_transformer, load_vae
+from stages.models.hunyuan15_text import Hunyuan15Encoders
+from stages.models.hunyuan15_transformer import Hunyuan15Transformer, PromptMemory
+from stages.models.hunyuan15_vae import Hunyuan15Decoder, Hunyuan15ImageEncoder
+from stages.resize import Axes
+from stages.sampling import NoiseLevel
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was loaded; None for the rest."""
+
+    encoders: Hunyuan15Encoders | None = None
+    image_encoder: Hunyuan15ImageEncoder | None = None
+    transformer: Hunyuan15Transformer | None = None
+    decoder: Hunyuan15Decoder | None = None
+    guider: Guider = field(default_factory=Guider)
+
+
+class Hunyuan15Model:
+    """The adapter. Asking for the work of a part that was not loaded raises RuntimeError."""
+
+    def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: Parts) -> None:
+        self.geometry = geometry
+        self.device = device
+        self.dtype = dtype
+        self.parts = parts
+        self._memories: weakref.WeakKeyDictionary[Branch, PromptMemory] = weakref.WeakKeyDictionary()
+
+    @torch.inference_mode()
+    def encode(self, request: Request) -> Condition:
+        encoders = self._part(self.parts.encoders, "text")
+        self._check_image(request.image)
+        image, pixels, latent = {}, None, None
+        if request.image is not None:
+            frame = encoders.image(request.image, request.shape.height, request.shape.width)
+            pixels, image = frame.pixels, {"image": frame.tokens}
+            latent = self._part(self.parts.image_encoder, "text")(pixels)
+        positive = Branch({**encoders.prompt(request.prompt), **image})
+        negative = Branch({**encoders.prompt(request.negative), **image}) if request.guidance > 1 else None
+        return Condition(positive, negative, request.guidance, image=pixels, latent=latent)
+
+    @torch.inference_mode()
+    def place(self, condition: Condition, axes: Axes, mode: ImageMode) -> Placed:
+        """The image's latent in frame 0 and zeros elsewhere, beside a mask that is 1 in frame 0. Text alone needs no channels."""
+        if condition.latent is None:
+            return Placed(condition)
+        first = self._first_frame(condition, axes, mode)
+        mask = torch.ones_like(first[:, :1])
+        return Placed(condition, latent=F.pad(torch.cat([first, mask], dim=1), (0, 0, 0, 0, 0, len(axes[0]) - 1)))
+
+    def start(self, noise: Tensor, placed: Placed) -> Tensor:
+        return noise.to(self.device)
+
+    @torch.inference_mode()
+    def denoise(self, x: Tensor, level: NoiseLevel, placed: Placed) -> Tensor:
+        transformer = self._part(self.parts.transformer, "transformer")
+        time, condition = transformer.time(level), placed.condition
+        v = transformer(x, placed.latent, time, self._memory(condition.positive))
+        if condition.negative is None:
+            return v
+        plain = transformer(x, placed.latent, time, self._memory(condition.negative))
+        return self.parts.guider(v, plain, condition.guidance)
+
+    @torch.inference_mode()
+    def pixels(self, latent: Tensor) -> Tensor:
+        return torch.cat(list(self._part(self.parts.decoder, "vae")(latent.to(self.device))), dim=2)
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        for video in self._part(self.parts.decoder, "vae")(latent.to(self.device)):
+            yield video[0].permute(1, 2, 3, 0).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
+
+    def _check_image(self, path: str | None) -> None:
+        if path is None and self.geometry.image == "required":
+            raise ValueError(f"model {self.geometry.name!r} makes videos from an image: give it one")
+        if path is not None and self.geometry.image == "none":
+            raise ValueError(f"model {self.geometry.name!r} takes no image, but was given {path!r}")
+
+    def _first_frame(self, condition: Condition, axes: Axes, mode: ImageMode) -> Tensor:
+        """Latent ``[1, C, 1, h, w]`` of the image on the rows and columns of ``axes``."""
+        latent, rows, columns = _given(condition.latent), list(axes[1]), list(axes[2])
+        whole = (len(rows), len(columns)) == tuple(latent.shape[3:])
+        if whole or mode == "index":
+            return latent[:, :, :, rows][..., columns].to(self.device)
+        size = (len(rows) * self.geometry.vae_stride[1], len(columns) * self.geometry.vae_stride[2])
+        pixels = F.interpolate(_given(condition.image)[:, :, 0], size, mode="bicubic", antialias=True).clamp(-1, 1)
+        return self._part(self.parts.image_encoder, "text")(pixels.unsqueeze(2))
+
+    def _memory(self, branch: Branch) -> PromptMemory:
+        """A prompt's projections live as long as its encoding."""
+        if branch not in self._memories:
+            self._memories[branch] = self._part(self.parts.transformer, "transformer").remember(branch.tensors)
+        return self._memories[branch]
+
+    def _part(self, part: Part | None, name: str) -> Part:
+        if part is None:
+            raise RuntimeError(f"this worker loaded {self.geometry.name} without its {name!r} part")
+        return part
+
+
+def _given(image: Tensor | None) -> Tensor:
+    if image is None:
+        raise RuntimeError("this condition was made without an image")
+    return image
+
+
+def load_hunyuan15(geometry: ModelGeometry, folder: Path, loading: Loading) -> Hunyuan15Model:
+    """Load the parts that ``loading`` names. Raises ValueError for weights that do not fit ``geometry``."""
+    wanted, takes_image = loading.parts, geometry.image == "required"
+    encodes, decodes = "text" in wanted and takes_image, "vae" in wanted
+    vae = load_vae(geometry, folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
+    parts = Parts(
+        load_encoders(geometry, folder, loading) if "text" in wanted else None,
+        Hunyuan15ImageEncoder(vae) if encodes else None,
+        load_transformer(geometry, folder, loading) if "transformer" in wanted else None,
+        Hunyuan15Decoder(vae) if decodes else None,
+        load_guider(folder),
+    )
+    return Hunyuan15Model(geometry, loading.device, loading.dtype, parts)

@@ -1,0 +1,137 @@
+"""HunyuanVideo-1.5's transformer (arXiv 2511.18870) over diffusers' weights, without the work that repeats from step to step.
+
+The same function as ``HunyuanVideo15Transformer3DModel.forward`` at batch 1 up to rounding. What differs: no padded text and no
+mask (the stock model's mask hides padding from every valid token, so cutting it changes nothing), what depends on the prompt
+alone is done once, modulation of all layers is one product, rotary tables are kept per grid, and zero channels are not read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orchestrator.types import Grid
+from stages.models.base import Attention
+from stages.models.hunyuan15_block import EPS, Rope, block, bundle, fuse
+from stages.sampling import NoiseLevel
+
+TEXT, GLYPHS, IMAGE = range(3)
+"""Rows of the embedding that tells the kinds of condition tokens apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptMemory:
+    """What a prompt alone decides: image and glyph tokens ``fixed [1, n, D]``; text ``rows [1, m, D]`` and ``pooled [1, D]``."""
+
+    fixed: Tensor
+    rows: Tensor
+    pooled: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TimeState:
+    """What a noise level alone decides, for all branches of guidance.
+
+    ``modulation [layers, 2, 6, D]`` of the blocks, ``last [2, D]`` scale and shift of the output, ``text [1, D]`` of the refiner.
+    """
+
+    modulation: Tensor
+    last: Tensor
+    text: Tensor
+
+
+class Hunyuan15Transformer:
+    """Callable ``(x, condition, time, memory) -> velocity``."""
+
+    def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention, run_block: Any = block) -> None:
+        """``weights`` is a ``HunyuanVideo15Transformer3DModel``; ``run_block`` is :func:`block`, compiled or not."""
+        self.weights = weights
+        self.attention = attention
+        self.block = run_block
+        self.dtype: torch.dtype = weights.dtype
+        self.meanflow: bool = weights.config.use_meanflow
+        self.num_latent_channels: int = weights.config.out_channels
+        self._blocks = [bundle(module) for module in weights.transformer_blocks]
+        norms = [norm for module in weights.transformer_blocks for norm in (module.norm1, module.norm1_context)]
+        self._modulation = fuse([norm.linear for norm in norms])
+        self._embed = weights.x_embedder.proj.weight.detach().flatten(1)
+        self._rope = functools.lru_cache(maxsize=8)(self._make_rope)
+
+    def remember(self, tensors: Mapping[str, Tensor]) -> PromptMemory:
+        """A prompt's projections, once for all its steps; ``tensors`` are those of ``Hunyuan15Encoders``."""
+        weights, device = self.weights, self._embed.device
+        kinds = weights.cond_type_embed.weight
+        text, glyphs = (tensors[name].to(device, self.dtype) for name in ("text", "glyphs"))
+        fixed = weights.context_embedder_2(glyphs) + kinds[GLYPHS]
+        if "image" in tensors:
+            fixed = torch.cat([weights.image_embedder(tensors["image"].to(device, self.dtype)) + kinds[IMAGE], fixed], dim=1)
+        pooled = text.float().mean(dim=1).to(self.dtype)
+        refiner = weights.context_embedder
+        return PromptMemory(fixed, refiner.proj_in(text), refiner.time_text_embed.text_embedder(pooled))
+
+    def time(self, level: NoiseLevel) -> TimeState:
+        """Both timesteps of a level, embedded; the second one counts for MeanFlow weights only."""
+        weights = self.weights
+        time = self._embedded(weights.time_embed.time_proj, weights.time_embed.timestep_embedder, level.timestep)
+        if self.meanflow:
+            embed = weights.time_embed
+            time = time + self._embedded(embed.time_proj_r, embed.timestep_embedder_r, level.timestep_next)
+        active = F.silu(time)
+        modulation = F.linear(active, *self._modulation).view(len(self._blocks), 2, 6, -1)
+        last = weights.norm_out.linear(active).view(2, -1)
+        text = weights.context_embedder.time_text_embed
+        return TimeState(modulation, last, self._embedded(text.time_proj, text.timestep_embedder, level.timestep))
+
+    def __call__(self, x: Tensor, condition: Tensor | None, time: TimeState, memory: PromptMemory) -> Tensor:
+        """Velocity ``[1, C, T, H, W]`` float32. ``condition [1, C + 1, T, H, W]``: image latent and mask; None means zeros."""
+        h, c = self._tokens(x, condition), self._text(memory, time)
+        rope = self._rope((x.shape[2], x.shape[3], x.shape[4]))
+        for index, (image, text) in enumerate(self._blocks):
+            h, c = self.block(image, text, time.modulation[index], h, c, rope, self.attention)
+        scale, shift = time.last.float()
+        h = F.layer_norm(h.float(), (h.shape[-1],), 1 + scale, shift, EPS).to(h.dtype)
+        velocity: Tensor = self.weights.proj_out(h)
+        return velocity.float().transpose(1, 2).reshape(x.shape)
+
+    def _tokens(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """One token per latent cell ``[1, N, D]``."""
+        channels = self.num_latent_channels
+        h = F.linear(_rows(x, self.dtype), self._embed[:, :channels], self.weights.x_embedder.proj.bias)
+        return h if condition is None else h + F.linear(_rows(condition, self.dtype), self._embed[:, channels:])
+
+    def _text(self, memory: PromptMemory, time: TimeState) -> Tensor:
+        """Condition tokens ``[1, n, D]``: image, glyphs, then the text, refined for this noise level."""
+        h, active = memory.rows, F.silu(time.text + memory.pooled)
+        for refiner in self.weights.context_embedder.token_refiner.refiner_blocks:
+            gate, gate_ff = refiner.norm_out.linear(active).chunk(2, dim=1)
+            h = torch.addcmul(h, self._refiner_attend(refiner.attn, refiner.norm1(h)), gate)
+            h = torch.addcmul(h, refiner.ff(refiner.norm2(h)), gate_ff)
+        return torch.cat([memory.fixed, h + self.weights.cond_type_embed.weight[TEXT]], dim=1)
+
+    def _refiner_attend(self, attn: Any, h: Tensor) -> Tensor:
+        q, k, v = (project(h).unflatten(2, (attn.heads, -1)).transpose(1, 2) for project in (attn.to_q, attn.to_k, attn.to_v))
+        out: Tensor = attn.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+    def _embedded(self, waves: Any, embedder: Any, timestep: float) -> Tensor:
+        """``[1, D]``. The timestep is filled in on the device, so the host never waits."""
+        steps = torch.full((1,), timestep, dtype=torch.float32, device=self._embed.device)
+        out: Tensor = embedder(waves(steps).to(self.dtype))
+        return out
+
+    def _make_rope(self, grid: Grid) -> Rope:
+        """Tables of a grid of cells."""
+        cos, sin = self.weights.rope(self._embed.new_empty(1, 1, *grid))
+        signs = torch.tensor([-1.0, 1.0], device=sin.device).repeat(sin.shape[1] // 2)
+        return Rope(cos[:, None], (sin * signs)[:, None])
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[1, C, T, H, W]`` to ``[1, T H W, C]``."""
+    return x.to(dtype).flatten(2).transpose(1, 2)

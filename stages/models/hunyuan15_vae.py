@@ -1,0 +1,167 @@
+"""HunyuanVideo-1.5's video decoder over diffusers' ``AutoencoderKLHunyuanVideo15``, a few latent frames at a time.
+
+The decoder is causal: a frame depends on earlier frames only. So each convolution keeps its last two input frames and the
+attention its keys and values, and a clip is decoded in runs of frames with the values of the stock decoder in one piece,
+in a fraction of its memory and without tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_CHUNK_PIXELS = 1 << 22
+"""Pixels decoded at once (frames x height x width): about 1 GiB per activation of the widest layer in bf16."""
+
+
+def normed(x: Tensor, gamma: Tensor) -> Tensor:
+    """Each cell's channels at unit length, times the square root of their number and ``gamma``."""
+    units: Tensor = F.normalize(x.float(), dim=1)
+    scale: float = x.shape[1] ** 0.5
+    return units.to(x.dtype) * scale * gamma
+
+
+def padded(x: Tensor, tail: Tensor) -> Tensor:
+    """The frames ``tail`` before ``x``, and every border of height and width repeated once."""
+    whole: Tensor = F.pad(torch.cat([tail, x], dim=2), (1, 1, 1, 1, 0, 0), mode="replicate")
+    return whole
+
+
+def ready(x: Tensor, gamma: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+    """What a convolution of a residual block reads, and the last two frames of it before padding: all elementwise work of one."""
+    x = F.silu(normed(x, gamma))
+    return padded(x, tail), _tail(x, tail)
+
+
+def _tail(x: Tensor, tail: Tensor) -> Tensor:
+    return torch.cat([tail, x], dim=2)[:, :, -2:] if x.shape[2] < 2 else x[:, :, -2:].clone()
+
+
+class Hunyuan15Decoder:
+    """Callable ``latent [1, C, T, H, W] -> runs of video [1, 3, F, 16 H, 16 W]`` in [-1, 1], float32."""
+
+    def __init__(self, vae: Any, run_ready: Any = ready) -> None:
+        """``vae`` holds a decoder; its weights are laid out channels-last. ``run_ready`` is :func:`ready`, compiled or not."""
+        self.decoder = vae.decoder
+        self.scaling_factor: float = vae.config.scaling_factor
+        self.stride: tuple[int, int] = (vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio)
+        self.dtype: torch.dtype = vae.dtype
+        self.ready = run_ready
+        channels_last(self.decoder)
+
+    def __call__(self, latent: Tensor) -> Iterator[Tensor]:
+        """The first run has 4 n - 3 frames for its n latent frames, the others 4 n. Runs must be drawn in order."""
+        z = (latent / self.scaling_factor).to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        memory = _Memory(self.ready)
+        for index, chunk in enumerate(torch.split(z, self._chunk_length(z), dim=2)):
+            yield self._decode(chunk, memory, first=index == 0).float().clamp(-1, 1)
+
+    def _chunk_length(self, z: Tensor) -> int:
+        stride_t, stride = self.stride
+        return max(1, MAX_CHUNK_PIXELS // (stride_t * stride * stride * z.shape[3] * z.shape[4]))
+
+    def _decode(self, z: Tensor, memory: _Memory, first: bool) -> Tensor:
+        decoder = self.decoder
+        h = memory.convolve(decoder.conv_in, z) + z.repeat_interleave(decoder.repeat, dim=1)
+        h = memory.residual(decoder.mid_block.resnets[0], h)
+        for attend, resnet in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):
+            h = memory.residual(resnet, memory.attend(attend, h))
+        for block in decoder.up_blocks:
+            for resnet in block.resnets:
+                h = memory.residual(resnet, h)
+            for upsample in block.upsamplers or ():
+                h = memory.upsample(upsample, h, first)
+        return memory.convolve_normed(decoder.conv_out, decoder.norm_out, h)
+
+
+class _Memory:
+    """What a clip's later frames need of its earlier ones, per layer."""
+
+    def __init__(self, run_ready: Any) -> None:
+        self.ready = run_ready
+        self.tails: dict[nn.Module, Tensor] = {}
+        self.keys: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def convolve(self, layer: Any, x: Tensor) -> Tensor:
+        """A causal convolution over time. The first frame stands for the two before it."""
+        tail = self._last(layer, x[:, :, :1])
+        self.tails[layer] = _tail(x, tail)
+        out: Tensor = layer.conv(padded(x, tail))
+        return out
+
+    def convolve_normed(self, layer: Any, norm: Any, x: Tensor) -> Tensor:
+        """The same after the norm and SiLU that go before every convolution of a residual block."""
+        tail = self.tails.get(layer)
+        if tail is None:
+            tail = F.silu(normed(x[:, :, :1], norm.gamma)).expand(-1, -1, 2, -1, -1)
+        x, self.tails[layer] = self.ready(x, norm.gamma, tail)
+        out: Tensor = layer.conv(x)
+        return out
+
+    def residual(self, resnet: Any, x: Tensor) -> Tensor:
+        h = self.convolve_normed(resnet.conv1, resnet.norm1, x)
+        h = self.convolve_normed(resnet.conv2, resnet.norm2, h)
+        return h + (x if resnet.conv_shortcut is None else resnet.conv_shortcut(x))
+
+    def attend(self, layer: Any, x: Tensor) -> Tensor:
+        """Each frame attends to itself and to all before it. Frame by frame this needs no mask and half the products."""
+        frames, cells = x.shape[2], x.shape[3] * x.shape[4]
+        h = normed(x, layer.norm.gamma)
+        q, k, v = (project(h).flatten(2).transpose(1, 2) for project in (layer.to_q, layer.to_k, layer.to_v))
+        if layer in self.keys:
+            k, v = (torch.cat([before, now], dim=1) for before, now in zip(self.keys[layer], (k, v), strict=True))
+        self.keys[layer] = k, v
+        seen = range(k.shape[1] - cells * (frames - 1), k.shape[1] + 1, cells)
+        rounds = zip(q.split(cells, dim=1), seen, strict=True)
+        found = [F.scaled_dot_product_attention(now, k[:, :n], v[:, :n]) for now, n in rounds]
+        rows = torch.cat(found, dim=1).transpose(1, 2).reshape(x.shape)
+        out: Tensor = layer.proj_out(rows) + x
+        return out
+
+    def upsample(self, layer: Any, x: Tensor, first: bool) -> Tensor:
+        """Channels become height and width and, of two of the four layers, time: all frames but the clip's first are doubled."""
+        h = self.convolve(layer.conv, x)
+        if not layer.add_temporal_upsample:
+            return _unpack(h, 1) + _unpack(x.repeat_interleave(layer.repeats, dim=1), 1)
+        if not first:
+            return _doubled(h, x, layer.repeats)
+        head = _unpack(h[:, :, :1], 1).chunk(2, dim=1)[0] + _unpack(x[:, :, :1], 1).repeat_interleave(layer.repeats // 2, dim=1)
+        return head if x.shape[2] == 1 else torch.cat([head, _doubled(h[:, :, 1:], x[:, :, 1:], layer.repeats)], dim=2)
+
+    def _last(self, layer: nn.Module, x_first: Tensor) -> Tensor:
+        return self.tails[layer] if layer in self.tails else x_first.expand(-1, -1, 2, -1, -1)
+
+
+def _doubled(h: Tensor, x: Tensor, repeats: int) -> Tensor:
+    return _unpack(h, 2) + _unpack(x, 2).repeat_interleave(repeats, dim=1)
+
+
+def _unpack(x: Tensor, frames: int) -> Tensor:
+    """``[B, (f 2 2 c), T, H, W]`` to ``[B, c, (T f), (H 2), (W 2)]``."""
+    size, (t, h, w) = x.shape[0], x.shape[2:]
+    out = x.view(size, frames, 2, 2, -1, t, h, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
+    return out.reshape(size, -1, t * frames, h * 2, w * 2)
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay the weights of every 3-D convolution out channels-last, which CPUs and GPUs favour."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+
+class Hunyuan15ImageEncoder:
+    """Callable ``pixels [1, 3, 1, H, W] in [-1, 1] -> latent [1, C, 1, H / 16, W / 16]``, as the transformer sees it."""
+
+    def __init__(self, vae: Any) -> None:
+        """``vae`` holds an encoder."""
+        self.vae = vae
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        latent: Tensor = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
+        scale: float = self.vae.config.scaling_factor
+        return (latent * scale).float()
