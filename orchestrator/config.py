@@ -18,8 +18,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from orchestrator.arms import Arm, LoraSpec, PlannerName, make_item
 from orchestrator.budgets import Target, parse_target
 from orchestrator.calibration import device_name
-from orchestrator.budgets import Target, parse_target
-from orchestrator.calibration import device_name
 from orchestrator.expansion import expand_points, merge, set_dotted
 from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
@@ -55,7 +53,6 @@ def _lora_fields(value: Any) -> Any:
 
 BudgetOption = Annotated[Target, BeforeValidator(parse_target)]
 LoraOption = Annotated[LoraSpec, BeforeValidator(_lora_fields)]
-BudgetOption = Annotated[Target, BeforeValidator(parse_target)]
 
 
 class ClusterConfig(BaseModel):
@@ -126,10 +123,6 @@ class ArmOptions(BaseModel):
     height: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
     fps: int | None = Field(None, ge=1)
-    calibration: str | None = None
-    """A calibration file; None: the one of ``dvg calibrate`` that fits the model and the device, if there is one."""
-    device_name: str | None = None
-    """What the device that the run is for calls itself, for predicting cost: ``NVIDIA H200``; None: this machine's."""
     dvg: dict[str, Any] = Field(default_factory=dict)
     """Knobs of :class:`orchestrator.dvg_config.DvgConfig`; those not given have the model's or the released value."""
 
