@@ -13,7 +13,6 @@ import torch
 from orchestrator.geometry import MODELS
 from stages.models.base import Loading, Request, load
 from stages.models.wan import WanModel, load_wan
-from stages.sampling import NoiseLevel
 from tests.tiny import checkpoint
 from tests.unit.wan_runs import SHAPE, full_run, stock_pipeline, stock_run, write_image
 
@@ -65,20 +64,6 @@ def test_wan_mini_from_an_image(tmp_path: Path, image: str) -> None:
     request = Request(PROMPT, SHAPE, 2.0, NEGATIVE, image=image)
     expected = stock_run(stock_pipeline(folder, image=True), request)
     assert (full_run(model, request) - expected).abs().max() < 2e-5
-
-
-@pytest.mark.parametrize("name", ["wan2.2-a14b", "wan2.2-i2v-a14b"])
-def test_the_runs_compared_here_use_both_experts(name: str, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, used = loaded(name), []
-    choose = model._expert
-    monkeypatch.setattr(model, "_expert", lambda *args: used.append(choose(*args)) or used[-1])
-    levels: list[NoiseLevel] = []
-    full_run(model, Request(PROMPT, SHAPE, 4.0, "", 3.0, image if "i2v" in name else None), levels)
-    assert model.boundary is not None
-    for level, (expert, guidance) in zip(levels, used, strict=True):
-        high = level.timestep >= model.boundary * 1000
-        assert (expert is model.parts.experts[0], guidance) == ((True, 4.0) if high else (False, 3.0))
-    assert {id(expert) for expert, _ in used} == {id(expert) for expert in model.parts.experts}
 
 
 def test_the_first_frame_of_a_text_and_image_model_stays_what_it_was(image: str) -> None:

@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
 from PIL import Image
+from torch import Tensor
 
+from orchestrator.dvg_config import DvgConfig
 from orchestrator.types import Grid, VideoShape
-from stages.models.base import Placed, Request
+from stages.denoise import OnStep, ignore, run_stages, start
+from stages.models.base import Request
 from stages.models.wan import WanModel
+from stages.planners.base import make_planner
 from stages.resize import Axes
-from stages.sampling import NoiseLevel, initial_noise, make_solver
 
 SHAPE = VideoShape(17, 64, 96)
 NUM_STEPS = 6
@@ -35,18 +38,27 @@ def write_image(path: Path, height: int = 70, width: int = 90) -> Path:
     return path
 
 
-def full_run(model: WanModel, request: Request, levels: list[NoiseLevel] | None = None) -> torch.Tensor:
-    """Every step on the full grid, by the checkpoint's own solver; ``levels`` collects what the network was told."""
-    geometry = model.geometry
-    grid = geometry.latent_grid(request.shape)
-    solver = make_solver(geometry.solver, NUM_STEPS, geometry.full_shift, geometry.level_spacing)
-    placed = model.place(model.encode(request), whole(grid), "index")
-    x = model.start(initial_noise(grid, geometry.latent_channels, SEED), placed)
-    for index, level in enumerate(solver.levels):
-        x = placed.pin(solver.step(x, model.denoise(x, level, placed), index))
-        if levels is not None:
-            levels.append(level)
-    return x
+def full_run(model: WanModel, request: Request) -> Tensor:
+    """Every step on the full grid, by the checkpoint's own solver."""
+    return run(model, "full", request, NUM_STEPS)
+
+
+def run(
+    model: WanModel,
+    planner: str,
+    request: Request,
+    num_steps: int,
+    config: DvgConfig | None = None,
+    on_step: OnStep = ignore,
+) -> Tensor:
+    """The latent that a planner's run ends with; half the budget for DVG."""
+    budget = 0.5 if planner == "dvg" else None
+    plan = make_planner(planner, model.geometry, request.shape, num_steps, budget, config or DvgConfig())
+    boundary = start(model, plan, model.encode(request), SEED)
+    if boundary.decision is None:
+        boundary, _ = run_stages(model, plan, boundary, 1, on_step)
+    assert boundary.decision is not None
+    return run_stages(model, plan, boundary, len(boundary.decision.action.stages), on_step)[0].x
 
 
 def stock_pipeline(folder: Path, *, image: bool) -> Any:
@@ -55,13 +67,13 @@ def stock_pipeline(folder: Path, *, image: bool) -> Any:
     return pipeline
 
 
-def stock_run(pipeline: Any, request: Request) -> torch.Tensor:
+def stock_run(pipeline: Any, request: Request) -> Tensor:
     options: dict[str, Any] = {}
     if request.guidance_low is not None:
         options["guidance_scale_2"] = request.guidance_low
     if request.image is not None:
         options["image"] = Image.open(request.image).convert("RGB")
-    latent: torch.Tensor = pipeline(
+    latent: Tensor = pipeline(
         prompt=request.prompt,
         negative_prompt=request.negative,
         height=request.shape.height,
@@ -74,9 +86,3 @@ def stock_run(pipeline: Any, request: Request) -> torch.Tensor:
         **options,
     ).frames
     return latent
-
-
-def on(model: WanModel, latent: torch.Tensor, request: Request) -> Placed:
-    """The request on the whole grid of ``latent``."""
-    grid = (latent.shape[2], latent.shape[3], latent.shape[4])
-    return model.place(model.encode(request), whole(grid), "index")
