@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import rich.progress
 from rich.console import Console
@@ -18,9 +18,9 @@ from orchestrator.arms import Arm, make_item
 from orchestrator.calibration import device_name
 from orchestrator.cli import print_json
 from orchestrator.cli_sweep import unknown_prompt_words
-from orchestrator.config import ArmOptions
+from orchestrator.config import ArmOptions, AttentionName
 from orchestrator.images import NONE, FirstFrames
-from orchestrator.mistakes import ConfigError, RunError, from_validation
+from orchestrator.mistakes import ConfigError, RunError, from_validation, unknown
 from orchestrator.prompts import Prompt
 from orchestrator.resolve import resolve_arm
 from orchestrator.types import Clip, Decision, Item, Stage
@@ -66,6 +66,8 @@ def _resolve(prompt: str, seed: int, settings: Mapping[str, Any], machine: Machi
     from pydantic import ValidationError
 
     mistakes = _prompt_mistakes(prompt, seed)
+    if machine.attention not in (names := get_args(AttentionName)):
+        mistakes.append(unknown("attention", machine.attention, names))
     try:
         options = ArmOptions.model_validate(settings)
     except ValidationError as error:

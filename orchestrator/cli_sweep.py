@@ -164,8 +164,16 @@ class _Run:
             from orchestrator.local import run_local
             from stages.worker import ClipWorker
 
-            worker = ClipWorker(self.sweep.arms_by_name, num_threads=self.sweep.cluster.num_threads)
-            run_local(todo, worker, scheduler, runbook, progress.on_event)
+            config = self.sweep.cluster
+            device = "cuda" if config.gpus_per_rank else "cpu"
+            worker = ClipWorker(
+                self.sweep.arms_by_name,
+                device=device,
+                num_threads=config.num_threads,
+                attention=config.attention,
+                compile_blocks=config.compile_blocks,
+            )
+            run_local(todo, worker, scheduler, runbook, progress.on_event, device)
         else:
             from orchestrator.driver import run_on_ray
 
@@ -191,9 +199,12 @@ class _Run:
 
 def unknown_prompt_words(prompts: Iterable[str], arm: Arm) -> list[str]:
     """Words that the arm's model has never seen, each once; none for a model that splits words into pieces."""
+    from stages.models.weights import cached
     from stages.vocabulary import unknown_words
 
-    folder = pathlib.Path(arm.weights) if arm.weights else embedded.FOLDER
+    folder = cached(arm.weights) if arm.weights else embedded.FOLDER
+    if folder is None:
+        return []
     return list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt, folder)))
 
 

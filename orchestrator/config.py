@@ -34,6 +34,8 @@ def _file_safe(name: str) -> str:
     return name
 
 
+AttentionName = Literal["auto", "cudnn", "flash", "flash3", "flash4", "efficient", "math"]
+"""As in ``stages.attention``, which loads torch."""
 ArmName = Annotated[str, AfterValidator(_file_safe)]
 
 
@@ -72,12 +74,16 @@ class ClusterConfig(BaseModel):
     gpus_per_rank: float = Field(0, ge=0)
     gpus_per_decode: float = Field(0, ge=0)
     """GPUs a worker of each kind reserves; 0: CPU."""
-    attention: str = "auto"
-    """Attention kernel by name (``stages.attention``); auto: the fastest here, measured when a worker starts."""
+    attention: AttentionName = "auto"
+    """Attention kernel of a worker on a GPU; auto: the fastest there, measured when it starts."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the transformer's repeated block; auto: on a GPU."""
     address: str | None = None
     """Address of a running Ray cluster; None: RAY_ADDRESS if set, otherwise a local cluster for this sweep alone."""
+
+    @property
+    def compile_blocks(self) -> bool | None:
+        return None if self.compile == "auto" else self.compile
 
 
 class TrackingConfig(BaseModel):

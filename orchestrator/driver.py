@@ -60,7 +60,9 @@ def run_on_ray(
     """
     joined = cluster or start_or_join(sweep.cluster.address)
     try:
-        crew = Crew(joined, sweep.cluster, workshop or ClipWorkshop(sweep.arms_by_name))
+        config = sweep.cluster
+        made = workshop or ClipWorkshop(sweep.arms_by_name, config.attention, config.compile_blocks)
+        crew = Crew(joined, config, made)
         RayShell({item.item_key: item for item in items}, crew, scheduler, runbook, on_event).run()
     finally:
         if cluster is None:

@@ -39,11 +39,13 @@ class ClipWorkshop:
     """The real one: every actor loads the parts of the arms' models that its phase needs, before it says it is ready."""
 
     arms: Mapping[str, Arm]
+    attention: str = "auto"
+    compile_blocks: bool | None = None
 
     def make(self, parts: frozenset[str], device: str, num_threads: int) -> Worker:
         from stages.worker import ClipWorker
 
-        worker = ClipWorker(self.arms, parts, device, num_threads)
+        worker = ClipWorker(self.arms, parts, device, num_threads, self.attention, self.compile_blocks)
         worker.warm_up()
         return worker
 

@@ -53,6 +53,17 @@ def find_weights(geometry: ModelGeometry, weights: str | None) -> Path:
     return folder
 
 
+def cached(weights: str) -> Path | None:
+    """The folder of ``weights`` as far as it is on this disk; None if nothing of it is."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source = repository(weights)
+    if source is None:
+        return Path(weights)
+    index = try_to_load_from_cache(source.name, checkpoint.INDEX, revision=source.revision)
+    return Path(index).parent if isinstance(index, str) else None
+
+
 def check_weights(geometry: ModelGeometry, weights: str | None) -> tuple[str | None, list[str]]:
     """``weights`` made absolute or pinned to a commit, and everything that is wrong with them.
 

@@ -36,7 +36,7 @@ class Worker(FakeWorker):
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     made = Worker()
-    monkeypatch.setattr("stages.worker.ClipWorker", lambda arms, num_threads: made)
+    monkeypatch.setattr("stages.worker.ClipWorker", lambda arms, **options: made)
     monkeypatch.setattr(cli_sweep, "conclude", lambda *arguments: ())
     return made
 
