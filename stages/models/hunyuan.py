@@ -22,7 +22,7 @@ from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Re
 from stages.models.hunyuan_parts import load_text, load_transformer, load_vae
 from stages.models.hunyuan_text import Summary, TextEncoder
 from stages.models.hunyuan_transformer import HunyuanTransformer, Prompt
-from stages.models.hunyuan_vae import HunyuanVae
+from stages.models.hunyuan_vae import HunyuanDecoder, HunyuanEncoder
 from stages.models.wan_image import first_frame, pick, resized
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
@@ -39,8 +39,9 @@ class HunyuanParts:
 
     text: TextEncoder | None = None
     summary: Summary | None = None
+    encoder: HunyuanEncoder | None = None
     transformer: HunyuanTransformer | None = None
-    vae: HunyuanVae | None = None
+    decoder: HunyuanDecoder | None = None
 
 
 class HunyuanModel:
@@ -86,14 +87,14 @@ class HunyuanModel:
 
     @torch.inference_mode()
     def pixels(self, latent: Tensor) -> Tensor:
-        return self._part(self.parts.vae, "vae").pixels(latent)
+        return self._part(self.parts.decoder, "vae")(latent)
 
     def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        return self._frames(self._part(self.parts.vae, "vae"), latent)
+        return self._frames(self._part(self.parts.decoder, "vae"), latent)
 
     @torch.inference_mode()
-    def _frames(self, vae: HunyuanVae, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        for run in vae.runs(latent):
+    def _frames(self, decoder: HunyuanDecoder, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        for run in decoder.runs(latent):
             yield run[0].permute(1, 2, 3, 0).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
 
     def _prompt(self, transformer: HunyuanTransformer, branch: Branch) -> Prompt:
@@ -126,8 +127,7 @@ class HunyuanModel:
         return self._encode_frame(resized(condition.image, height * stride_h, width * stride_w))
 
     def _encode_frame(self, frame: Tensor) -> Tensor:
-        vae = self._part(self.parts.vae, "text")
-        return vae.encode(frame)
+        return self._part(self.parts.encoder, "text")(frame)
 
     def _part(self, part: Part | None, name: str) -> Part:
         if part is None:
@@ -139,11 +139,13 @@ def load_hunyuan(geometry: ModelGeometry, folder: Path, loading: Loading) -> Hun
     """Load parts of a checkpoint that fits ``geometry`` (``stages.models.checkpoint`` tells)."""
     has_text, decodes = "text" in loading.parts, "vae" in loading.parts
     encodes = has_text and geometry.image == "required"
+    vae = load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
     text, summary = load_text(folder, geometry, loading) if has_text else (None, None)
     parts = HunyuanParts(
-        text,
-        summary,
-        load_transformer(folder, loading) if "transformer" in loading.parts else None,
-        load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None,
+        text=text,
+        summary=summary,
+        encoder=HunyuanEncoder(vae) if encodes else None,
+        transformer=load_transformer(folder, loading) if "transformer" in loading.parts else None,
+        decoder=HunyuanDecoder(vae) if decodes else None,
     )
     return HunyuanModel(geometry, loading.device, loading.dtype, parts)

@@ -10,7 +10,6 @@ from orchestrator.geometry import ModelGeometry
 from stages.models.base import Loading
 from stages.models.hunyuan_text import LlamaText, LlavaText, Summary, TextEncoder
 from stages.models.hunyuan_transformer import HunyuanTransformer
-from stages.models.hunyuan_vae import HunyuanVae
 
 
 def load_text(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[TextEncoder, Summary]:
@@ -41,8 +40,8 @@ def load_transformer(folder: Path, loading: Loading) -> HunyuanTransformer:
     return HunyuanTransformer(weights.to(loading.device).eval().requires_grad_(False))
 
 
-def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> HunyuanVae:
-    """The halves of the autoencoder that are asked for."""
+def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:
+    """An ``AutoencoderKLHunyuanVideo`` with the halves that are asked for."""
     from diffusers import AutoencoderKLHunyuanVideo
 
     vae: Any = AutoencoderKLHunyuanVideo.from_pretrained(folder / "vae", torch_dtype=loading.dtype, local_files_only=True)
@@ -50,7 +49,7 @@ def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) ->
         vae.encoder = None
     if not decodes:
         vae.decoder = None
-    return HunyuanVae(vae.to(loading.device).eval().requires_grad_(False))
+    return vae.to(loading.device).eval().requires_grad_(False)
 
 
 def _encoder(kind: Any, folder: Path, loading: Loading) -> Any:

@@ -83,9 +83,8 @@ class LlavaText:
         """A placeholder for each of the image's tokens."""
         token = self.encoder.config.image_token_index
         if ids[0, start] != token:
-            raise ValueError(
-                f"the tokenizer puts token {int(ids[0, start])} where HunyuanVideo's template has the image ({token})"
-            )
+            found = int(ids[0, start])
+            raise ValueError(f"the tokenizer puts token {found} where the template has the image, which is {token}")
         return torch.cat([ids[:, :start], ids.new_full((1, num), token), ids[:, start + 1 :]], dim=1)
 
     def _states(self, ids: Tensor, image: Image | None) -> Tensor:

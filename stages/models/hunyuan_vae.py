@@ -41,25 +41,32 @@ class FrameCausalMiddle(nn.Module):
         return out.transpose(1, 2).view_as(h)
 
 
-class HunyuanVae:
-    """Images to latents and latents to video, normalised as the transformer sees them."""
+class HunyuanEncoder:
+    """Callable ``frame [1, 3, 1, H, W] in [-1, 1] -> latent [1, C, 1, H / 8, W / 8]`` float32: the mode, nothing drawn."""
 
     def __init__(self, vae: Any) -> None:
-        """``vae`` is an ``AutoencoderKLHunyuanVideo``, whole or half; its middle blocks are exchanged."""
+        """``vae`` is an ``AutoencoderKLHunyuanVideo``, whose encoder's middle block is exchanged."""
         self.vae = vae
-        self.scale: float = vae.config.scaling_factor
-        for coder in filter(None, (vae.encoder, vae.decoder)):
-            coder.mid_block = FrameCausalMiddle(coder.mid_block)
+        vae.encoder.mid_block = FrameCausalMiddle(vae.encoder.mid_block)
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Latent ``[1, C, 1, H / 8, W / 8]`` float32 of one frame ``[1, 3, 1, H, W]`` in [-1, 1]: the mode, nothing drawn."""
-        latent: Tensor = self.vae.encode(image.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
-        return latent.float() * self.scale
+    def __call__(self, frame: Tensor) -> Tensor:
+        latent: Tensor = self.vae.encode(frame.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
+        latent *= self.vae.config.scaling_factor
+        return latent
+
+
+class HunyuanDecoder:
+    """Latents, normalised as the transformer sees them, to video."""
+
+    def __init__(self, vae: Any) -> None:
+        """``vae`` is an ``AutoencoderKLHunyuanVideo``, whose decoder's middle block is exchanged."""
+        self.vae = vae
+        vae.decoder.mid_block = FrameCausalMiddle(vae.decoder.mid_block)
 
     def runs(self, latent: Tensor) -> Iterator[Tensor]:
         """Video ``[1, 3, f, 8H, 8W]`` float32 in [-1, 1], a run of frames at a time; 4 (T - 1) + 1 frames in all."""
         vae = self.vae
-        z = latent.to(vae.device, vae.dtype) / self.scale
+        z = latent.to(vae.device, vae.dtype) / vae.config.scaling_factor
         stride_t = vae.temporal_compression_ratio
         length, step = vae.tile_sample_min_num_frames // stride_t, vae.tile_sample_stride_num_frames // stride_t
         tiled = needs_tiles(vae, z)
@@ -76,7 +83,7 @@ class HunyuanVae:
                 yield _levels(now[:, :, :num])
             before = now
 
-    def pixels(self, latent: Tensor) -> Tensor:
+    def __call__(self, latent: Tensor) -> Tensor:
         """The whole video ``[1, 3, F, 8H, 8W]`` float32 in [-1, 1]."""
         return torch.cat(list(self.runs(latent)), dim=2)
 
