@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.types import Decision, Grid
+from orchestrator.types import Decision, Grid, Stage
 from stages.demand import DemandNotFinite
 from stages.models.base import Condition, Model, Placed
 from stages.planners.passage import first_noise
-from stages.planners.task import Planner
+from stages.planners.task import Planner, Task
 from stages.resize import Axes, nested_axes
 from stages.sampling import NoiseLevel, Solver, clean_estimate, nearest_sigma
 
@@ -110,7 +110,7 @@ class _Leg:
         self.end = sum(stage.steps for stage in stages[: boundary.stage + 1]) + (0 if self.is_last else 1)
         self.num_stages = len(stages) if decision else 0
         self.solver: Solver = task.solver(self.stage)
-        self.levels = _told(self.solver, task.solver(stages[0]), task.config.stale_timesteps)
+        self.levels = _told(self.solver, task, stages[0])
         # Until the plan is known the first stage's cells are nested in the full grid itself.
         grids = tuple(stage.grid for stage in stages) if decision else (self.stage.grid, task.full_grid)
         self.placed = self._place(nested_axes(grids)[boundary.stage])
@@ -178,11 +178,11 @@ class _Leg:
         return f"stage {self.boundary.stage + 1} (grid {grid}), step {step + 1} of {self.planner.task.num_steps}"
 
 
-def _told(solver: Solver, first: Solver, stale: bool) -> tuple[NoiseLevel, ...]:
-    """The levels that the network is told: the solver's own, with stage 1's timesteps if they go ``stale``."""
-    if not stale:
+def _told(solver: Solver, task: Task, first: Stage) -> tuple[NoiseLevel, ...]:
+    """The levels that the network is told: the solver's own, with the first stage's timesteps if they go stale."""
+    if not task.config.stale_timesteps:
         return solver.levels
-    pairs = zip(solver.levels, first.levels, strict=True)
+    pairs = zip(solver.levels, task.solver(first).levels, strict=True)
     return tuple(NoiseLevel(level.sigma, old.timestep, old.timestep_next) for level, old in pairs)
 
 

@@ -1,4 +1,4 @@
-"""The two planners: what they start with, decide and carry over."""
+"""The planners: what they start with, decide and carry over."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.actions import DvgConfig, InfeasibleBudget, feasible_budgets
+from orchestrator.budgets import Target
+from orchestrator.cost import denoise_s, full_s, uncalibrated
 from orchestrator.geometry import model
 from orchestrator.types import Action, VideoShape
 from stages.noise import coordinate_noise, derive_seed
@@ -66,7 +68,7 @@ def test_dvg_decides_by_content():
 
 def test_a_first_stage_with_every_step_is_the_whole_run():
     policies = planner("full"), planner(budget=1.0), planner()
-    assert [policy.first().steps == policy.num_steps for policy in policies] == [True, True, False]
+    assert [policy.first().steps == policy.task.num_steps for policy in policies] == [True, True, False]
 
 
 def test_dvg_needs_a_sketch_to_decide():
@@ -98,10 +100,66 @@ def test_dvg_at_a_budget_of_one_is_the_plain_run():
     assert policy.decide(None).action == planner("full").decide(None).action
 
 
-@pytest.mark.parametrize(("name", "budget", "words"), [("fastest", 0.5, "full, dvg"), ("dvg", None, "needs a budget")])
+@pytest.mark.parametrize(
+    ("name", "budget", "words"),
+    [
+        ("fastest", 0.5, "full, dvg, temporal-only, spatial-only, fixed"),
+        ("dvg", None, "needs a budget"),
+        ("temporal-only", None, "needs a budget"),
+        ("fixed", 0.5, "takes no budget"),
+        ("spatial-only", Target(kind="speedup", value=2.0), "as a share"),
+        ("temporal-only", 0.05, "no action has a density"),
+        ("dvg", Target(kind="speedup", value=2.0), "needs a cost model"),
+    ],
+)
 def test_bad_planners_are_refused(name, budget, words):
     with pytest.raises(ValueError, match=words):
         planner(name, budget)
+
+
+UNIFORM = [  # planner, budget, density, grid of every stage but the last
+    ("temporal-only", 0.49, 0.489, (9, 30, 53)),
+    ("spatial-only", 0.46, 0.463, (31, 15, 27)),
+    ("fixed", None, 0.473, (17, 21, 37)),
+]
+
+
+@pytest.mark.parametrize(("name", "budget", "density", "grid"), UNIFORM)
+def test_the_papers_ablations_on_hunyuanvideo_15(name, budget, density, grid):
+    geometry = model("hunyuanvideo-1.5")
+    policy = make_planner(name, geometry, geometry.default_shape, 50, budget, DvgConfig())
+    action = policy.decide(None).action
+    assert action.density == pytest.approx(density, abs=5.1e-4)
+    assert [stage.grid for stage in action.stages] == [grid, grid, grid, (31, 30, 53)]
+    assert [stage.shift for stage in action.stages] == [7, 9, 11, 11]
+    assert policy.first() == action.stages[0]
+
+
+def test_the_fixed_ratio_is_a_knob():
+    (first, *_, last) = planner("fixed", None, fixed_spatial=0.5, fixed_temporal=1.0).decide(None).action.stages
+    assert (first.grid, last.grid) == ((11, 8, 8), (11, 18, 18))
+
+
+@pytest.mark.parametrize("name", ["temporal-only", "spatial-only"])
+def test_no_other_schedule_of_its_kind_is_nearer_to_the_budget(name):
+    budgets = [hundredths / 100 for hundredths in range(36, 100, 3)]
+    densities = [planner(name, budget).decide(None).action.density for budget in budgets]
+    for budget, chosen in zip(budgets, densities, strict=True):
+        assert abs(chosen - budget) <= min(abs(density - budget) for density in densities) + 1e-9
+
+
+@pytest.mark.parametrize("name", ["temporal-only", "spatial-only"])
+def test_a_budget_of_one_is_the_plain_run_for_every_planner(name):
+    assert planner(name, 1.0).decide(None).action == planner("full", None).decide(None).action
+
+
+def test_a_speedup_is_planned_by_predicted_cost():
+    cost = uncalibrated(GEOMETRY, "cpu")
+    policy = make_planner("dvg", GEOMETRY, SHAPE, 30, Target(kind="speedup", value=2.0), DvgConfig(), cost=cost)
+    wanted_s = full_s(GEOMETRY, SHAPE, 30, cost) / 2
+    spent_s = [denoise_s(GEOMETRY, action, cost) for action in policy.actions]
+    assert spent_s == pytest.approx([wanted_s] * len(spent_s), rel=0.041)
+    assert {action.stages[0] for action in policy.actions} == {policy.first()}
 
 
 def test_an_infeasible_budget_is_refused_before_any_work():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -48,6 +50,38 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
         write_mp4(drifting, tmp_path / "a.mp4", fps=16)
         files.add((tmp_path / "a.mp4").read_bytes())
     assert len(files) == 1
+
+
+@pytest.mark.parametrize("ends", [(13,), (1, 5, 9, 13), (4, 13), tuple(range(1, 14))], ids=str)
+def test_the_runs_that_frames_come_in_do_not_show(tmp_path: Path, whole: bytes, ends: tuple[int, ...]) -> None:
+    frames = clip()
+    write_mp4((frames[start:end] for start, end in pairwise((0, *ends))), tmp_path / "a.mp4", fps=16)
+    assert (tmp_path / "a.mp4").read_bytes() == whole
+
+
+def test_a_run_is_encoded_before_the_next_is_asked_for(tmp_path: Path) -> None:
+    story: list[str] = []
+
+    class Told(np.ndarray):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[type-arg]
+            for frame in np.asarray(self):
+                story.append("frame")
+                yield frame
+
+    def runs() -> Iterator[video.Frames]:
+        for start in (0, 2):
+            story.append("run")
+            yield clip()[start : start + 2].view(Told)
+
+    write_mp4(runs(), tmp_path / "a.mp4", fps=16)
+    assert story == ["run", "frame", "frame"] * 2
+
+
+@pytest.mark.parametrize("runs,words", [([], "none came"), ([(2, 16, 16, 3), (2, 16, 18, 3)], "16x16 and 16x18")])
+def test_runs_that_make_no_video_are_refused_and_leave_nothing(tmp_path: Path, runs: list[tuple[int, ...]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_mp4((np.zeros(shape, np.uint8) for shape in runs), tmp_path / "a.mp4", fps=16)
+    assert not list(tmp_path.iterdir())
 
 
 def test_browsers_can_play_it_while_it_loads(tmp_path: Path, whole: bytes) -> None:

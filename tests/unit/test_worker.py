@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from orchestrator.arms import Arm, make_item
-from orchestrator.types import Item
+from orchestrator.dvg_config import DvgConfig
+from orchestrator.types import Item, VideoShape
 from stages.denoise import Boundary, StepDone
+from stages.models.base import Condition, Lora, Request
 from stages.video import read_video, verify
 from stages.worker import ClipWorker
+from tests.spies import SpyModel
 from tests.tiny import checkpoint
 
 SHAPE = {"num_frames": 25, "height": 96, "width": 96, "fps": 8}
@@ -27,7 +30,12 @@ def arm(name: str, planner: str, budget: float | None = None, **changes: object)
 
 ARMS = {
     a.name: a
-    for a in (arm("full", "full"), arm("dvg", "dvg", 0.5), arm("guided", "dvg", 0.5, guidance=3.0, negative_prompt="slow square"))
+    for a in (
+        arm("full", "full"),
+        arm("dvg", "dvg", 0.5),
+        arm("guided", "dvg", 0.5, guidance=3.0, negative_prompt="slow square"),
+        arm("fixed", "fixed", solver="unipc"),
+    )
 }
 
 
@@ -123,11 +131,48 @@ def test_what_cannot_be_done_yet_is_refused(worker: ClipWorker, tmp_path: Path) 
     _, _, boundary = worker.sketch(item("dvg"))
     with pytest.raises(RuntimeError, match="only a finished latent"):
         worker.decode(item("dvg"), boundary, tmp_path / "a.mp4")
-    with pytest.raises(ValueError, match="arm 'other'; this worker has full, dvg, guided"):
+    with pytest.raises(ValueError, match="arm 'other'; this worker has full, dvg, guided, fixed"):
         worker.sketch(Item("k", "other", "p", "a", 1))
+
+
+def test_the_arm_and_the_item_say_what_is_loaded_and_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[tuple[object, ...]] = []
+    requests: list[Request] = []
+
+    class Listening(SpyModel):
+        def encode(self, request: Request) -> Condition:
+            requests.append(request)
+            return super().encode(request)
+
+    monkeypatch.setattr("stages.worker.load", lambda *given: (loads.append(given), Listening())[1])
+    lora = ({"path": "a.safetensors", "scale": 0.5, "expert": "low"},)
+    arms = {
+        a.name: a
+        for a in (
+            arm("plain", "dvg", 0.5, guidance_low=2.0, negative_prompt="no"),
+            arm("encoded", "dvg", 0.5, lora=lora, dvg=DvgConfig(image_condition="encode", demand_space="pixels")),
+        )
+    }
+    worker = ClipWorker(arms, frozenset({"transformer"}), "cpu", attention="torch", compile_blocks=False)
+    worker.warm_up()
+    on = ("wan-mini", str(checkpoint()), "cpu")
+    assert loads == [
+        (*on, frozenset({"transformer"}), (), False, "torch"),
+        (*on, frozenset({"transformer", "text"}), (Lora("a.safetensors", 0.5, "low"),), False, "torch"),
+    ]
+    worker.sketch(make_item(arms["plain"], "p", "a cat", 7, "/data/cat.png", "ab12"))
+    assert requests == [Request("a cat", VideoShape(25, 96, 96, 8), 1.0, "no", 2.0, "/data/cat.png")]
+
+
+def test_a_worker_that_sketches_in_pixel_space_loads_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[frozenset[str]] = []
+    monkeypatch.setattr("stages.worker.load", lambda name, weights, device, given, *rest: (parts.append(given), SpyModel())[1])
+    arms = {"a": arm("a", "dvg", 0.5, dvg=DvgConfig(demand_space="pixels"))}
+    ClipWorker(arms, frozenset({"text", "transformer"})).warm_up()
+    assert parts == [frozenset({"text", "transformer", "vae"})]
 
 
 def test_bad_weights_are_noticed_when_the_worker_warms_up(tmp_path: Path) -> None:
     broken = ClipWorker({"x": arm("x", "full", weights=str(tmp_path))})
-    with pytest.raises(ValueError, match="no model at"):
+    with pytest.raises(ValueError, match=r"has no model_index\.json"):
         broken.warm_up()
