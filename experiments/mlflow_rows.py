@@ -24,6 +24,7 @@ METRICS: dict[str, str] = {
     "latency.sketch_s": "sketch_s",
     "latency.refine_s": "refine_s",
     "latency.denoise_s": "denoise_s",
+    "predicted.denoise_s": "predicted_s",
     "latency.decode_s": "decode_s",
     "latency.encode_s": "encode_s",
     "device_s": "device_s",
@@ -38,10 +39,10 @@ QUALITY_METRICS: dict[str, str] = {"quality.psnr": "psnr", "quality.ssim": "ssim
 """Metric name to column of a quality row."""
 
 PARAMS = (
-    *("prompt", "prompt_id", "seed", "arm", "model", "planner", "budget", "action", "s2", "f2", "num_steps"),
+    *("prompt", "prompt_id", "seed", "arm", "model", "planner", "budget", "target", "action", "s2", "f2", "num_steps"),
     *("guidance", "num_frames", "height", "width", "fps", "stage_grids"),
 )
-TAGS = ("why", "stage_s", "degree", "device", "host", "sha256", "neutral_demand")
+TAGS = ("why", "stage_s", "degree", "device", "host", "sha256", "neutral_demand", "cost_label", "cost_device")
 
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_PARAMS = 6000, 8000, 100
 """MLflow's limits for one run."""

@@ -37,6 +37,9 @@ Speedup = Annotated[float | None, typer.Option(help="Budget as a predicted speed
 GpuSeconds = Annotated[float | None, typer.Option(help="Budget as predicted seconds of denoising on one GPU.")]
 DeviceName = Annotated[str | None, typer.Option(help="Predict cost for the GPU of this name; default: this machine's.")]
 Calibration = Annotated[str | None, typer.Option(help="A calibration file; default: the one that fits model and device.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: the first GPU there is.")]
+Attention = Annotated[str, typer.Option(help="Attention kernel by name; auto measures.")]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="Default: on a GPU.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -78,9 +81,9 @@ def generate(
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: the first GPU there is.")] = "auto",
-    attention: Annotated[str, typer.Option(help="Attention kernel by name; auto measures.")] = "auto",
-    compile_blocks: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Default: on a GPU.")] = None,
+    device: Device = "auto",
+    attention: Attention = "auto",
+    compile_blocks: Compile = None,
     calibration: Calibration = None,
     as_json: AsJson = False,
 ) -> None:
@@ -135,6 +138,36 @@ def plan(
         budget=_budget(budget, speedup, gpu_seconds), device_name=device_name, calibration=calibration,
     )  # fmt: skip
     run_plan(settings, spatial_demand, temporal_demand, as_json)
+
+
+@app.command()
+def calibrate(
+    model: Model = "wan-mini",
+    weights: Weights = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    grids: Annotated[
+        str | None, typer.Option(help="Latent grids, like 21x60x104,10x30x52; default: nine as DVG's stages have them.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed forwards of each grid; the median counts.")] = 5,
+    decode: Annotated[bool, typer.Option(help="Also decode a whole video, twice.")] = True,
+    random_weights: Annotated[
+        bool, typer.Option(help="Random weights of the real size: for planning before the weights are at hand. Needs a GPU.")
+    ] = False,
+    device: Device = "auto",
+    attention: Attention = "auto",
+    compile_blocks: Compile = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="The file to write; default: where planning looks for it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a model's steps cost on this machine, so that budgets in speedup or seconds are met."""
+    from orchestrator.cli_calibrate import Options, run_calibrate
+    from orchestrator.cli_generate import Machine
+
+    shape = _settings(frames=frames, height=height, width=width)
+    options = Options(model, weights, shape, grids, repeats, decode, random_weights, out)
+    run_calibrate(options, Machine(device, attention, compile_blocks), as_json)
 
 
 models_app = typer.Typer(invoke_without_command=True, help="List the models, and the vocabulary of the embedded one.")

@@ -107,7 +107,10 @@ def _make(arm: Arm, item: Item, out: pathlib.Path, console: Console, machine: Ma
 
     with console.status("loading the model"):
         worker = ClipWorker(
-            {arm.name: arm}, device=_device(machine.device), attention=machine.attention, compile_blocks=machine.compile_blocks
+            {arm.name: arm},
+            device=find_device(machine.device),
+            attention=machine.attention,
+            compile_blocks=machine.compile_blocks,
         )
         worker.warm_up()
     bars = _StageBars(console)
@@ -120,7 +123,7 @@ def _make(arm: Arm, item: Item, out: pathlib.Path, console: Console, machine: Ma
     return decision, {**timings_s, **refine_s}, clip
 
 
-def _device(name: str) -> str:
+def find_device(name: str) -> str:
     """A device that is there. Raises ValueError naming those that are."""
     import torch
 

@@ -1,0 +1,186 @@
+"""Measures what a model's forwards, transitions and decodes cost on this device, for ``orchestrator.calibration``."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.optimize import nnls
+
+from orchestrator.actions import DvgConfig, candidates
+from orchestrator.calibration import Calibration, DecodeRow, StepRow, device_name
+from orchestrator.cost import ForwardCost
+from orchestrator.manifest import commit
+from orchestrator.model_geometry import ModelGeometry
+from orchestrator.schedules import stage_grids
+from orchestrator.types import Grid, VideoShape
+from stages import attention
+from stages.denoise import clock_s
+from stages.models.base import Condition, Model, Request
+from stages.planners import passage
+from stages.resize import nested_axes
+from stages.sampling import NoiseLevel
+
+LEVEL = NoiseLevel(0.5, 500.0, 450.0)
+"""Any level costs the same."""
+PROMPT = "a red circle moves over a striped background"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure. ``grids`` are latent; the last two say how the model was loaded, to be recorded."""
+
+    shape: VideoShape
+    grids: tuple[Grid, ...]
+    repeats: int = 5
+    warm_ups: int = 2
+    decode: bool = True
+    attention: str = "auto"
+    compiled: bool = False
+
+
+def default_grids(geometry: ModelGeometry, shape: VideoShape) -> tuple[Grid, ...]:
+    """Nine grids as DVG's stages have them, from a sketch's to the full one; fewest tokens first.
+
+    Raises ValueError for a shape that the model does not take.
+    """
+    full = geometry.latent_grid(shape)
+    rates = product((0.5, 0.7, 1.0), (0.25, 0.5, 1.0))
+    grids = {stage_grids(geometry, full, (spatial, 1.0), (temporal, 1.0))[0] for spatial, temporal in rates}
+    return tuple(sorted(grids, key=lambda grid: (geometry.num_tokens(grid), grid)))
+
+
+def check_grids(geometry: ModelGeometry, shape: VideoShape, grids: Sequence[Grid]) -> None:
+    """Raises ValueError, naming the grid and the rule, for one that the model cannot run or fewer than two sizes."""
+    full = geometry.latent_grid(shape)
+    for grid in grids:
+        name = "x".join(map(str, grid))
+        if any(side < 1 or side > most for side, most in zip(grid, full, strict=True)):
+            raise ValueError(f"grid {name} is not within the full latent grid {'x'.join(map(str, full))} of the video")
+        if any(side % multiple for side, multiple in zip(grid, geometry.patch, strict=True)):
+            raise ValueError(f"grid {name}: {geometry.name} needs multiples of {'x'.join(map(str, geometry.patch))}")
+    if len({geometry.num_tokens(grid) for grid in grids}) < 2:
+        raise ValueError("at least two grids with different numbers of tokens are needed to fit a curve")
+
+
+def measure(model: Model, settings: Settings, on_row: Callable[[StepRow], None] = lambda row: None) -> Calibration:
+    """Runs the model with one branch of guidance. ``on_row`` hears of each grid as it is done.
+
+    Raises ValueError for grids that do not fit.
+    """
+    check_grids(model.geometry, settings.shape, settings.grids)
+    rows = []
+    for row in _step_rows(model, settings):
+        on_row(row)
+        rows.append(row)
+    fit, error = fit_forward(rows)
+    return Calibration(
+        model=model.geometry.name,
+        device=_device(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=_attention(model, settings.attention),
+        compiled=settings.compiled,
+        num_threads=torch.get_num_threads() if model.device.type == "cpu" else None,
+        torch=str(torch.__version__),
+        commit=commit(),
+        measured_at=datetime.now(UTC).replace(microsecond=0),
+        steps=tuple(rows),
+        fits=(fit,),
+        fit_error=error,
+        transition_token_s=_transition_token_s(model, settings),
+        decodes=(_decode_row(model, settings),) if settings.decode else (),
+    )
+
+
+def fit_forward(rows: Sequence[StepRow]) -> tuple[ForwardCost, float]:
+    """Non-negative least squares of the relative error, and the largest relative error that remains. Rows of one degree."""
+    tokens, seconds = np.array([row.tokens for row in rows]), np.array([row.median_s for row in rows])
+    top = float(tokens.max())
+    scaled = np.stack([np.ones_like(seconds), tokens / top, (tokens / top) ** 2], axis=1)
+    coefficients, _ = nnls(scaled / seconds[:, None], np.ones_like(seconds))
+    fixed_s, token_s, token2_s = (float(value) for value in coefficients)
+    fit = ForwardCost(degree=rows[0].degree, fixed_s=fixed_s, token_s=token_s / top, token2_s=token2_s / top**2)
+    return fit, max(abs(fit.seconds(row.tokens) / row.median_s - 1) for row in rows)
+
+
+def _step_rows(model: Model, settings: Settings) -> Iterator[StepRow]:
+    condition = _condition(model, settings.shape)
+    for grid in settings.grids:
+        seconds = _forward_seconds(model, condition, grid, settings)
+        tokens = model.geometry.num_tokens(grid)
+        yield StepRow(grid=grid, tokens=tokens, median_s=statistics.median(seconds), repeats=len(seconds))
+
+
+def _condition(model: Model, shape: VideoShape) -> Condition:
+    """One branch, with a grey first frame where the model needs one."""
+    if model.geometry.image != "required":
+        return model.encode(Request(PROMPT, shape, guidance=1.0))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "grey.png"
+        Image.new("RGB", (shape.width, shape.height), (128, 128, 128)).save(path)
+        return model.encode(Request(PROMPT, shape, guidance=1.0, image=str(path)))
+
+
+@torch.inference_mode()
+def _forward_seconds(model: Model, condition: Condition, grid: Grid, settings: Settings) -> list[float]:
+    full = model.geometry.latent_grid(settings.shape)
+    placed = model.place(condition, nested_axes((grid, full))[0], "index")
+    x = model.start(_noise(model, grid), placed)
+    for _ in range(settings.warm_ups):
+        model.denoise(x, LEVEL, placed)
+    return [_seconds(model, lambda: model.denoise(x, LEVEL, placed)) for _ in range(settings.repeats)]
+
+
+def _noise(model: Model, grid: Grid) -> torch.Tensor:
+    return torch.randn((1, model.geometry.latent_channels, *grid), generator=torch.Generator().manual_seed(0))
+
+
+def _seconds(model: Model, work: Callable[[], object]) -> float:
+    started_s = clock_s(model.device)
+    work()
+    return clock_s(model.device) - started_s
+
+
+@torch.inference_mode()
+def _transition_token_s(model: Model, settings: Settings) -> float:
+    """Every transition of one schedule, over the tokens of the grids they enter; the second of two rounds."""
+    geometry = model.geometry
+    config = DvgConfig.for_model(geometry)
+    action = next(candidates(geometry, settings.shape, max(geometry.default_steps, 5), 0.5, config))
+    latents = [_noise(model, stage.grid).to(model.device) for stage in action.stages[:-1]]
+
+    def cross() -> None:
+        for index, x0 in enumerate(latents):
+            passage.carry(x0, action, index, 0.5, 0, config)
+
+    cross()
+    return _seconds(model, cross) / sum(geometry.num_tokens(stage.grid) for stage in action.stages[1:])
+
+
+@torch.inference_mode()
+def _decode_row(model: Model, settings: Settings) -> DecodeRow:
+    """The faster of two decodes of the whole video; the first one may choose kernels."""
+    latent, shape = _noise(model, model.geometry.latent_grid(settings.shape)).to(model.device), settings.shape
+    seconds = min(_seconds(model, lambda: [run.shape for run in model.decode(latent)]) for _ in range(2))
+    return DecodeRow(num_frames=shape.num_frames, height=shape.height, width=shape.width, seconds=seconds)
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device_name(on_gpu=False)
+
+
+def _attention(model: Model, name: str) -> str:
+    """The kernel behind ``auto``; ``torch`` where torch chooses."""
+    if name != attention.AUTO:
+        return name
+    if model.device.type != "cuda" or model.dtype == torch.float32:
+        return "torch"
+    return attention.fastest(model.device, model.geometry.heads, model.geometry.head_dim, model.dtype)

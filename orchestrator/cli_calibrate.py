@@ -1,0 +1,162 @@
+"""``dvg calibrate``: what a model's steps cost on this machine, measured and kept for planning."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator import geometry
+from orchestrator.calibration import Calibration, StepRow, save
+from orchestrator.cli import print_json
+from orchestrator.cli_generate import Machine, find_device
+from orchestrator.mistakes import ConfigError, RunError
+from orchestrator.model_geometry import ModelGeometry
+from orchestrator.types import Grid, VideoShape
+from stages.models import embedded
+from stages.models.weights import check_weights
+
+if TYPE_CHECKING:
+    from experiments.calibrate import Settings
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, as it was written."""
+
+    model: str
+    weights: str | None
+    shape: Mapping[str, int]
+    """Any of frames, height, width; the rest is the model's default."""
+    grids: str | None
+    repeats: int
+    decode: bool
+    random_weights: bool
+    out: pathlib.Path | None
+
+
+def run_calibrate(options: Options, machine: Machine, as_json: bool) -> None:
+    """Measure, print and save. Raises ConfigError for what was written wrong, RunError when the model cannot be loaded or run."""
+    model = _model(options.model)
+    shape = _shape(model, options.shape)
+    grids = _grids(options.grids) if options.grids else None
+    weights = None if options.random_weights else _weights(model, options.weights)
+    console = Console(stderr=as_json)
+    calibration = _measure(model, shape, grids, weights, options, machine, console)
+    try:
+        path = save(calibration, options.out)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    if as_json:
+        print_json({"path": str(path), **calibration.model_dump(mode="json")})
+    else:
+        _print(console, calibration)
+        console.print(f"wrote {path}", soft_wrap=True)
+
+
+def _model(name: str) -> ModelGeometry:
+    try:
+        return geometry.model(name)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+
+
+def _shape(model: ModelGeometry, given: Mapping[str, int]) -> VideoShape:
+    default = model.default_shape
+    sizes = (given.get("frames", default.num_frames), given.get("height", default.height), given.get("width", default.width))
+    shape = VideoShape(*sizes, default.fps)
+    if mistakes := model.shape_mistakes(shape):
+        raise ConfigError(mistakes)
+    return shape
+
+
+def _grids(text: str) -> tuple[Grid, ...]:
+    """From ``21x60x104,10x30x52``."""
+    grids = []
+    for part in text.split(","):
+        sides = part.strip().lower().split("x")
+        if len(sides) != 3 or not all(side.isdecimal() for side in sides):
+            raise ConfigError(
+                [f"--grids {part.strip()!r} must be latent frames x height x width, for example 21x60x104,10x30x52"]
+            )
+        grids.append((int(sides[0]), int(sides[1]), int(sides[2])))
+    return tuple(grids)
+
+
+def _weights(model: ModelGeometry, weights: str | None) -> str | None:
+    if weights is None and model.name == embedded.NAME:
+        return None
+    pinned, wrong = check_weights(model, weights)
+    if wrong:
+        raise ConfigError(wrong)
+    return pinned
+
+
+def _measure(
+    model: ModelGeometry,
+    shape: VideoShape,
+    grids: Sequence[Grid] | None,
+    weights: str | None,
+    options: Options,
+    machine: Machine,
+    console: Console,
+) -> Calibration:
+    from experiments import calibrate
+
+    chosen = tuple(grids) if grids else calibrate.default_grids(model, shape)
+    try:
+        calibrate.check_grids(model, shape, chosen)
+        device = find_device(machine.device)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    compiled = device != "cpu" if machine.compile_blocks is None else machine.compile_blocks
+    settings = calibrate.Settings(
+        shape, chosen, options.repeats, decode=options.decode, attention=machine.attention, compiled=compiled
+    )
+    try:
+        return _run(model, weights, device, settings, options, console)
+    except (ValueError, RuntimeError) as error:
+        raise RunError(" ".join(str(error).split())) from error
+
+
+def _run(
+    model: ModelGeometry, weights: str | None, device: str, settings: Settings, options: Options, console: Console
+) -> Calibration:
+    from experiments import calibrate
+    from stages.models.base import load
+
+    with console.status("loading the model") as status:
+        loaded = load(model.name, weights, device, compile_blocks=settings.compiled, attention=settings.attention)
+
+        def tell(row: StepRow) -> None:
+            status.update(f"grid {'x'.join(map(str, row.grid))}: {row.median_s:.4g} s")
+
+        return calibrate.measure(loaded, settings, tell)
+
+
+def _print(console: Console, calibration: Calibration) -> None:
+    console.print(f"[bold]{calibration.model}[/] on {escape(calibration.device)}, {calibration.dtype}, {calibration.attention}")
+    table = Table(header_style="bold")
+    for heading in ("grid", "tokens", "measured s", "fitted s", "error", "tokens/s"):
+        table.add_column(heading, justify="left" if heading == "grid" else "right")
+    fit = calibration.fits[0]
+    for row in calibration.steps:
+        fitted_s, rate = fit.seconds(row.tokens), row.tokens / row.median_s
+        figures = (
+            f"{row.median_s:.4g}",
+            f"{fitted_s:.4g}",
+            f"{fitted_s / row.median_s - 1:+.1%}",
+            f"{row.tokens / row.median_s:,.0f}",
+        )
+        table.add_row("x".join(map(str, row.grid)), f"{row.tokens:,}", *figures)
+    console.print(table)
+    console.print(f"seconds = {fit.fixed_s:.3g} + {fit.token_s:.3g} tokens + {fit.token2_s:.3g} tokens^2", highlight=False)
+    console.print(f"largest fit error {calibration.fit_error:.1%}", highlight=False)
+    for decode in calibration.decodes:
+        size = f"{decode.num_frames}x{decode.height}x{decode.width}"
+        console.print(f"decode of {size}: {decode.seconds:.3g} s", highlight=False)
