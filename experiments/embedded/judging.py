@@ -22,9 +22,9 @@ NUM_FIRST = 5
 """Frames compared with the given image: itself and what the first moving latent frame covers."""
 
 
-def first_frames(scenes: Sequence[Scene]) -> Tensor:
+def first_frames(scenes: Sequence[Scene], height: int = SHAPE.height, width: int = SHAPE.width) -> Tensor:
     """The rendered first frames [B, 3, H, W] in [-1, 1], in whole pixel values as an image file holds them."""
-    images = render(scenes, 5, SHAPE.height, SHAPE.width)[:, :, 0]
+    images = render(scenes, 5, height, width)[:, :, 0]
     return images.add(1).mul(127.5).round().div(127.5).sub(1)
 
 

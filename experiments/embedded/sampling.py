@@ -25,23 +25,35 @@ SHIFT, NUM_STEPS, GUIDANCE = GEOMETRY.full_shift, GEOMETRY.default_steps, GEOMET
 
 
 class Sampler:
-    """The whole model on one device. ``mean`` and ``std`` standardise latents, one number per channel."""
+    """The whole model on one device. ``mean`` and ``std`` standardise latents, one number per channel.
+
+    On a GPU it runs in bfloat16 unless ``exact``.
+    """
 
     def __init__(
-        self, vae: AutoencoderKLWan, model: Any, encoder: Any, tokenizer: Any, mean: Tensor, std: Tensor, device: str
+        self,
+        vae: AutoencoderKLWan,
+        model: Any,
+        encoder: Any,
+        tokenizer: Any,
+        mean: Tensor,
+        std: Tensor,
+        device: str,
+        exact: bool = False,
     ) -> None:
         self.vae, self.model, self.encoder, self.tokenizer, self.device = vae, model, encoder, tokenizer, device
+        self.half = device == "cuda" and not exact
         self.mean, self.std = mean.to(device).view(1, -1, 1, 1, 1), std.to(device).view(1, -1, 1, 1, 1)
 
     @classmethod
-    def from_folder(cls, folder: Path, device: str) -> Sampler:
-        """The model as it ships, in float32."""
+    def from_folder(cls, folder: Path, device: str, exact: bool = False) -> Sampler:
+        """The model as it ships, its weights in float32."""
         model = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).to(device).eval()
         encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(device).eval()
         vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
         autoencoder.channels_last(vae)
         mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
-        return cls(vae, model, encoder, AutoTokenizer.from_pretrained(folder / "tokenizer"), mean, std, device)
+        return cls(vae, model, encoder, AutoTokenizer.from_pretrained(folder / "tokenizer"), mean, std, device, exact)
 
     @torch.no_grad()
     def latents(
@@ -70,17 +82,21 @@ class Sampler:
         return _pinned(x, first)
 
     @torch.no_grad()
-    def image_latents(self, images: Tensor) -> Tensor:
-        """Standardised latents [B, C, 1, H, W] of images [B, 3, H, W] in [-1, 1]."""
-        video = images.to(self.device)[:, :, None].contiguous(memory_format=torch.channels_last_3d)
+    def encode(self, images: Tensor) -> Tensor:
+        """Standardised latents [B, C, 1, H, W] of images [B, 3, 1, H, W] in [-1, 1], in float32."""
+        video = images.to(self.device).contiguous(memory_format=torch.channels_last_3d)
         return (autoencoder.encode(self.vae, video)[0] - self.mean) / self.std
+
+    def raw(self, latents: Tensor) -> Tensor:
+        """Latents as the decoder takes them."""
+        return (latents * self.std + self.mean).contiguous(memory_format=torch.channels_last_3d)
 
     def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return text.encode(self.encoder, text.token_ids(self.tokenizer, captions).to(self.device))
 
     def _velocity(self, x: Tensor, sigma: float, rows: Tensor, bias: Tensor, given: bool) -> Tensor:
         levels = torch.full((len(x),), sigma, device=self.device)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
             first = torch.zeros_like(levels) if given else None
             return transformer.velocity(self.model, x, levels, rows, bias, first_sigma=first).float()
 
@@ -88,9 +104,9 @@ class Sampler:
     def videos(self, latents: Tensor, chunk: int = 16) -> np.ndarray:
         """uint8 [B, F, H, W, 3]."""
         out = []
-        for part in (latents * self.std + self.mean).split(chunk):
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-                video = autoencoder.decode(self.vae, part.contiguous(memory_format=torch.channels_last_3d))
+        for part in latents.split(chunk):
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+                video = autoencoder.decode(self.vae, self.raw(part))
             video = video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
             out.append(video.permute(0, 2, 3, 4, 1).cpu().numpy())
         return np.concatenate(out)
