@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.compiling import linear_gelu
 from stages.models.base import Attention
 
 
@@ -61,17 +62,19 @@ def block(
     heads: int,
     eps: float,
     attention: Attention,
+    local: Attention,
 ) -> Tensor:
     """Tokens ``h [B, N, D]`` through one layer.
 
     ``time [6, D]`` modulates all tokens. With ``is_first [N, 1]`` it is ``[2, 6, D]``: row 0 is for the tokens where
-    ``is_first`` holds (a clean first frame), row 1 for the others.
+    ``is_first`` holds (a clean first frame), row 1 for the others. ``attention`` may span the ranks of a group; ``local`` is
+    of this rank's tokens, to the prompt.
     """
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (per_token(row, is_first) for row in (w.table + time).unbind(-2))
     seen = modulated_norm(h, 1 + scale, shift, eps)
     h = gated_add(h, self_attend(w, seen, rope, heads, eps, attention), gate)
     seen = modulated_norm(h, w.cross_norm, w.cross_norm_bias, eps)
-    h = h + cross_attend(w, seen, memory, heads, eps)
+    h = h + cross_attend(w, seen, memory, heads, eps, local)
     seen = modulated_norm(h, 1 + ffn_scale, ffn_shift, eps)
     return gated_add(h, feed_forward(w, seen), ffn_gate)
 
@@ -100,18 +103,21 @@ def self_attend(w: BlockWeights, h: Tensor, rope: Tensor, heads: int, eps: float
     return F.linear(attention(q, k, split_heads(v, heads)).transpose(1, 2).flatten(2), w.out, w.out_bias)
 
 
-def cross_attend(w: BlockWeights, h: Tensor, memory: CrossMemory, heads: int, eps: float) -> Tensor:
+def cross_attend(w: BlockWeights, h: Tensor, memory: CrossMemory, heads: int, eps: float, attention: Attention) -> Tensor:
     """Text and image tokens are attended to apart and the results summed (Wan 2.1 image-to-video)."""
     q = F.linear(h, w.cross_q, w.cross_q_bias)
     q = split_heads(F.rms_norm(q, q.shape[-1:], w.cross_norm_q, eps), heads)
-    found = F.scaled_dot_product_attention(q, memory.keys, memory.values, attn_mask=memory.bias)
+    if memory.bias is None:
+        found = attention(q, memory.keys, memory.values)
+    else:
+        found = F.scaled_dot_product_attention(q, memory.keys, memory.values, attn_mask=memory.bias)
     if memory.image_keys is not None and memory.image_values is not None:
-        found = found + F.scaled_dot_product_attention(q, memory.image_keys, memory.image_values)
+        found = found + attention(q, memory.image_keys, memory.image_values)
     return F.linear(found.transpose(1, 2).flatten(2), w.cross_out, w.cross_out_bias)
 
 
 def feed_forward(w: BlockWeights, h: Tensor) -> Tensor:
-    return F.linear(F.gelu(F.linear(h, w.ffn_in, w.ffn_in_bias), approximate="tanh"), w.ffn_out, w.ffn_out_bias)
+    return F.linear(linear_gelu(h, w.ffn_in, w.ffn_in_bias), w.ffn_out, w.ffn_out_bias)
 
 
 def split_heads(h: Tensor, heads: int) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.geometry import ModelGeometry
+from stages.attention import choose
 from stages.models.base import Loading
 from stages.models.wan_image import ImageTokens
 from stages.models.wan_text import TextEncoder
@@ -51,12 +52,16 @@ def load_image_tokens(folder: Path, loading: Loading) -> ImageTokens:
 
 
 def load_experts(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[WanTransformer, ...]:
-    """The transformer, or the high-noise and then the low-noise one."""
-    high = _load_expert(folder / "transformer", loading, "high")
-    return (high,) if geometry.boundary is None else (high, _load_expert(folder / "transformer_2", loading, "low"))
+    """The transformer, or the high-noise and then the low-noise one. They share one kernel, and so one compiled block."""
+    experts = [_load_weights(folder / "transformer", loading, "high")]
+    if geometry.boundary is not None:
+        experts.append(_load_weights(folder / "transformer_2", loading, "low"))
+    config = experts[0].config
+    attention = choose(loading.attention, loading.device, config.num_attention_heads, config.attention_head_dim, loading.dtype)
+    return tuple(WanTransformer(weights, attention, attention, loading.compile) for weights in experts)
 
 
-def _load_expert(folder: Path, loading: Loading, expert: Literal["high", "low"]) -> WanTransformer:
+def _load_weights(folder: Path, loading: Loading, expert: Literal["high", "low"]) -> Any:
     from diffusers import WanTransformer3DModel
 
     weights: Any = WanTransformer3DModel.from_pretrained(folder, dtype=loading.dtype, local_files_only=True)
@@ -64,7 +69,7 @@ def _load_expert(folder: Path, loading: Loading, expert: Literal["high", "low"])
         from stages.models import lora
 
         lora.merge(weights, loading.lora, expert)
-    return WanTransformer(weights.to(loading.device).eval().requires_grad_(False))
+    return weights.to(loading.device).eval().requires_grad_(False)
 
 
 def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.types import Grid
+from stages.compiling import maybe_compile
 from stages.models.base import Attention, Branch
 from stages.models.wan_block import CrossMemory, block, block_weights, modulated_norm, per_token, split_heads
 
@@ -26,8 +27,17 @@ TextMemory = tuple[CrossMemory, ...]
 class WanTransformer:
     """Callable ``(x, timestep, branch, clean_first) -> velocity``. ``attention`` is the seam for kernels and parallel groups."""
 
-    def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention) -> None:
-        """``weights`` is a ``WanTransformer3DModel``. Raises ValueError for one without cross-attention norms."""
+    def __init__(
+        self,
+        weights: Any,
+        attention: Attention = F.scaled_dot_product_attention,
+        local: Attention = F.scaled_dot_product_attention,
+        compiled: bool = False,
+    ) -> None:
+        """``weights`` is a ``WanTransformer3DModel``; ``local`` is the kernel for attention to the prompt.
+
+        Raises ValueError for weights without a norm before cross-attention.
+        """
         if not weights.config.cross_attn_norm:
             raise ValueError("these Wan weights have cross_attn_norm false: every published Wan model has it true")
         self.weights = weights
@@ -37,7 +47,8 @@ class WanTransformer:
         self.dtype: torch.dtype = weights.dtype
         self.device: torch.device = weights.device
         self.layers = tuple(block_weights(layer) for layer in weights.blocks)
-        self.block = functools.partial(block, heads=self.heads, eps=self.eps, attention=attention)
+        constants = {"heads": self.heads, "eps": self.eps, "attention": attention, "local": local}
+        self.block = maybe_compile(functools.partial(block, **constants), compiled)
         self._rope = functools.lru_cache(maxsize=16)(self._make_rope)
         self._memories: weakref.WeakKeyDictionary[Branch, TextMemory] = weakref.WeakKeyDictionary()
 
