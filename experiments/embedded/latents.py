@@ -38,13 +38,13 @@ INTO_STAGE_3: tuple[Grids, ...] = tuple(
     ((f, side), (f, 18)) for f, side in ((8, 8), (8, 10), (7, 12), (6, 14), (5, 16), (9, 14), (11, 14))
 )
 INTO_FULL: tuple[Grids, ...] = tuple(
-    (source, FULL) for source in ((4, 18), (5, 18), (6, 18), (7, 18), (8, 18), (6, 12), (11, 8), (11, 12))
+    (source, FULL) for source in ((3, 18), (4, 18), (5, 18), (6, 18), (7, 18), (8, 18), (6, 12), (11, 10), (11, 12))
 )
 CROSSINGS = (INTO_STAGE_2, INTO_STAGE_3, INTO_FULL)
 #: share of the training tokens by kind of grid; inside a kind every grid is as likely as another
 KINDS: dict[str, tuple[float, tuple[Grids, ...]]] = {
     "full": (0.42, ((FULL,),)),
-    "refine": (0.20, tuple(((frames, 18),) for frames in (4, 5, 6, 7, 8, 10))),
+    "refine": (0.20, tuple(((frames, 18),) for frames in (3, 4, 5, 6, 7, 8, 10))),
     "middle": (
         0.13,
         tuple(
