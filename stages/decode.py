@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from orchestrator.types import Clip
@@ -14,26 +15,36 @@ from stages.video import Frames, write_mp4
 
 
 def decode(model: Model, boundary: Boundary, path: Path, fps: int) -> Clip:
-    """Decode a finished latent and write it to ``path``, whole or not at all, each run of frames as soon as it is ready.
+    """Decode a finished latent and write it to ``path``, whole or not at all.
 
-    Seconds waited for frames are ``decode_s``, the others ``encode_s``. Raises RuntimeError when stages are still to be run.
+    A run of frames is encoded while the next is decoded: ``decode_s`` are the seconds of decoding, ``encode_s`` those that
+    encoding adds to them. Raises RuntimeError when stages are still to be run.
     """
     if boundary.decision is None or boundary.stage != len(boundary.decision.action.stages):
         raise RuntimeError(f"only a finished latent can be decoded; this one has run {boundary.stage} of its stages")
     started_s = time.perf_counter()
     runs = _Timed(model.decode(boundary.x))
-    write_mp4(runs, path, fps)
-    timings_s = {"decode_s": runs.waited_s, "encode_s": time.perf_counter() - started_s - runs.waited_s}
+    write_mp4(_ahead(runs), path, fps)
+    timings_s = {"decode_s": runs.spent_s, "encode_s": max(0.0, time.perf_counter() - started_s - runs.spent_s)}
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Clip(str(path), path.stat().st_size, sha256, timings_s)
+
+
+def _ahead(source: Iterator[Frames]) -> Iterator[Frames]:
+    """The same runs, each next one made by another thread while this one is in use."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, source, None)
+        while (run := coming.result()) is not None:
+            coming = pool.submit(next, source, None)
+            yield run
 
 
 class _Timed:
     """An iterator that counts the seconds its source takes."""
 
     def __init__(self, source: Iterator[Frames]) -> None:
-        self._source, self.waited_s = source, 0.0
+        self._source, self.spent_s = source, 0.0
 
     def __iter__(self) -> Iterator[Frames]:
         return self
@@ -43,4 +54,4 @@ class _Timed:
         try:
             return next(self._source)
         finally:
-            self.waited_s += time.perf_counter() - started_s
+            self.spent_s += time.perf_counter() - started_s

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.dvg_config import NoiseHash
-from stages.resize import Axes
+from stages.resize import Axes, on_device
 
 MASK_64 = (1 << 64) - 1
 AXIS_FACTORS = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
@@ -43,11 +43,12 @@ def coordinate_noise(
 
 def _coordinates(axes: Axes, num_channels: int, seed: int, device: torch.device | str) -> Tensor:
     """One 64-bit number per cell [C, T, H, W], wrapping around: a dot product of the coordinates and odd factors."""
-    indices = (torch.arange(num_channels), *map(torch.tensor, axes))
-    base = torch.full((1, 1, 1, 1), _signed(seed * SEED_FACTOR), dtype=torch.int64, device=device)
+    on = torch.device(device)
+    indices = [on_device(axis, on) for axis in (tuple(range(num_channels)), *axes)]
+    base = torch.full((1, 1, 1, 1), _signed(seed * SEED_FACTOR), dtype=torch.int64, device=on)
     for dim, (index, factor) in enumerate(zip(indices, (CHANNEL_FACTOR, *AXIS_FACTORS), strict=True)):
         shape = [-1 if i == dim else 1 for i in range(4)]
-        base = base + index.to(device, torch.int64).reshape(shape) * _signed(factor)
+        base = base + index.reshape(shape) * _signed(factor)
     return base
 
 

@@ -65,7 +65,7 @@ def resize(x: Tensor, source: Axes, target: Axes, mode: ResizeMode) -> Tensor:
     else:
         y = _area(x, size[1], size[2])
         if mode == "temporal_interp_spatial_restore":
-            rows, columns = _on_device(positions[1], x.device), _on_device(positions[2], x.device)
+            rows, columns = on_device(positions[1], x.device), on_device(positions[2], x.device)
             y[..., rows[:, None], columns] = x
     return _interpolate(y, positions[0], size[0], 2)
 
@@ -101,16 +101,18 @@ def _interpolate(x: Tensor, anchors: Axis, length: int, dim: int) -> Tensor:
 @lru_cache(maxsize=256)
 def _between(anchors: Axis, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For every target position the anchor to its left and how far towards the next one it lies, in [0, 1]."""
-    knots, targets = torch.tensor(anchors), torch.arange(length)
-    left = (torch.searchsorted(knots, targets, right=True) - 1).clamp(0, len(anchors) - 2)
-    weight = ((targets - knots[left]) / (knots[left + 1] - knots[left])).clamp(0, 1)
-    return left.to(device), weight.to(device)
+    with torch.inference_mode(False):
+        knots, targets = torch.tensor(anchors), torch.arange(length)
+        left = (torch.searchsorted(knots, targets, right=True) - 1).clamp(0, len(anchors) - 2)
+        weight = ((targets - knots[left]) / (knots[left + 1] - knots[left])).clamp(0, 1)
+        return left.to(device), weight.to(device)
 
 
 @lru_cache(maxsize=256)
-def _on_device(axis: Axis, device: torch.device) -> Tensor:
-    """Copied once: the host waits for every copy to a device."""
-    return torch.tensor(axis, device=device)
+def on_device(axis: Axis, device: torch.device) -> Tensor:
+    """Indices as a tensor, copied once: the host waits for every copy to a device."""
+    with torch.inference_mode(False):  # the tensor outlives the caller's mode
+        return torch.tensor(axis, device=device)
 
 
 def smooth(x: Tensor, weight: float, padding: SmoothingPadding) -> Tensor:
