@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.compiling import linear_gelu
 from stages.models.base import Attention
 
 EPS = 1e-6
@@ -43,23 +44,36 @@ class DualWeights(NamedTuple):
 
 
 class SingleWeights(NamedTuple):
-    """A single-stream block: attention and feed-forward side by side. ``in_w`` makes q, k, v and the feed-forward's input."""
+    """A single-stream block: attention and feed-forward side by side, their outputs one sum."""
 
     modulate_w: Tensor
     modulate_b: Tensor
-    in_w: Tensor
-    in_b: Tensor
+    qkv_w: Tensor
+    qkv_b: Tensor
     norm_q: Tensor
     norm_k: Tensor
+    up_w: Tensor
+    up_b: Tensor
     out_attention_w: Tensor
     out_mlp_w: Tensor
     out_b: Tensor
 
 
+class Rope(NamedTuple):
+    """Rotary tables ``[tokens, 1, head_dim]`` float32; ``sin`` is negated at the even places of each pair."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def of_image(self, num: int) -> Rope:
+        """The first ``num`` tokens' rows."""
+        return Rope(self.cos[:num], self.sin[:num])
+
+
 def dual_block(
-    w: DualWeights, h: Tensor, c: Tensor, emb: Tensor, rope: Tensor, first: Tensor | None, *, head_dim: int, attention: Attention
+    w: DualWeights, h: Tensor, c: Tensor, emb: Tensor, rope: Rope, first: Tensor | None, *, head_dim: int, attention: Attention
 ) -> tuple[Tensor, Tensor]:
-    """``emb`` ``[1 or 2, D]`` after its SiLU; ``rope`` ``[image tokens, head_dim / 2, 2]``; ``first`` ``[image tokens, 1]``."""
+    """``emb`` ``[1 or 2, D]`` after its SiLU; ``rope`` and ``first`` ``[image tokens, 1]`` have a row for each image token."""
     of_h = modulations(emb, w.image.modulate_w, w.image.modulate_b, 6, first)
     of_c = modulations(emb[:1], w.text.modulate_w, w.text.modulate_b, 6, None)
     q, k, v = _project(w.image, modulated_norm(h, *of_h[:2]), head_dim)
@@ -72,16 +86,14 @@ def dual_block(
 
 
 def single_block(
-    w: SingleWeights, h: Tensor, emb: Tensor, rope: Tensor, first: Tensor | None, *, head_dim: int, attention: Attention
+    w: SingleWeights, h: Tensor, emb: Tensor, rope: Rope, first: Tensor | None, *, head_dim: int, attention: Attention
 ) -> Tensor:
     """``h`` holds image and text tokens; ``rope`` and ``first`` have a row for each."""
     shift, scale, gate = modulations(emb, w.modulate_w, w.modulate_b, 3, first)
-    dim = h.shape[-1]
-    inner = F.linear(modulated_norm(h, shift, scale), w.in_w, w.in_b)
-    q, k, v = torch.unflatten(inner[..., : 3 * dim], -1, (3, -1, head_dim)).unbind(2)
-    q, k = (rotate(_unit(x, norm), rope).to(v.dtype) for x, norm in ((q, w.norm_q), (k, w.norm_k)))
-    mlp = F.linear(F.gelu(inner[..., 3 * dim :], approximate="tanh"), w.out_mlp_w, w.out_b)
-    found = attend(q, k, v, attention)
+    x = modulated_norm(h, shift, scale)
+    q, k, v = _project(w, x, head_dim)
+    found = attend(rotate(q, rope).to(v.dtype), rotate(k, rope).to(v.dtype), v, attention)
+    mlp = F.linear(linear_gelu(x, w.up_w, w.up_b), w.out_mlp_w, w.out_b)
     return h + gate * torch.addmm(mlp.flatten(0, 1), found.flatten(0, 1), w.out_attention_w.t()).view_as(h)
 
 
@@ -98,11 +110,10 @@ def modulated_norm(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return (F.layer_norm(h.float(), h.shape[-1:], eps=EPS) * (1 + scale.float()) + shift.float()).to(h.dtype)
 
 
-def rotate(q: Tensor, rope: Tensor) -> Tensor:
-    """Rotary positions on neighbouring pairs of channels, in float32; ``q`` ``[1, tokens, heads, head_dim]``."""
-    cos, sin = rope.unsqueeze(1).unbind(-1)
-    even, odd = torch.unflatten(q.float(), -1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+def rotate(q: Tensor, rope: Rope) -> Tensor:
+    """Each pair (a, b) of channels becomes (a cos - b sin, b cos + a sin), in float32; ``q`` ``[1, tokens, heads, head_dim]``."""
+    swapped = torch.unflatten(q, -1, (-1, 2)).flip(-1).flatten(-2)
+    return q * rope.cos + swapped * rope.sin
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
@@ -110,7 +121,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
     return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
-def _project(w: StreamWeights, h: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def _project(w: StreamWeights | SingleWeights, h: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys of unit length, float32, and values, ``[1, tokens, heads, head_dim]``."""
     q, k, v = torch.unflatten(F.linear(h, w.qkv_w, w.qkv_b), -1, (3, -1, head_dim)).unbind(2)
     return _unit(q, w.norm_q), _unit(k, w.norm_k), v
 
@@ -119,7 +131,7 @@ def _finish(w: StreamWeights, h: Tensor, found: Tensor, modulation: tuple[Tensor
     """Attention's residual, then the feed-forward with its own."""
     gate, shift, scale, mlp_gate = modulation
     h = h + gate * F.linear(found, w.out_w, w.out_b)
-    up = F.gelu(F.linear(modulated_norm(h, shift, scale), w.up_w, w.up_b), approximate="tanh")
+    up = linear_gelu(modulated_norm(h, shift, scale), w.up_w, w.up_b)
     return h + mlp_gate * F.linear(up, w.down_w, w.down_b)
 
 

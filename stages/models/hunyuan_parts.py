@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.geometry import ModelGeometry
+from stages.attention import choose
 from stages.models.base import Loading
 from stages.models.hunyuan_text import LlamaText, LlavaText, Summary, TextEncoder
 from stages.models.hunyuan_transformer import HunyuanTransformer
@@ -37,7 +38,9 @@ def load_transformer(folder: Path, loading: Loading) -> HunyuanTransformer:
         from stages.models import lora
 
         lora.merge(weights, loading.lora)
-    return HunyuanTransformer(weights.to(loading.device).eval().requires_grad_(False))
+    heads, head_dim = weights.config.num_attention_heads, weights.config.attention_head_dim
+    attention = choose(loading.attention, loading.device, heads, head_dim, loading.dtype)
+    return HunyuanTransformer(weights.to(loading.device).eval().requires_grad_(False), attention, loading.compile)
 
 
 def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orchestrator.types import Grid
+from stages.compiling import maybe_compile
 from stages.models.base import Attention
 from stages.models.hunyuan_block import (
     DualWeights,
+    Rope,
     SingleWeights,
     StreamWeights,
     attend,
@@ -27,8 +29,8 @@ from stages.models.hunyuan_block import (
     single_block,
 )
 
-NUM_TABLES = 8
-"""Rotary tables kept: two clips' worth of stages (59 MB each at 115,200 tokens)."""
+NUM_TABLES = 4
+"""Rotary tables kept: the stages of one clip (118 MB at 115,200 tokens)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,7 @@ class Prompt:
 class HunyuanTransformer:
     """Callable ``(x, timestep, guidance, prompt) -> velocity``. ``attention`` is the seam for a sequence-parallel group."""
 
-    def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention) -> None:
+    def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention, compile_blocks: bool = False) -> None:
         """``weights`` is a ``HunyuanVideoTransformer3DModel``, which loses its repeated blocks."""
         config = weights.config
         self.weights = weights
@@ -55,8 +57,10 @@ class HunyuanTransformer:
         self.replaces_first = config.image_condition_type == "token_replace"
         self.duals = _drain(weights.transformer_blocks, _dual_weights)
         self.singles = _drain(weights.single_transformer_blocks, _single_weights)
-        self.dual_block = functools.partial(dual_block, head_dim=config.attention_head_dim, attention=attention)
-        self.single_block = functools.partial(single_block, head_dim=config.attention_head_dim, attention=attention)
+        constants: dict[str, Any] = {"head_dim": config.attention_head_dim, "attention": attention}
+        dual: Callable[..., tuple[Tensor, Tensor]] = functools.partial(dual_block, **constants)
+        single: Callable[..., Tensor] = functools.partial(single_block, **constants)
+        self.dual_block, self.single_block = maybe_compile(dual, compile_blocks), maybe_compile(single, compile_blocks)
         self._tables = functools.lru_cache(maxsize=NUM_TABLES)(self._make_tables)
         self._guide = functools.lru_cache(maxsize=NUM_TABLES)(self._make_guide)
 
@@ -77,9 +81,9 @@ class HunyuanTransformer:
         rope, first = self._tables(grid, prompt.tokens.shape[1], x.device)
         h, c = self._embed(x), self._refine(timestep, prompt)
         num = h.shape[1]
-        of_image = None if first is None else first[:num]
+        of_image = rope.of_image(num), None if first is None else first[:num]
         for dual in self.duals:
-            h, c = self.dual_block(dual, h, c, emb, rope[:num], of_image)
+            h, c = self.dual_block(dual, h, c, emb, *of_image)
         h = torch.cat([h, c], dim=1)
         for single in self.singles:
             h = self.single_block(single, h, emb, rope, first)
@@ -124,14 +128,14 @@ class HunyuanTransformer:
         out: Tensor = attn.to_out[0](attend(q, k, v, F.scaled_dot_product_attention))
         return out
 
-    def _make_tables(self, grid: Grid, num_text: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Cosines and sines ``[tokens, head_dim / 2, 2]``, text tokens standing still, and the mark of the first frame."""
+    def _make_tables(self, grid: Grid, num_text: int, device: torch.device) -> tuple[Rope, Tensor | None]:
+        """Rotary tables, by which text tokens stand still, and the mark of the first frame ``[tokens, 1]``."""
         cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
         cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=device))
-        image = torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
-        still = torch.tensor([1.0, 0.0], device=device).expand(num_text, image.shape[1], 2)
-        rope = torch.cat([image, still])
-        mark = torch.arange(len(rope), device=device).unsqueeze(1) < grid[1] * grid[2]
+        sin[:, 0::2].neg_()
+        tables = F.pad(cos, (0, 0, 0, num_text), value=1.0), F.pad(sin, (0, 0, 0, num_text))
+        rope = Rope(*(table.unsqueeze(1) for table in tables))
+        mark = torch.arange(len(rope.cos), device=device).unsqueeze(1) < grid[1] * grid[2]
         return rope, mark if self.replaces_first else None
 
     def _patches(self, x: Tensor) -> Grid:
@@ -183,9 +187,10 @@ def _stream(norm: Any, qkv: Sequence[nn.Linear], qk_norms: Sequence[Any], out: n
 def _single_weights(block: Any) -> SingleWeights:
     a, dim = block.attn, block.attn.to_q.in_features
     out = block.proj_out
-    fused = _fuse((a.to_q, a.to_k, a.to_v, block.proj_mlp))
+    norms = a.norm_q.weight, a.norm_k.weight
     parts = _static(out.weight[:, :dim]), _static(out.weight[:, dim:]), out.bias
-    return SingleWeights(*_pair(block.norm.linear), *fused, a.norm_q.weight, a.norm_k.weight, *parts)
+    qkv = _fuse((a.to_q, a.to_k, a.to_v))
+    return SingleWeights(*_pair(block.norm.linear), *qkv, *norms, *_pair(block.proj_mlp), *parts)
 
 
 def _pair(linear: nn.Linear) -> tuple[Tensor, Tensor]:
