@@ -20,6 +20,9 @@ from stages.compiling import maybe_compile
 from stages.models.base import Attention, Branch
 from stages.models.wan_block import CrossMemory, block, block_weights, modulated_norm, per_token, split_heads
 
+ON_CPU = ("cpu",)
+"""Devices where complex products and a bias on the logits are the faster forms."""
+
 TextMemory = tuple[CrossMemory, ...]
 """Cross-attention keys and values of one prompt, per layer."""
 
@@ -91,7 +94,7 @@ class WanTransformer:
         raised by log(n).
         """
         rows, bias = branch.tensors["text"].to(self.device, self.dtype), None
-        if branch.num_pads and self.device.type == "cpu":
+        if branch.num_pads and self.device.type in ON_CPU:
             rows = F.pad(rows, (0, 0, 0, 1))
             bias = rows.new_zeros(1, 1, 1, rows.shape[1])
             bias[..., -1] = math.log(branch.num_pads)
@@ -117,7 +120,7 @@ class WanTransformer:
         cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
         cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=self.device))
         table = torch.stack((cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), dim=-1).float().contiguous()
-        return torch.view_as_complex(table) if self.device.type == "cpu" else table
+        return torch.view_as_complex(table) if self.device.type in ON_CPU else table
 
     def _first_frame(self, grid: Grid) -> Tensor:
         """Which tokens are of the first frame, ``[N, 1]``."""

@@ -12,6 +12,7 @@ from orchestrator.dvg_config import DvgConfig
 from stages.denoise import StepDone
 from stages.models.base import Request, load
 from stages.models.wan import WanModel
+from stages.sampling import NoiseLevel
 from tests.tiny import checkpoint
 from tests.unit.wan_runs import NUM_STEPS, SHAPE, run, write_image
 
@@ -69,6 +70,13 @@ def test_one_guidance_serves_both_experts_unless_the_second_is_given(monkeypatch
     watched = Watched(model, monkeypatch)
     run(model, "full", Request("a red circle", SHAPE, 4.0), NUM_STEPS)
     assert {guidance for _, guidance in watched.used} == {4.0}
+
+
+@pytest.mark.parametrize(("timestep", "place"), [(876.0, 0), (875.0, 0), (874.0, 1)])
+def test_the_boundary_itself_belongs_to_the_high_noise_expert(timestep: float, place: int) -> None:
+    model = loaded("wan2.2-a14b")
+    condition = model.encode(Request("a red circle", SHAPE, 1.0))
+    assert model._expert(NoiseLevel(timestep / 1000, timestep, 0.0), condition)[0] is model.parts.experts[place]
 
 
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:
