@@ -168,9 +168,7 @@ def cost_model(
     if calibration is None:
         cost = uncalibrated(geometry, device or device_name())
     elif not _costs_alike(calibration.model, geometry):
-        raise ValueError(
-            f"calibration file {str(file)!r} is of {calibration.model}, which does not cost what {geometry.name} does"
-        )
+        raise ValueError(f"calibration file {str(file)!r} is of {calibration.model}, which is not of the size of {geometry.name}")
     else:
         cost = CostModel(
             label="calibrated",

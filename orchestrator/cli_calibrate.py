@@ -147,12 +147,7 @@ def _print(console: Console, calibration: Calibration) -> None:
     fit = calibration.fits[0]
     for row in calibration.steps:
         fitted_s, rate = fit.seconds(row.tokens), row.tokens / row.median_s
-        figures = (
-            f"{row.median_s:.4g}",
-            f"{fitted_s:.4g}",
-            f"{fitted_s / row.median_s - 1:+.1%}",
-            f"{row.tokens / row.median_s:,.0f}",
-        )
+        figures = (f"{row.median_s:.4g}", f"{fitted_s:.4g}", f"{fitted_s / row.median_s - 1:+.1%}", f"{rate:,.0f}")
         table.add_row("x".join(map(str, row.grid)), f"{row.tokens:,}", *figures)
     console.print(table)
     console.print(f"seconds = {fit.fixed_s:.3g} + {fit.token_s:.3g} tokens + {fit.token2_s:.3g} tokens^2", highlight=False)

@@ -1,0 +1,139 @@
+"""Predicted seconds: the arithmetic, and how near it comes to what was measured."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.calibrate import fit_forward
+from orchestrator.actions import full_action
+from orchestrator.calibration import StepRow
+from orchestrator.cost import GPUS, CostModel, ForwardCost, denoise_s, full_s, num_branches, rates, uncalibrated
+from orchestrator.geometry import MODELS, model
+from orchestrator.types import Action, Grid, Stage, VideoShape
+
+MEASURED = {
+    "hunyuanvideo": (
+        ((32, 90, 160), 20.51),
+        ((32, 68, 120), 7.76),
+        ((16, 90, 160), 6.31),
+        ((22, 62, 112), 3.42),
+        ((32, 44, 80), 2.10),
+        ((16, 44, 80), 0.83),
+        ((11, 32, 56), 0.257),
+    ),
+    "wan2.1-14b": (
+        ((21, 60, 104), 3.24),
+        ((21, 44, 78), 1.44),
+        ((10, 60, 104), 1.24),
+        ((15, 42, 72), 0.82),
+        ((21, 30, 52), 0.586),
+        ((10, 30, 52), 0.238),
+        ((7, 20, 36), 0.081),
+    ),
+    "hunyuanvideo-1.5": (((31, 30, 53), 4.09), ((22, 21, 37), 0.80), ((16, 15, 26), 0.23)),
+}
+"""Median seconds of one eager forward of one branch on one H200, cuDNN attention, no mask."""
+H200 = "NVIDIA H200"
+MADE_UP = CostModel(
+    label="calibrated",
+    device="made up",
+    forwards=(ForwardCost(fixed_s=0.5, token_s=0.001, token2_s=1e-6),),
+    transition_token_s=1e-4,
+)
+
+
+def rows(name: str) -> list[StepRow]:
+    tokens = model(name).num_tokens
+    return [StepRow(grid=grid, tokens=tokens(grid), median_s=seconds, repeats=5) for grid, seconds in MEASURED[name]]
+
+
+def test_a_fit_to_the_measured_rows_of_wan_14b_is_within_a_tenth() -> None:
+    fit, error = fit_forward(rows("wan2.1-14b"))
+    assert error < 0.10
+    assert all(fit.seconds(row.tokens) == pytest.approx(row.median_s, rel=0.10) for row in rows("wan2.1-14b"))
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_roofline_is_within_a_factor_of_two_of_every_measured_forward(name: str) -> None:
+    cost = uncalibrated(model(name), H200)
+    assert cost.label == "uncalibrated"
+    for row in rows(name):
+        assert 0.5 < row.median_s / cost.forward_s(row.tokens) < 2, row
+
+
+@given(
+    st.sampled_from(sorted(MODELS)),
+    st.sampled_from([H200, "NVIDIA A100-SXM4-80GB", "CPU somebody's", "NVIDIA Next"]),
+    st.integers(1, 200_000),
+    st.integers(1, 5_000),
+)
+def test_more_tokens_never_cost_less(name: str, device: str, num_tokens: int, more: int) -> None:
+    cost = uncalibrated(model(name), device)
+    assert 0 < cost.forward_s(num_tokens) < cost.forward_s(num_tokens + more)
+
+
+@given(
+    st.lists(st.integers(50, 120_000), min_size=3, max_size=9, unique=True),
+    st.floats(1e-4, 1.0),
+    st.floats(1e-7, 1e-3),
+    st.floats(1e-11, 1e-7),
+)
+@settings(max_examples=50)
+def test_a_fit_recovers_seconds_that_follow_the_curve(counts: list[int], fixed_s: float, token_s: float, token2_s: float) -> None:
+    truth = ForwardCost(fixed_s=fixed_s, token_s=token_s, token2_s=token2_s)
+    made = [StepRow(grid=(1, 1, n), tokens=n, median_s=truth.seconds(n), repeats=1) for n in counts]
+    fit, error = fit_forward(made)
+    assert error < 1e-3
+    assert min(fit.fixed_s, fit.token_s, fit.token2_s) >= 0
+
+
+def test_a_schedule_costs_its_executed_forwards_branches_and_transitions() -> None:
+    geometry = model("hunyuanvideo-1.5")
+    action = Action("two", (Stage((1, 10, 10), 4, 7.0), Stage((1, 20, 20), 6, 11.0)), 0.5)
+    small, large = 0.5 + 0.1 + 0.01, 0.5 + 0.4 + 0.16
+    one_branch = 5 * small + 5 * large  # the transition's forward runs on the grid it leaves
+    assert denoise_s(geometry, action, MADE_UP) == pytest.approx(one_branch + 400 * 1e-4)
+    two = MADE_UP.model_copy(update={"num_branches": 2})
+    assert denoise_s(geometry, action, two) == pytest.approx(2 * one_branch + 400 * 1e-4)
+
+
+def test_the_full_run_costs_one_forward_a_step() -> None:
+    geometry, shape = model("wan-mini"), VideoShape(41, 144, 144)
+    assert full_s(geometry, shape, 30, MADE_UP) == pytest.approx(30 * MADE_UP.forward_s(891))
+    assert full_action(geometry, shape, 30).density == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance", "branches"),
+    [
+        ("wan2.2-a14b", 4.0, 2),
+        ("wan2.2-a14b", 1.0, 1),
+        ("hunyuanvideo", 6.0, 1),
+        ("hunyuanvideo-1.5", 6.0, 2),
+        ("hunyuanvideo-1.5-i2v-distilled", 1.0, 1),
+    ],
+)
+def test_only_true_guidance_doubles_the_forwards(name: str, guidance: float, branches: int) -> None:
+    assert num_branches(model(name), guidance) == branches
+
+
+def test_a_degree_that_was_not_measured_is_refused_with_those_that_were() -> None:
+    wider = ForwardCost(degree=4, fixed_s=0.1, token_s=0.0, token2_s=0.0)
+    cost = MADE_UP.model_copy(update={"forwards": (*MADE_UP.forwards, wider)})
+    assert cost.forward_s(1000, degree=4) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"degree 2 .* it has 1, 4"):
+        cost.forward_s(1000, degree=2)
+
+
+def test_a_device_is_known_by_a_part_of_its_name_and_an_unknown_gpu_is_taken_for_the_slowest() -> None:
+    assert rates("NVIDIA H200") != rates("NVIDIA H100 80GB HBM3") != rates("NVIDIA A100-SXM4-80GB")
+    assert rates("NVIDIA Next") == min((known for _, known in GPUS), key=lambda known: known.linear)
+    assert rates("CPU AMD EPYC").linear < rates("NVIDIA Next").linear / 100
+
+
+def test_the_made_up_rows_are_the_grids_they_claim() -> None:
+    counts: dict[Grid, int] = {(32, 90, 160): 115_200, (21, 60, 104): 32_760, (31, 30, 53): 49_290}
+    found = {row.grid: row.tokens for name in MEASURED for row in rows(name)}
+    assert counts.items() <= found.items()
