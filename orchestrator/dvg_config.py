@@ -92,9 +92,12 @@ class DvgConfig(BaseModel):
     """Right shift of the noise hash; ``arithmetic`` gives the release's values."""
     renoise: Literal["coordinate", "random"] = "coordinate"
     """``random`` draws fresh noise at every transition (an ablation of the paper)."""
+    noise_field: Literal["hash", "stock"] = "hash"
+    """The fixed field on the final grid whose cells every stage draws its noise from: the release's hash of the coordinate,
+    or the stock pipeline's draw for the full grid, from which a full run of the same seed starts."""
     initial_noise: Literal["randn", "coordinate"] = "randn"
-    """The noise that stage 1 starts from: the stock pipeline's draw, or the field that every transition takes its noise from
-    (on the cells stage 1 has before the plan is known)."""
+    """The noise that stage 1 starts from: a draw for its own grid, or the field that every transition takes its noise from
+    (on the cells that stage 1 has before the plan is known)."""
     extrapolation: float = Field(1.0, gt=0, le=1)
     """Share of the way to sigma = 0 that the clean estimate at a transition goes."""
     meanflow_clean: Literal["released", "zero"] = "released"

@@ -76,8 +76,9 @@ def start(model: Model, planner: Planner, condition: Condition, seed: int) -> Bo
     """Pure noise on the first stage's grid. A run of one stage is decided here: there is nothing to measure."""
     first = planner.first()
     decision = planner.decide(None) if first.steps == planner.task.num_steps else None
-    axes = nested_axes((first.grid, planner.task.full_grid))[0]
-    noise = first_noise(axes, model.geometry.latent_channels, seed, planner.task.config)
+    full_grid = planner.task.full_grid
+    axes = nested_axes((first.grid, full_grid))[0]
+    noise = first_noise(axes, full_grid, model.geometry.latent_channels, seed, planner.task.config)
     return Boundary(noise, 0, 0, decision, condition, seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,8 +53,13 @@ class ClipWorker:
             self._model(arm)
 
     def sketch(self, item: Item, on_step: OnStep = ignore) -> tuple[Decision, dict[str, float], Boundary]:
-        """Text, image, stage 1 and the decision. Needs the parts "text" and "transformer"."""
+        """Text, image, stage 1 and the decision. Needs the parts "text" and "transformer".
+
+        Raises ValueError for an image that is not the one the item was made with.
+        """
         arm = self._arm(item)
+        if item.image is not None:
+            _require_unchanged(item.image, item.image_sha256)
         request = Request(item.prompt, arm.shape, arm.guidance, arm.negative_prompt, arm.guidance_low, item.image)
         return sketch.sketch(self._model(arm), self._planner(arm), request, item.seed, on_step)
 
@@ -104,6 +110,16 @@ class ClipWorker:
                 arm.planner, geometry, arm.shape, arm.num_steps, asked, arm.dvg, arm.solver, arm.cost
             )
         return self._planners[arm.name]
+
+
+def _require_unchanged(image: str, sha256: str) -> None:
+    """The item's key stands for the image's bytes."""
+    try:
+        found = hashlib.sha256(Path(image).read_bytes()).hexdigest()
+    except OSError as problem:
+        raise ValueError(f"image {image!r} cannot be read: {problem.strerror}") from problem
+    if found != sha256:
+        raise ValueError(f"image {image!r} has changed since its item was made: its SHA-256 is {found}, not {sha256}")
 
 
 def _key(arm: Arm) -> ModelKey:

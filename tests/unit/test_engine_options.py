@@ -160,6 +160,18 @@ def test_the_first_noise_is_the_stock_draw_or_the_field_of_all_transitions() -> 
     assert torch.equal(aligned, field[:, :, t][:, :, :, h][..., w])
 
 
+def test_under_the_stock_field_every_stage_draws_from_the_noise_that_a_full_run_starts_with() -> None:
+    planner = planner_of(noise_field="stock", initial_noise="coordinate")
+    whole = start(SpyModel(), planner_of("full", None), CONDITION, 3).x
+    t, h, w = map(list, nested_axes((planner.first().grid, FULL))[0])
+    assert torch.equal(start(SpyModel(), planner, CONDITION, 3).x, whole[:, :, t][:, :, :, h][..., w])
+    action = planner.decide(torch.randn(1, 16, *planner.first().grid)).action
+    for index, axes in enumerate(nested_axes(tuple(stage.grid for stage in action.stages))[1:]):
+        noise = planner.carry(torch.randn(1, 16, *action.stages[index].grid), action, index, 1.0, 3)
+        t, h, w = map(list, axes)
+        assert torch.allclose(noise, whole[:, :, t][:, :, :, h][..., w])
+
+
 # Few steps
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -135,7 +136,7 @@ def test_what_cannot_be_done_yet_is_refused(worker: ClipWorker, tmp_path: Path) 
         worker.sketch(Item("k", "other", "p", "a", 1))
 
 
-def test_the_arm_and_the_item_say_what_is_loaded_and_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arm_and_the_item_say_what_is_loaded_and_encoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     loads: list[tuple[object, ...]] = []
     requests: list[Request] = []
 
@@ -160,8 +161,17 @@ def test_the_arm_and_the_item_say_what_is_loaded_and_encoded(monkeypatch: pytest
         (*on, frozenset({"transformer"}), (), False, "torch"),
         (*on, frozenset({"transformer", "text"}), (Lora("a.safetensors", 0.5, "low"),), False, "torch"),
     ]
-    worker.sketch(make_item(arms["plain"], "p", "a cat", 7, "/data/cat.png", "ab12"))
-    assert requests == [Request("a cat", VideoShape(25, 96, 96, 8), 1.0, "no", 2.0, "/data/cat.png")]
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(b"a cat")
+    of = make_item(arms["plain"], "p", "a cat", 7, str(picture), hashlib.sha256(b"a cat").hexdigest())
+    worker.sketch(of)
+    assert requests == [Request("a cat", VideoShape(25, 96, 96, 8), 1.0, "no", 2.0, str(picture))]
+    picture.write_bytes(b"a dog")
+    with pytest.raises(ValueError, match="has changed since"):
+        worker.sketch(of)
+    picture.unlink()
+    with pytest.raises(ValueError, match="cannot be read"):
+        worker.sketch(of)
 
 
 def test_a_worker_that_sketches_in_pixel_space_loads_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
