@@ -51,10 +51,12 @@ FAMILIES = {
         "HunyuanVideo15ImageToVideoPipeline",
         "HunyuanVideo15Transformer3DModel",
         "AutoencoderKLHunyuanVideo15",
-        ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
+        ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "guider"),
         ("image_encoder", "feature_extractor"),
     ),
 }
+TARGET_SIZES = {480: 640, 720: 960}
+"""HunyuanVideo-1.5: side in pixels of the square whose area the checkpoints for these heights were trained on."""
 
 
 def components(geometry: ModelGeometry) -> tuple[str, ...]:
@@ -145,6 +147,8 @@ def _facts(geometry: ModelGeometry, name: str, config: Mapping[str, Any]) -> Ite
             yield "image_condition_type", config.get("image_condition_type"), kind
         if geometry.family == "hunyuan15":
             yield "use_meanflow", config.get("use_meanflow", False), geometry.meanflow
+            yield "task_type", config.get("task_type", "i2v"), "i2v" if geometry.image == "required" else "t2v"
+            yield "target_size", config.get("target_size", 640), TARGET_SIZES[geometry.default_shape.height]
 
 
 def _vae_facts(geometry: ModelGeometry, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

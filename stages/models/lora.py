@@ -103,10 +103,10 @@ def merge(transformer: Any, loras: Sequence[Lora], expert: Expert = "high") -> N
 
 def _add(transformer: Any, path: str, name: str) -> None:
     kind = type(transformer).__name__
-    state = _state_dict(kind, find_lora(path))
+    file = find_lora(path)
     try:
-        transformer.load_lora_adapter(state, adapter_name=name)
-    except (ValueError, RuntimeError, KeyError) as error:
+        transformer.load_lora_adapter(_state_dict(kind, file), adapter_name=name)
+    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:  # as its converters come to grief
         raise ValueError(
             f"lora {path!r} does not fit {type(transformer).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error

@@ -15,6 +15,7 @@ def build(name: str, folder: Path) -> None:
     family = model(name).family
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder {str(folder)!r} is not empty: a checkpoint is written to a new or an empty folder")
+    _quiet()
     if family == "hunyuan":
         from stages.models import tiny_hunyuan
 
@@ -27,3 +28,13 @@ def build(name: str, folder: Path) -> None:
         from stages.models import tiny_wan
 
         tiny_wan.build(name, folder)
+
+
+def _quiet() -> None:
+    """No progress bars and notes of the libraries over files of a few kilobytes."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
