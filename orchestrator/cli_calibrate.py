@@ -19,7 +19,6 @@ from orchestrator.mistakes import ConfigError, RunError
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Grid, VideoShape
 from stages.models import embedded
-from stages.models.weights import check_weights
 
 if TYPE_CHECKING:
     from experiments.calibrate import Settings
@@ -89,6 +88,8 @@ def _grids(text: str) -> tuple[Grid, ...]:
 
 
 def _weights(model: ModelGeometry, weights: str | None) -> str | None:
+    from stages.models.weights import check_weights
+
     if weights is None and model.name == embedded.NAME:
         return None
     pinned, wrong = check_weights(model, weights)

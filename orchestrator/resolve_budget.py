@@ -52,7 +52,7 @@ def resolve_budget(run: Run, settings: Mapping[str, Any]) -> Budgeting:
         return Budgeting(None, None, cost)
     target = DEFAULT if given is None else parse_target(given)
     budget = _density(run, target, cost)
-    return Budgeting(budget, target if target.kind != "density" and run.planner == "dvg" else None, cost)
+    return Budgeting(budget, None if target.kind == "density" else target, cost)
 
 
 def cost_of(run: Run, settings: Mapping[str, Any]) -> CostModel:

@@ -75,6 +75,10 @@ def make_record(arm: str = "full", prompt_id: str = "still-circle", seed: int = 
         num_bytes=0,
         sha256=hashlib.sha256(f"{arm}/{prompt_id}/{seed}/video".encode()).hexdigest(),
         finished_at="2026-01-02T03:04:05+00:00",
+        target="density=0.5" if fast else "",
+        predicted_s=4.0 if fast else 8.0,
+        cost_label="calibrated",
+        cost_device="CPU",
     )
     return dataclasses.replace(record, **changes)
 

@@ -9,15 +9,19 @@ import sys
 import pytest
 
 from orchestrator.actions import DvgConfig, InfeasibleBudget
+from orchestrator.budgets import InfeasibleTarget, Target
+from orchestrator.cost import CostModel, ForwardCost, uncalibrated
 from orchestrator.geometry import model
 from orchestrator.plan import plan_report
 from orchestrator.types import Demand, VideoShape
 
 HV15 = VideoShape(121, 480, 848)
+LINEAR = ForwardCost(fixed_s=0.0, token_s=1e-4, token2_s=0.0)
+COST = CostModel(label="calibrated", device="made up", forwards=(LINEAR,), num_branches=2, decode_s=3.0)
 
 
-def report(demand=None, budget=0.5):
-    return plan_report("hunyuanvideo-1.5", HV15, 50, budget, DvgConfig(), demand)
+def report(demand=None, budget=0.5, kind="density"):
+    return plan_report("hunyuanvideo-1.5", HV15, 50, Target(kind=kind, value=budget), DvgConfig(), demand, COST)
 
 
 def test_the_report_states_grid_tokens_and_steps():
@@ -31,10 +35,36 @@ def test_the_report_states_grid_tokens_and_steps():
 
 def test_an_action_states_its_rates_density_and_stages():
     action = next(row for row in report()["actions"] if (row["s2"], row["f2"]) == (0.7, 17))
-    assert set(action) == {"s2", "f2", "density", "stages"}
+    assert set(action) == {"s2", "f2", "density", "density_executed", "predicted_s", "speedup", "stages"}
     assert action["density"] == pytest.approx(0.4862, abs=5.1e-5)
     assert action["stages"][0] == {"grid": [12, 15, 26], "tokens": 4680, "steps": 14, "shift": 7.0}
     assert [stage["grid"] for stage in action["stages"]][1:] == [[17, 21, 37], [17, 30, 53], [31, 30, 53]]
+
+
+def test_an_action_states_what_it_is_predicted_to_cost():
+    rows = report()
+    assert rows["cost"] == {
+        "label": "calibrated",
+        "device": "made up",
+        "branches": 2,
+        "full_s": rows["cost"]["full_s"],
+        "decode_s": 3,
+    }
+    assert rows["cost"]["full_s"] == pytest.approx(2 * 50 * 4.929)
+    action = next(row for row in rows["actions"] if (row["s2"], row["f2"]) == (0.7, 17))
+    forwards = zip((15, 11, 11, 13), (stage["tokens"] for stage in action["stages"]), strict=True)
+    assert action["predicted_s"] == pytest.approx(2 * sum(num * 1e-4 * tokens for num, tokens in forwards))
+    assert action["speedup"] == pytest.approx(rows["cost"]["full_s"] / action["predicted_s"])
+    assert action["density_executed"] == pytest.approx(1 / action["speedup"])  # a linear cost has no other story
+
+
+def test_a_speedup_lists_the_actions_that_give_it_and_the_density_they_mean():
+    rows = report(budget=2.0, kind="speedup")
+    assert rows["target"] == {"kind": "speedup", "value": 2.0}
+    assert all(row["speedup"] == pytest.approx(2.0, rel=0.042) for row in rows["actions"])
+    assert rows["budget"] == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(InfeasibleTarget):
+        report(budget=20.0, kind="speedup")
 
 
 def test_nothing_is_chosen_without_a_demand():
@@ -58,13 +88,14 @@ def test_an_infeasible_budget_and_a_bad_shape_are_errors():
     with pytest.raises(InfeasibleBudget):
         report(budget=0.9)
     with pytest.raises(ValueError, match="4k\\+1"):
-        plan_report("wan-mini", VideoShape(42, 144, 144), 30, 0.5, DvgConfig(), None)
+        plan_report("wan-mini", VideoShape(42, 144, 144), 30, Target(value=0.5), DvgConfig(), None, COST)
 
 
 @pytest.mark.parametrize("name", ["hunyuanvideo", "wan2.1-1.3b", "wan2.2-a14b", "wan2.2-ti2v-5b", "wan-mini"])
 def test_every_model_has_a_plan_at_half_the_budget(name):
     geometry = model(name)
-    rows = plan_report(name, geometry.default_shape, geometry.default_steps, 0.5, DvgConfig(), Demand(0.2, 0.2))
+    run = (name, geometry.default_shape, geometry.default_steps, Target(value=0.5), DvgConfig())
+    rows = plan_report(*run, Demand(0.2, 0.2), uncalibrated(geometry, "NVIDIA H200"))
     assert rows["chosen"]["stages"][-1]["tokens"] == rows["tokens"]
 
 
