@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
@@ -82,11 +81,3 @@ def _keep_on_disk() -> None:
     """Inductor's and Triton's caches in the user's cache, not in a temporary folder, unless the environment names one."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dvg" / "inductor"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-
-
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``gelu(x W^T + b)``, tanh form, of ``x [B, N, D]``. On a GPU the GELU is part of the product, which spares two passes."""
-    if x.is_cuda and x.dtype != torch.float32:
-        out: Tensor = torch._addmm_activation(bias, x.flatten(0, 1), weight.t(), use_gelu=True)
-        return out.view(*x.shape[:2], -1)
-    return F.gelu(F.linear(x, weight, bias), approximate="tanh")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.kernels import add_norm, gated_add, joint_qkv, linear_gelu, modulated_norm
 from stages.models.base import Attention
 
 EPS = 1e-6
@@ -34,68 +35,33 @@ class StreamWeights(NamedTuple):
     down_bias: Tensor
 
 
-class Rope(NamedTuple):
-    """Rotary tables ``[tokens, 1, head_dim]`` float32; ``sin`` is negated at the even places of each pair."""
-
-    cos: Tensor
-    sin: Tensor
-
-
 def block(
-    image: StreamWeights, text: StreamWeights, modulation: Tensor, h: Tensor, c: Tensor, rope: Rope, attention: Attention
+    image: StreamWeights, text: StreamWeights, modulation: Tensor, h: Tensor, c: Tensor, rope: Tensor, attention: Attention
 ) -> tuple[Tensor, Tensor]:
     """Image tokens ``h [B, N, D]`` and text tokens ``c [B, n, D]`` after one block.
 
-    ``modulation [2, 6, D]`` holds, per stream, shift, scale and gate of the attention, then of the feed-forward.
+    ``modulation [2, 6, D]`` holds, per stream, shift, scale and gate of the attention, then of the feed-forward; ``rope
+    [N, head_dim / 2, 2]`` cosines and sines.
     """
-    shifts, scales, gates, up_shifts, up_scales, up_gates = modulation.unbind(1)
-    q, k, v = _qkv(image, _modulated(h, shifts[0], scales[0]))
-    text_q, text_k, text_v = _qkv(text, _modulated(c, shifts[1], scales[1]))
-    found = attention(
-        _joined(_rotated(_normed(q, image.norm_q), rope), _normed(text_q, text.norm_q), v.dtype),
-        _joined(_rotated(_normed(k, image.norm_k), rope), _normed(text_k, text.norm_k), v.dtype),
-        _joined(v, text_v, v.dtype),
-    )
-    found = found.transpose(1, 2).flatten(2)
-    found_h, found_c = found[:, : h.shape[1]], found[:, h.shape[1] :]
-    h = torch.addcmul(h, F.linear(found_h, image.out, image.out_bias), gates[0])
-    c = torch.addcmul(c, F.linear(found_c, text.out, text.out_bias), gates[1])
-    h = torch.addcmul(h, _feed_forward(image, _modulated(h, up_shifts[0], up_scales[0])), up_gates[0])
-    c = torch.addcmul(c, _feed_forward(text, _modulated(c, up_shifts[1], up_scales[1])), up_gates[1])
-    return h, c
+    of_h, of_c = modulation.unbind(0)
+    num, heads = h.shape[1], h.shape[-1] // image.norm_q.shape[0]
+    norms = (image.norm_q, image.norm_k), (text.norm_q, text.norm_k)
+    q, k, v = joint_qkv(_qkv(image, h, of_h), _qkv(text, c, of_c), *norms, rope, heads, EPS)
+    found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2)
+    return _finished(image, h, found[:, :num], of_h), _finished(text, c, found[:, num:], of_c)
 
 
-def _modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm in float32; the modulation is its affine part."""
-    return F.layer_norm(h.float(), (h.shape[-1],), 1 + scale.float(), shift.float(), EPS).to(h.dtype)
+def _qkv(weights: StreamWeights, h: Tensor, modulation: Tensor) -> Tensor:
+    """``[B, N, 3 D]``."""
+    shift, scale = modulation[0], modulation[1]
+    return F.linear(modulated_norm(h, scale, shift, EPS), weights.qkv, weights.qkv_bias)
 
 
-def _qkv(weights: StreamWeights, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``[B, N, heads, head_dim]`` each."""
-    heads = F.linear(h, weights.qkv, weights.qkv_bias).view(*h.shape[:2], 3, -1, weights.norm_q.shape[0])
-    q, k, v = heads.unbind(2)
-    return q, k, v
-
-
-def _normed(x: Tensor, weight: Tensor) -> Tensor:
-    """Root-mean-square norm of each head, float32."""
-    x = x.float()
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * weight.float()
-
-
-def _rotated(x: Tensor, rope: Rope) -> Tensor:
-    """Each pair (a, b) of a head becomes (a cos - b sin, b cos + a sin)."""
-    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
-    return x * rope.cos + swapped * rope.sin
-
-
-def _joined(image: Tensor, text: Tensor, dtype: torch.dtype) -> Tensor:
-    """Tokens of both streams as ``[B, heads, N + n, head_dim]``."""
-    return torch.cat([image.to(dtype), text.to(dtype)], dim=1).transpose(1, 2)
-
-
-def _feed_forward(weights: StreamWeights, h: Tensor) -> Tensor:
-    return F.linear(F.gelu(F.linear(h, weights.up, weights.up_bias), approximate="tanh"), weights.down, weights.down_bias)
+def _finished(weights: StreamWeights, h: Tensor, found: Tensor, modulation: Tensor) -> Tensor:
+    """Attention's residual, then the feed-forward with its own."""
+    _, _, gate, shift, scale, up_gate = modulation.unbind(0)
+    h, x = add_norm(h, F.linear(found, weights.out, weights.out_bias), gate, scale, shift, EPS)
+    return gated_add(h, F.linear(linear_gelu(x, weights.up, weights.up_bias), weights.down, weights.down_bias), up_gate)
 
 
 def bundle(module: Any) -> tuple[StreamWeights, StreamWeights]:
@@ -114,14 +80,17 @@ def bundle(module: Any) -> tuple[StreamWeights, StreamWeights]:
 
 def _bundle(qkv: Sequence[nn.Linear], norm_q: Any, norm_k: Any, out: nn.Linear, feed_forward: Any) -> StreamWeights:
     up, down = feed_forward.net[0].proj, feed_forward.net[2]
-    ends = (out.weight, out.bias, up.weight, up.bias, down.weight, down.bias)
-    return StreamWeights(*fuse(qkv), norm_q.weight.detach(), norm_k.weight.detach(), *(w.detach() for w in ends))
+    own = (norm_q.weight, norm_k.weight, out.weight, out.bias, up.weight, up.bias, down.weight, down.bias)
+    return StreamWeights(*fuse(qkv), *own)
 
 
-def fuse(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
-    """The weights of several layers as one product. The layers become views of it, so nothing is held twice."""
+def fuse(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:
+    """The weights of several layers as one product. The layers become views of it, so nothing is held twice.
+
+    As parameters, whose sizes a compiler with dynamic shapes takes for constants.
+    """
     weight = torch.cat([linear.weight.data for linear in linears])
     bias = torch.cat([linear.bias.data for linear in linears])
     for linear, w, b in zip(linears, weight.chunk(len(linears)), bias.chunk(len(linears)), strict=True):
         linear.weight.data, linear.bias.data = w, b
-    return weight, bias
+    return nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)

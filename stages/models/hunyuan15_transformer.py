@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.types import Grid
+from stages.compiling import maybe_compile
+from stages.kernels import modulated_norm
 from stages.models.base import Attention
-from stages.models.hunyuan15_block import EPS, Rope, block, bundle, fuse
+from stages.models.hunyuan15_block import EPS, block, bundle, fuse
 from stages.sampling import NoiseLevel
 
 TEXT, GLYPHS, IMAGE = range(3)
@@ -49,11 +51,10 @@ class TimeState:
 class Hunyuan15Transformer:
     """Callable ``(x, condition, time, memory) -> velocity``."""
 
-    def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention, run_block: Any = block) -> None:
-        """``weights`` is a ``HunyuanVideo15Transformer3DModel``; ``run_block`` is :func:`block`, compiled or not."""
+    def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention, compiled: bool = False) -> None:
+        """``weights`` is a ``HunyuanVideo15Transformer3DModel``; ``attention`` is of image and text tokens together."""
         self.weights = weights
-        self.attention = attention
-        self.block = run_block
+        self.block = maybe_compile(functools.partial(block, attention=attention), compiled)
         self.dtype: torch.dtype = weights.dtype
         self.meanflow: bool = weights.config.use_meanflow
         self.num_latent_channels: int = weights.config.out_channels
@@ -93,10 +94,9 @@ class Hunyuan15Transformer:
         h, c = self._tokens(x, condition), self._text(memory, time)
         rope = self._rope((x.shape[2], x.shape[3], x.shape[4]))
         for index, (image, text) in enumerate(self._blocks):
-            h, c = self.block(image, text, time.modulation[index], h, c, rope, self.attention)
+            h, c = self.block(image, text, time.modulation[index], h, c, rope)
         scale, shift = time.last.float()
-        h = F.layer_norm(h.float(), (h.shape[-1],), 1 + scale, shift, EPS).to(h.dtype)
-        velocity: Tensor = self.weights.proj_out(h)
+        velocity: Tensor = self.weights.proj_out(modulated_norm(h, scale, shift, EPS))
         return velocity.float().transpose(1, 2).reshape(x.shape)
 
     def _tokens(self, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -125,11 +125,10 @@ class Hunyuan15Transformer:
         out: Tensor = embedder(waves(steps).to(self.dtype))
         return out
 
-    def _make_rope(self, grid: Grid) -> Rope:
-        """Tables of a grid of cells."""
+    def _make_rope(self, grid: Grid) -> Tensor:
+        """Cosines and sines ``[N, head_dim / 2, 2]`` of a grid of cells."""
         cos, sin = self.weights.rope(self._embed.new_empty(1, 1, *grid))
-        signs = torch.tensor([-1.0, 1.0], device=sin.device).repeat(sin.shape[1] // 2)
-        return Rope(cos[:, None], (sin * signs)[:, None])
+        return torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from orchestrator.types import Grid
 from stages.compiling import maybe_compile
+from stages.kernels import modulated_norm
 from stages.models.base import Attention
 from stages.models.hunyuan_block import (
+    EPS,
     DualWeights,
-    Rope,
     SingleWeights,
     StreamWeights,
     attend,
     dual_block,
-    modulated_norm,
     single_block,
 )
 
@@ -81,14 +81,14 @@ class HunyuanTransformer:
         rope, first = self._tables(grid, prompt.tokens.shape[1], x.device)
         h, c = self._embed(x), self._refine(timestep, prompt)
         num = h.shape[1]
-        of_image = rope.of_image(num), None if first is None else first[:num]
+        of_image = rope[:num], None if first is None else first[:num]
         for dual in self.duals:
             h, c = self.dual_block(dual, h, c, emb, *of_image)
         h = torch.cat([h, c], dim=1)
         for single in self.singles:
             h = self.single_block(single, h, emb, rope, first)
         scale, shift = self.weights.norm_out.linear(emb[0]).chunk(2)
-        velocity = self.weights.proj_out(modulated_norm(h[:, :num], shift, scale))
+        velocity = self.weights.proj_out(modulated_norm(h[:, :num], scale, shift, EPS))
         return self._unpatch(velocity, grid).float()
 
     def _embed_time(self, timestep: float, guidance: float, prompt: Prompt) -> Tensor:
@@ -128,14 +128,14 @@ class HunyuanTransformer:
         out: Tensor = attn.to_out[0](attend(q, k, v, F.scaled_dot_product_attention))
         return out
 
-    def _make_tables(self, grid: Grid, num_text: int, device: torch.device) -> tuple[Rope, Tensor | None]:
-        """Rotary tables, by which text tokens stand still, and the mark of the first frame ``[tokens, 1]``."""
+    def _make_tables(self, grid: Grid, num_text: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Cosines and sines ``[tokens, head_dim / 2, 2]``, text standing still, and the mark of the first frame ``[tokens, 1]``."""
         cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
         cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=device))
-        sin[:, 0::2].neg_()
-        tables = F.pad(cos, (0, 0, 0, num_text), value=1.0), F.pad(sin, (0, 0, 0, num_text))
-        rope = Rope(*(table.unsqueeze(1) for table in tables))
-        mark = torch.arange(len(rope.cos), device=device).unsqueeze(1) < grid[1] * grid[2]
+        image = torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
+        still = torch.tensor([1.0, 0.0], device=device).expand(num_text, image.shape[1], 2)
+        rope = torch.cat([image, still])
+        mark = torch.arange(len(rope), device=device).unsqueeze(1) < grid[1] * grid[2]
         return rope, mark if self.replaces_first else None
 
     def _patches(self, x: Tensor) -> Grid:

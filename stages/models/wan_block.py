@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.compiling import linear_gelu
+from stages.kernels import add_norm, gated_add, linear_gelu, modulated_norm, qk_rope, split_qkv
 from stages.models.base import Attention
 
 
@@ -71,11 +71,9 @@ def block(
     of this rank's tokens, to the prompt.
     """
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (per_token(row, is_first) for row in (w.table + time).unbind(-2))
-    seen = modulated_norm(h, 1 + scale, shift, eps)
-    h = gated_add(h, self_attend(w, seen, rope, heads, eps, attention), gate)
-    seen = modulated_norm(h, w.cross_norm, w.cross_norm_bias, eps)
-    h = h + cross_attend(w, seen, memory, heads, eps, local)
-    seen = modulated_norm(h, 1 + ffn_scale, ffn_shift, eps)
+    found = self_attend(w, modulated_norm(h, scale, shift, eps), rope, heads, eps, attention)
+    h, seen = add_norm(h, found, gate, w.cross_norm, w.cross_norm_bias, eps, plus_one=False)
+    h, seen = add_norm(h, cross_attend(w, seen, memory, heads, eps, local), None, ffn_scale, ffn_shift, eps)
     return gated_add(h, feed_forward(w, seen), ffn_gate)
 
 
@@ -84,23 +82,12 @@ def per_token(rows: Tensor, is_first: Tensor | None) -> Tensor:
     return rows if is_first is None else torch.where(is_first, rows[0], rows[1])
 
 
-def modulated_norm(h: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """Layer norm in float32, times ``scale`` plus ``shift`` (``[D]`` or ``[N, D]``, float32)."""
-    if scale.ndim == 1:
-        return F.layer_norm(h.float(), h.shape[-1:], scale.float(), shift.float(), eps).to(h.dtype)
-    return torch.addcmul(shift, F.layer_norm(h.float(), h.shape[-1:], eps=eps), scale).to(h.dtype)
-
-
-def gated_add(h: Tensor, x: Tensor, gate: Tensor) -> Tensor:
-    """``h + x * gate``, summed in float32."""
-    return torch.addcmul(h.float(), x.float(), gate).to(h.dtype)
-
-
 def self_attend(w: BlockWeights, h: Tensor, rope: Tensor, heads: int, eps: float, attention: Attention) -> Tensor:
-    q, k, v = F.linear(h, w.qkv, w.qkv_bias).chunk(3, dim=-1)
-    q = rotate(split_heads(F.rms_norm(q, q.shape[-1:], w.norm_q, eps), heads), rope)
-    k = rotate(split_heads(F.rms_norm(k, k.shape[-1:], w.norm_k, eps), heads), rope)
-    return F.linear(attention(q, k, split_heads(v, heads)).transpose(1, 2).flatten(2), w.out, w.out_bias)
+    qkv = F.linear(h, w.qkv, w.qkv_bias)
+    q, k = qk_rope(qkv, w.norm_q, w.norm_k, rope, heads, eps)
+    v = split_qkv(qkv, heads)[2]
+    found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return F.linear(found.transpose(1, 2).flatten(2), w.out, w.out_bias)
 
 
 def cross_attend(w: BlockWeights, h: Tensor, memory: CrossMemory, heads: int, eps: float, attention: Attention) -> Tensor:
@@ -123,20 +110,6 @@ def feed_forward(w: BlockWeights, h: Tensor) -> Tensor:
 def split_heads(h: Tensor, heads: int) -> Tensor:
     """``[B, N, heads * d]`` to ``[B, heads, N, d]``."""
     return h.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def rotate(h: Tensor, rope: Tensor) -> Tensor:
-    """Rotary positions of neighbouring pairs of ``h [B, heads, N, d]``, in float32.
-
-    ``rope`` is complex ``[N, d / 2]`` (fastest on a CPU) or the same numbers as real ``[N, d / 2, 2]`` (which compiles).
-    """
-    pairs = h.float().unflatten(-1, (-1, 2))
-    if rope.is_complex():
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * rope)
-    else:
-        (x, y), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
-        turned = torch.stack((x * cos - y * sin, x * sin + y * cos), dim=-1)
-    return turned.flatten(-2).to(h.dtype)
 
 
 def block_weights(layer: Any) -> BlockWeights:

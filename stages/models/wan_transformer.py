@@ -17,8 +17,9 @@ from torch import Tensor
 
 from orchestrator.types import Grid
 from stages.compiling import maybe_compile
+from stages.kernels import modulated_norm
 from stages.models.base import Attention, Branch
-from stages.models.wan_block import CrossMemory, block, block_weights, modulated_norm, per_token, split_heads
+from stages.models.wan_block import CrossMemory, block, block_weights, per_token, split_heads
 
 ON_CPU = ("cpu",)
 """Devices where complex products and a bias on the logits are the faster forms."""
@@ -75,7 +76,7 @@ class WanTransformer:
             h = self.block(layer, h, modulation, is_first, rope, seen)
         rows = self.weights.scale_shift_table[0] + time.unsqueeze(-2)
         shift, scale = (per_token(row, is_first) for row in rows.float().unbind(-2))
-        velocity: Tensor = self.weights.proj_out(modulated_norm(h, 1 + scale, shift, self.eps))
+        velocity: Tensor = self.weights.proj_out(modulated_norm(h, scale, shift, self.eps))
         return self._unpatch(velocity, grid).float()
 
     def _embed_time(self, timesteps: tuple[float, ...]) -> tuple[Tensor, Tensor]:
