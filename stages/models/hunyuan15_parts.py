@@ -11,9 +11,7 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
 from stages.attention import choose
-from stages.compiling import maybe_compile
 from stages.models.base import Loading
-from stages.models.hunyuan15_block import block
 from stages.models.hunyuan15_text import Hunyuan15Encoders
 from stages.models.hunyuan15_transformer import Hunyuan15Transformer
 
@@ -95,8 +93,7 @@ def load_transformer(geometry: ModelGeometry, folder: Path, loading: Loading) ->
         lora.merge(weights, loading.lora)
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     attention = choose(loading.attention, loading.device, heads, head_dim, loading.dtype)
-    run_block = maybe_compile(block, loading.compile)
-    return Hunyuan15Transformer(weights.to(loading.device).eval().requires_grad_(False), attention, run_block)
+    return Hunyuan15Transformer(weights.to(loading.device).eval().requires_grad_(False), attention, loading.compile)
 
 
 def load_vae(geometry: ModelGeometry, folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:

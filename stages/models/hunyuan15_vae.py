@@ -14,8 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.compiling import maybe_compile
+
 MAX_CHUNK_PIXELS = 1 << 22
 """Pixels decoded at once (frames x height x width): about 1 GiB per activation of the widest layer in bf16."""
+
+
+LAYOUT = torch.channels_last_3d
+"""Of every convolution: CPUs and GPUs favour it."""
 
 
 def normed(x: Tensor, gamma: Tensor) -> Tensor:
@@ -28,41 +34,67 @@ def normed(x: Tensor, gamma: Tensor) -> Tensor:
 def padded(x: Tensor, tail: Tensor) -> Tensor:
     """The frames ``tail`` before ``x``, and every border of height and width repeated once."""
     whole: Tensor = F.pad(torch.cat([tail, x], dim=2), (1, 1, 1, 1, 0, 0), mode="replicate")
-    return whole
+    return whole.contiguous(memory_format=LAYOUT)
 
 
 def ready(x: Tensor, gamma: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-    """What a convolution of a residual block reads, and the last two frames of it before padding: all elementwise work of one."""
+    """What a convolution after norm and SiLU reads, and the last two frames of it for the next run: all elementwise work."""
     x = F.silu(normed(x, gamma))
-    return padded(x, tail), _tail(x, tail)
+    return padded(x, tail), _last_two(x, tail)
 
 
-def _tail(x: Tensor, tail: Tensor) -> Tensor:
+def grown(h: Tensor, x: Tensor, frames: int, repeats: int) -> Tensor:
+    """Channels of ``h`` and of its shortcut ``x`` become height, width and ``frames`` times the frames.
+
+    Of ``h`` as many channels are left as the shortcut has: a clip's first frame is not doubled and drops the second half.
+    """
+    shortcut = _unpack(x, frames).repeat_interleave(repeats, dim=1)
+    return (_unpack(h, frames)[:, : shortcut.shape[1]] + shortcut).contiguous(memory_format=LAYOUT)
+
+
+def _unpack(x: Tensor, frames: int) -> Tensor:
+    """``[B, (f 2 2 c), T, H, W]`` to ``[B, c, (T f), (H 2), (W 2)]``."""
+    size, (t, h, w) = x.shape[0], x.shape[2:]
+    out = x.view(size, frames, 2, 2, -1, t, h, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
+    return out.reshape(size, -1, t * frames, h * 2, w * 2)
+
+
+def _last_two(x: Tensor, tail: Tensor) -> Tensor:
     return torch.cat([tail, x], dim=2)[:, :, -2:] if x.shape[2] < 2 else x[:, :, -2:].clone()
+
+
+def _twice(x: Tensor) -> Tensor:
+    return x[:, :, :1].expand(-1, -1, 2, -1, -1).contiguous(memory_format=LAYOUT)
 
 
 class Hunyuan15Decoder:
     """Callable ``latent [1, C, T, H, W] -> runs of video [1, 3, F, 16 H, 16 W]`` in [-1, 1], float32."""
 
-    def __init__(self, vae: Any, run_ready: Any = ready) -> None:
-        """``vae`` holds a decoder; its weights are laid out channels-last. ``run_ready`` is :func:`ready`, compiled or not."""
+    def __init__(self, vae: Any, compiled: bool = False) -> None:
+        """``vae`` holds a decoder; its weights are laid out anew."""
         self.decoder = vae.decoder
         self.scaling_factor: float = vae.config.scaling_factor
         self.stride: tuple[int, int] = (vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio)
         self.dtype: torch.dtype = vae.dtype
-        self.ready = run_ready
-        channels_last(self.decoder)
+        self.ready = maybe_compile(ready, compiled, token_dims={})
+        for layer in self.decoder.modules():
+            if isinstance(layer, nn.Conv3d):
+                layer.weight.data = layer.weight.data.contiguous(memory_format=LAYOUT)
 
     def __call__(self, latent: Tensor) -> Iterator[Tensor]:
-        """The first run has 4 n - 3 frames for its n latent frames, the others 4 n. Runs must be drawn in order."""
-        z = (latent / self.scaling_factor).to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        """The first run has 4 n + 1 frames, the others 4 n, for n latent frames each. Draw them in order."""
+        z = (latent / self.scaling_factor).to(self.dtype).contiguous(memory_format=LAYOUT)
         memory = _Memory(self.ready)
-        for index, chunk in enumerate(torch.split(z, self._chunk_length(z), dim=2)):
+        for index, chunk in enumerate(torch.split(z, self._chunk_lengths(z), dim=2)):
             yield self._decode(chunk, memory, first=index == 0).float().clamp(-1, 1)
 
-    def _chunk_length(self, z: Tensor) -> int:
+    def _chunk_lengths(self, z: Tensor) -> list[int]:
+        """The first latent frame makes one frame of video only, so it goes with the following run."""
         stride_t, stride = self.stride
-        return max(1, MAX_CHUNK_PIXELS // (stride_t * stride * stride * z.shape[3] * z.shape[4]))
+        length = max(1, MAX_CHUNK_PIXELS // (stride_t * stride * stride * z.shape[3] * z.shape[4]))
+        rest = z.shape[2] - 1
+        lengths = [length] * (rest // length) + [rest % length] * (rest % length > 0)
+        return [1 + lengths[0], *lengths[1:]] if lengths else [1]
 
     def _decode(self, z: Tensor, memory: _Memory, first: bool) -> Tensor:
         decoder = self.decoder
@@ -88,8 +120,9 @@ class _Memory:
 
     def convolve(self, layer: Any, x: Tensor) -> Tensor:
         """A causal convolution over time. The first frame stands for the two before it."""
-        tail = self._last(layer, x[:, :, :1])
-        self.tails[layer] = _tail(x, tail)
+        tail = self.tails.get(layer)
+        tail = _twice(x) if tail is None else tail
+        self.tails[layer] = _last_two(x, tail)
         out: Tensor = layer.conv(padded(x, tail))
         return out
 
@@ -97,7 +130,9 @@ class _Memory:
         """The same after the norm and SiLU that go before every convolution of a residual block."""
         tail = self.tails.get(layer)
         if tail is None:
-            tail = F.silu(normed(x[:, :, :1], norm.gamma)).expand(-1, -1, 2, -1, -1)
+            tail = _twice(F.silu(normed(x[:, :, :1], norm.gamma)))
+        for dim in (2, 3, 4):
+            torch._dynamo.maybe_mark_dynamic(x, dim)
         x, self.tails[layer] = self.ready(x, norm.gamma, tail)
         out: Tensor = layer.conv(x)
         return out
@@ -126,32 +161,11 @@ class _Memory:
         """Channels become height and width and, of two of the four layers, time: all frames but the clip's first are doubled."""
         h = self.convolve(layer.conv, x)
         if not layer.add_temporal_upsample:
-            return _unpack(h, 1) + _unpack(x.repeat_interleave(layer.repeats, dim=1), 1)
+            return grown(h, x, 1, layer.repeats)
         if not first:
-            return _doubled(h, x, layer.repeats)
-        head = _unpack(h[:, :, :1], 1).chunk(2, dim=1)[0] + _unpack(x[:, :, :1], 1).repeat_interleave(layer.repeats // 2, dim=1)
-        return head if x.shape[2] == 1 else torch.cat([head, _doubled(h[:, :, 1:], x[:, :, 1:], layer.repeats)], dim=2)
-
-    def _last(self, layer: nn.Module, x_first: Tensor) -> Tensor:
-        return self.tails[layer] if layer in self.tails else x_first.expand(-1, -1, 2, -1, -1)
-
-
-def _doubled(h: Tensor, x: Tensor, repeats: int) -> Tensor:
-    return _unpack(h, 2) + _unpack(x, 2).repeat_interleave(repeats, dim=1)
-
-
-def _unpack(x: Tensor, frames: int) -> Tensor:
-    """``[B, (f 2 2 c), T, H, W]`` to ``[B, c, (T f), (H 2), (W 2)]``."""
-    size, (t, h, w) = x.shape[0], x.shape[2:]
-    out = x.view(size, frames, 2, 2, -1, t, h, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
-    return out.reshape(size, -1, t * frames, h * 2, w * 2)
-
-
-def channels_last(module: nn.Module) -> None:
-    """Lay the weights of every 3-D convolution out channels-last, which CPUs and GPUs favour."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv3d):
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
+            return grown(h, x, 2, layer.repeats)
+        head = grown(h[:, :, :1], x[:, :, :1], 1, layer.repeats // 2)
+        return head if x.shape[2] == 1 else torch.cat([head, grown(h[:, :, 1:], x[:, :, 1:], 2, layer.repeats)], dim=2)
 
 
 class Hunyuan15ImageEncoder:

@@ -58,7 +58,7 @@ def tiny(checkpoint: Any) -> Any:
 def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A smooth picture whose sides are in no simple ratio to the video's."""
     path = tmp_path_factory.mktemp("photo") / "photo.png"
-    y, x = np.mgrid[0:70, 0:117]
+    y, x = np.mgrid[0:90, 0:117]
     rgb = np.stack([x * 2, y * 3, 128 + 90 * np.sin(x / 9 + y / 5)], axis=-1)
     Image.fromarray(rgb.astype(np.uint8)).save(path)
     return str(path)
