@@ -9,22 +9,39 @@ from typing import Any
 from orchestrator.geometry import ModelGeometry
 from stages.attention import choose
 from stages.models.base import Loading
-from stages.models.hunyuan_text import LlamaText, LlavaText, Summary, TextEncoder
+from stages.models.hunyuan_text import LlamaText, LlavaText, Summary, TextEncoder, shorten
 from stages.models.hunyuan_transformer import HunyuanTransformer
 
 
 def load_text(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[TextEncoder, Summary]:
     """The encoders of the prompt, and of the image where the model takes one."""
-    from transformers import CLIPTextModel, LlamaModel, LlavaForConditionalGeneration
+    from transformers import CLIPTextModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    summary = Summary(_tokenizer(folder, "tokenizer_2"), _encoder(CLIPTextModel, folder / "text_encoder_2", loading))
+    summary = _read(CLIPTextModel, folder / "text_encoder_2", loading).to(loading.device)
     tokenizer = _tokenizer(folder, "tokenizer")
-    if geometry.image != "required":
-        return LlamaText(tokenizer, _encoder(LlamaModel, folder / "text_encoder", loading)), summary
-    processor = _processor(folder)
-    return LlavaText(tokenizer, _encoder(LlavaForConditionalGeneration, folder / "text_encoder", loading), processor), summary
+    takes_image = geometry.image == "required"
+    encoder = _load_llava(folder, loading) if takes_image else _load_llama(folder, loading)
+    text = LlavaText(tokenizer, encoder, _processor(folder)) if takes_image else LlamaText(tokenizer, encoder)
+    return text, Summary(_tokenizer(folder, "tokenizer_2"), summary)
+
+
+def _load_llama(folder: Path, loading: Loading) -> Any:
+    from transformers import LlamaModel
+
+    encoder = _read(LlamaModel, folder / "text_encoder", loading)
+    shorten(encoder)
+    return encoder.to(loading.device)
+
+
+def _load_llava(folder: Path, loading: Loading) -> Any:
+    """Without the head that predicts words."""
+    from transformers import LlavaForConditionalGeneration
+
+    encoder = _read(LlavaForConditionalGeneration, folder / "text_encoder", loading).model
+    shorten(encoder.language_model)
+    return encoder.to(loading.device)
 
 
 def load_transformer(folder: Path, loading: Loading) -> HunyuanTransformer:
@@ -55,8 +72,8 @@ def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) ->
     return vae.to(loading.device).eval().requires_grad_(False)
 
 
-def _encoder(kind: Any, folder: Path, loading: Loading) -> Any:
-    return kind.from_pretrained(folder, dtype=loading.dtype, local_files_only=True).to(loading.device).eval()
+def _read(kind: Any, folder: Path, loading: Loading) -> Any:
+    return kind.from_pretrained(folder, dtype=loading.dtype, local_files_only=True).eval()
 
 
 def _tokenizer(folder: Path, name: str) -> Any:

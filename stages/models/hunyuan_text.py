@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 MAX_TEXT_TOKENS = 256
 """Tokens kept after the template's own opening."""
-HIDDEN_LAYER = -3
-"""Two layers are skipped before the last."""
+NUM_SKIPPED = 2
+"""Layers of Llama whose work is not looked at: the last ones, and the norm behind them."""
 IMAGE_STRIDE = 4
 """With token replacement every fourth of the image's tokens is shown to the transformer."""
 NUM_HEADERS = 3
@@ -45,7 +45,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class LlamaText:
-    """Text-to-video's encoder: at most 256 tokens. There is no image to look at."""
+    """Text-to-video's encoder, a shortened ``LlamaModel``: at most 256 tokens. There is no image to look at."""
 
     tokenizer: Any
     encoder: Any
@@ -55,14 +55,16 @@ class LlamaText:
 
         opening = TEMPLATE["crop_start"]
         ids = _tokenize(self.tokenizer, TEMPLATE["template"].format(prompt), opening).to(self.encoder.device)
-        states = self.encoder(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        tokens: Tensor = states[HIDDEN_LAYER][:, opening:]
-        return tokens
+        states: Tensor = self.encoder(input_ids=ids, use_cache=False).last_hidden_state
+        return states[:, opening:]
 
 
 @dataclass(frozen=True)
 class LlavaText:
-    """Image-to-video's encoder: the image's tokens, thinned out to 144, and at most 256 of the prompt behind them."""
+    """Image-to-video's encoder: the image's tokens, thinned out to 144, and at most 256 of the prompt behind them.
+
+    ``encoder`` is a ``LlavaModel`` whose Llama is shortened.
+    """
 
     tokenizer: Any
     encoder: Any
@@ -90,15 +92,19 @@ class LlavaText:
     def _states(self, ids: Tensor, image: Image | None) -> Tensor:
         device, dtype = self.encoder.device, self.encoder.dtype
         pixels = self.processor(image, return_tensors="pt").pixel_values.to(device, dtype)
-        model = self.encoder.model  # without the head that predicts words
-        out = model(input_ids=ids.to(device), pixel_values=pixels, output_hidden_states=True, use_cache=False)
-        states: Tensor = out.hidden_states[HIDDEN_LAYER]
+        states: Tensor = self.encoder(input_ids=ids.to(device), pixel_values=pixels, use_cache=False).last_hidden_state
         return states
 
     def _assistant(self, ids: Tensor) -> int:
         """Where the assistant's turn begins: behind the last header, or at the end if the prompt was cut before it."""
         headers = (ids == self.tokenizer.convert_tokens_to_ids("<|end_header_id|>")).nonzero().flatten().tolist()
         return len(ids) if len(headers) < NUM_HEADERS else int(headers[-1]) + 1
+
+
+def shorten(llama: Any) -> None:
+    """Cut a ``LlamaModel`` down to the layers whose output the transformer is shown."""
+    del llama.layers[-NUM_SKIPPED:]
+    llama.norm = nn.Identity()
 
 
 def _tokenize(tokenizer: Any, text: str, opening: int) -> Tensor:

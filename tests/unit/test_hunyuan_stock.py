@@ -55,12 +55,12 @@ def test_the_prompt_the_image_and_the_guidance_all_matter_and_the_negative_promp
 @torch.no_grad()
 def test_decoding_equals_the_stock_autoencoder(num_frames: int) -> None:
     vae = AutoencoderKLHunyuanVideo.from_pretrained(checkpoint(T2V) / "vae")
-    latent = torch.randn(1, 16, num_frames, 6, 8, generator=torch.Generator().manual_seed(1)) * 0.3
+    latent = torch.randn(1, 16, num_frames, 4, 6, generator=torch.Generator().manual_seed(1)) * 0.3
     expected = vae.decode(latent / vae.config.scaling_factor).sample.clamp(-1, 1)
     assert expected.std() > 0.1
     assert torch.allclose(tiny(T2V).pixels(latent), expected, atol=1e-5)
     frames = torch.cat([torch.from_numpy(frames) for frames in tiny(T2V).decode(latent)])
-    assert frames.shape == (4 * (num_frames - 1) + 1, 48, 64, 3)
+    assert frames.shape == (4 * (num_frames - 1) + 1, 32, 48, 3)
     assert (frames.float() - (expected[0].permute(1, 2, 3, 0) + 1) * 127.5).abs().max() < 0.51
 
 
@@ -68,7 +68,7 @@ def test_decoding_equals_the_stock_autoencoder(num_frames: int) -> None:
 def test_decoding_in_tiles_equals_the_stock_autoencoder_with_tiling(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = AutoencoderKLHunyuanVideo.from_pretrained(checkpoint(T2V) / "vae")
     vae.enable_tiling()
-    latent = torch.randn(1, 16, 5, 4, 40, generator=torch.Generator().manual_seed(1)) * 0.3
+    latent = torch.randn(1, 16, 2, 2, 34, generator=torch.Generator().manual_seed(1)) * 0.3
     expected = vae.decode(latent / vae.config.scaling_factor).sample.clamp(-1, 1)
     whole = tiny(T2V).pixels(latent)
     monkeypatch.setattr("stages.models.hunyuan_vae.needs_tiles", lambda vae, z: True)
