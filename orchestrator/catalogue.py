@@ -132,6 +132,7 @@ HUNYUAN = ModelGeometry(
     linear_macs=60 * 12 * 3072**2,
     text_tokens=256,
     hub=HUNYUAN_HUB,
+    dvg_defaults=(("demand_match_prior", 0.15),),
 )
 
 HUNYUAN15 = ModelGeometry(
