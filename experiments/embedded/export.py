@@ -34,6 +34,7 @@ def build_pipeline(vae_file: pathlib.Path, model_file: pathlib.Path) -> WanPipel
         vae=vae.half(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         transformer=denoiser.half(),
+        expand_timesteps=True,  # a first frame may be given, clean at timestep 0
     )
 
 
