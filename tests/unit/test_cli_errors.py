@@ -86,12 +86,10 @@ def test_options_that_are_not_known_or_do_not_go_together(options: tuple[str, ..
     refused(generate(T2V, tmp_path, "--weights", checkpoint(T2V), *options), tmp_path, words)
 
 
-def test_an_adapter_of_another_model_fails_the_run_in_one_line(tmp_path: Path) -> None:
-    layer = "transformer.blocks.0.attn1.to_q"
-    save_file(
-        {f"{layer}.lora_A.weight": torch.ones(1, 3), f"{layer}.lora_B.weight": torch.ones(5, 1)}, tmp_path / "a.safetensors"
-    )
-    done = generate(T2V, tmp_path, "--weights", checkpoint(T2V), "--lora", tmp_path / "a.safetensors")
+def test_an_adapter_of_another_model_fails_the_run_in_one_line_below_a_traceback_on_request(tmp_path: Path) -> None:
+    layer, file = "transformer.blocks.0.attn1.to_q", tmp_path / "a.safetensors"
+    save_file({f"{layer}.lora_A.weight": torch.ones(1, 3), f"{layer}.lora_B.weight": torch.ones(5, 1)}, file)
+    done = generate(T2V, tmp_path, "--weights", checkpoint(T2V), "--lora", file, DVG_TRACEBACK="1")
     assert done.returncode == 1
     told = [line for line in errors(done) if line.startswith("error: ")]
     assert len(told) == 1
