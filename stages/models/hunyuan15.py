@@ -137,7 +137,7 @@ def load_hunyuan15(geometry: ModelGeometry, folder: Path, loading: Loading) -> H
         load_encoders(geometry, folder, loading) if "text" in wanted else None,
         Hunyuan15ImageEncoder(vae) if encodes else None,
         load_transformer(geometry, folder, loading) if "transformer" in wanted else None,
-        Hunyuan15Decoder(vae, loading.compile) if decodes else None,
+        Hunyuan15Decoder(vae) if decodes else None,
         load_guider(folder),
     )
     return Hunyuan15Model(geometry, loading.device, loading.dtype, parts)

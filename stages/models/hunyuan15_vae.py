@@ -14,12 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.compiling import maybe_compile
-
 MAX_CHUNK_PIXELS = 1 << 22
 """Pixels decoded at once (frames x height x width): about 1 GiB per activation of the widest layer in bf16."""
-
-
 LAYOUT = torch.channels_last_3d
 """Of every convolution: CPUs and GPUs favour it."""
 
@@ -31,16 +27,20 @@ def normed(x: Tensor, gamma: Tensor) -> Tensor:
     return units.to(x.dtype) * scale * gamma
 
 
-def padded(x: Tensor, tail: Tensor) -> Tensor:
-    """The frames ``tail`` before ``x``, and every border of height and width repeated once."""
-    whole: Tensor = F.pad(torch.cat([tail, x], dim=2), (1, 1, 1, 1, 0, 0), mode="replicate")
-    return whole.contiguous(memory_format=LAYOUT)
+def ready(x: Tensor, gamma: Tensor | None, tail: Tensor | None) -> Tensor:
+    """What a convolution reads of ``x [1, C, T, H, W]``: ``[1, C, T + 2, H + 2, W + 2]``.
 
+    With ``gamma`` it comes after norm and SiLU. Borders are repeated once; ``tail`` holds the last two frames of the run
+    before, as the convolution read them. The clip's first frame stands for the two before it.
+    """
+    if x.is_cuda and x.shape[0] == 1:
+        from stages.models import hunyuan15_pad
 
-def ready(x: Tensor, gamma: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-    """What a convolution after norm and SiLU reads, and the last two frames of it for the next run: all elementwise work."""
-    x = F.silu(normed(x, gamma))
-    return padded(x, tail), _last_two(x, tail)
+        return hunyuan15_pad.ready(x, gamma, tail)
+    x = x if gamma is None else F.silu(normed(x, gamma))
+    x = F.pad(x, (1, 1, 1, 1, 0, 0), mode="replicate")
+    before = x[:, :, :1].expand(-1, -1, 2, -1, -1) if tail is None else tail
+    return torch.cat([before, x], dim=2).contiguous(memory_format=LAYOUT)
 
 
 def grown(h: Tensor, x: Tensor, frames: int, repeats: int) -> Tensor:
@@ -48,35 +48,27 @@ def grown(h: Tensor, x: Tensor, frames: int, repeats: int) -> Tensor:
 
     Of ``h`` as many channels are left as the shortcut has: a clip's first frame is not doubled and drops the second half.
     """
-    shortcut = _unpack(x, frames).repeat_interleave(repeats, dim=1)
-    return (_unpack(h, frames)[:, : shortcut.shape[1]] + shortcut).contiguous(memory_format=LAYOUT)
+    shortcut = _unpack(x, frames).unsqueeze(-1).expand(-1, -1, -1, -1, -1, repeats)
+    out = _unpack(h, frames)[..., : shortcut.shape[-2] * repeats]
+    return (out.reshape(shortcut.shape) + shortcut).flatten(-2).permute(0, 4, 1, 2, 3)
 
 
 def _unpack(x: Tensor, frames: int) -> Tensor:
-    """``[B, (f 2 2 c), T, H, W]`` to ``[B, c, (T f), (H 2), (W 2)]``."""
+    """``[B, (f 2 2 c), T, H, W]`` to ``[B, (T f), (H 2), (W 2), c]``."""
     size, (t, h, w) = x.shape[0], x.shape[2:]
-    out = x.view(size, frames, 2, 2, -1, t, h, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
-    return out.reshape(size, -1, t * frames, h * 2, w * 2)
-
-
-def _last_two(x: Tensor, tail: Tensor) -> Tensor:
-    return torch.cat([tail, x], dim=2)[:, :, -2:] if x.shape[2] < 2 else x[:, :, -2:].clone()
-
-
-def _twice(x: Tensor) -> Tensor:
-    return x[:, :, :1].expand(-1, -1, 2, -1, -1).contiguous(memory_format=LAYOUT)
+    cells = x.permute(0, 2, 3, 4, 1).reshape(size, t, h, w, frames, 2, 2, -1)
+    return cells.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(size, t * frames, h * 2, w * 2, -1)
 
 
 class Hunyuan15Decoder:
     """Callable ``latent [1, C, T, H, W] -> runs of video [1, 3, F, 16 H, 16 W]`` in [-1, 1], float32."""
 
-    def __init__(self, vae: Any, compiled: bool = False) -> None:
+    def __init__(self, vae: Any) -> None:
         """``vae`` holds a decoder; its weights are laid out anew."""
         self.decoder = vae.decoder
         self.scaling_factor: float = vae.config.scaling_factor
         self.stride: tuple[int, int] = (vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio)
         self.dtype: torch.dtype = vae.dtype
-        self.ready = maybe_compile(ready, compiled, token_dims={})
         for layer in self.decoder.modules():
             if isinstance(layer, nn.Conv3d):
                 layer.weight.data = layer.weight.data.contiguous(memory_format=LAYOUT)
@@ -84,7 +76,7 @@ class Hunyuan15Decoder:
     def __call__(self, latent: Tensor) -> Iterator[Tensor]:
         """The first run has 4 n + 1 frames, the others 4 n, for n latent frames each. Draw them in order."""
         z = (latent / self.scaling_factor).to(self.dtype).contiguous(memory_format=LAYOUT)
-        memory = _Memory(self.ready)
+        memory = _Memory()
         for index, chunk in enumerate(torch.split(z, self._chunk_lengths(z), dim=2)):
             yield self._decode(chunk, memory, first=index == 0).float().clamp(-1, 1)
 
@@ -107,40 +99,26 @@ class Hunyuan15Decoder:
                 h = memory.residual(resnet, h)
             for upsample in block.upsamplers or ():
                 h = memory.upsample(upsample, h, first)
-        return memory.convolve_normed(decoder.conv_out, decoder.norm_out, h)
+        return memory.convolve(decoder.conv_out, h, decoder.norm_out)
 
 
 class _Memory:
     """What a clip's later frames need of its earlier ones, per layer."""
 
-    def __init__(self, run_ready: Any) -> None:
-        self.ready = run_ready
+    def __init__(self) -> None:
         self.tails: dict[nn.Module, Tensor] = {}
         self.keys: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def convolve(self, layer: Any, x: Tensor) -> Tensor:
-        """A causal convolution over time. The first frame stands for the two before it."""
-        tail = self.tails.get(layer)
-        tail = _twice(x) if tail is None else tail
-        self.tails[layer] = _last_two(x, tail)
-        out: Tensor = layer.conv(padded(x, tail))
-        return out
-
-    def convolve_normed(self, layer: Any, norm: Any, x: Tensor) -> Tensor:
-        """The same after the norm and SiLU that go before every convolution of a residual block."""
-        tail = self.tails.get(layer)
-        if tail is None:
-            tail = _twice(F.silu(normed(x[:, :, :1], norm.gamma)))
-        for dim in (2, 3, 4):
-            torch._dynamo.maybe_mark_dynamic(x, dim)
-        x, self.tails[layer] = self.ready(x, norm.gamma, tail)
-        out: Tensor = layer.conv(x)
+    def convolve(self, layer: Any, x: Tensor, norm: Any = None) -> Tensor:
+        """A convolution that is causal over time, after ``norm`` and SiLU where there is one."""
+        seen = ready(x, None if norm is None else norm.gamma, self.tails.get(layer))
+        self.tails[layer] = seen[:, :, -2:].clone()
+        out: Tensor = layer.conv(seen)
         return out
 
     def residual(self, resnet: Any, x: Tensor) -> Tensor:
-        h = self.convolve_normed(resnet.conv1, resnet.norm1, x)
-        h = self.convolve_normed(resnet.conv2, resnet.norm2, h)
-        return h + (x if resnet.conv_shortcut is None else resnet.conv_shortcut(x))
+        h = self.convolve(resnet.conv2, self.convolve(resnet.conv1, x, resnet.norm1), resnet.norm2)
+        return h.add_(x if resnet.conv_shortcut is None else resnet.conv_shortcut(x))
 
     def attend(self, layer: Any, x: Tensor) -> Tensor:
         """Each frame attends to itself and to all before it. Frame by frame this needs no mask and half the products."""
@@ -158,7 +136,7 @@ class _Memory:
         return out
 
     def upsample(self, layer: Any, x: Tensor, first: bool) -> Tensor:
-        """Channels become height and width and, of two of the four layers, time: all frames but the clip's first are doubled."""
+        """Channels become height and width and, in two of the four layers, time: all frames but the clip's first are doubled."""
         h = self.convolve(layer.conv, x)
         if not layer.add_temporal_upsample:
             return grown(h, x, 1, layer.repeats)
