@@ -6,7 +6,7 @@ Under the same solver a full run equals the stock ``WanPipeline`` or ``WanImageT
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,8 +61,7 @@ class WanModel:
         if image is None:
             return condition
         frame = first_frame(image, request.shape)
-        latent = self._encode_frame(frame, request.shape.num_frames)
-        return Condition(positive, negative, request.guidance, request.guidance_low, frame, latent)
+        return replace(condition, image=frame, latent=self._encode_frame(frame, request.shape.num_frames))
 
     @torch.inference_mode()
     def place(self, condition: Condition, axes: Axes, mode: ImageMode) -> Placed:
