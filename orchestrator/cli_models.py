@@ -14,6 +14,13 @@ from orchestrator.mistakes import ConfigError
 from stages.models import embedded
 
 
+MIN_WIDTH = 100
+SHOWN = ("model", "from", "default shape", "steps", "guidance", "guidance low", "solver")
+"""What fits on a screen; --json has the rest."""
+TASKS = {"none": "text", "optional": "text, image", "required": "image"}
+"""What a model makes a video from, besides its prompt."""
+
+
 def run_models(as_json: bool) -> None:
     """Every model's geometry; for the embedded one also the words it knows and a prompt to try."""
     from experiments.embedded.captions import EXAMPLE
@@ -25,24 +32,27 @@ def run_models(as_json: bool) -> None:
         print_json({"models": rows, "wan-mini": {"vocabulary": list(words), "example": example}})
         return
     console = Console()
-    table = Table(header_style="bold")
-    for heading in rows[0]:
-        table.add_column(heading)
+    _print_table(rows)
+    console.print("\n[bold]Published weights[/]")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    console.print(table)
+        console.print(f"{row['model']:36}{row['weights']}", highlight=False, soft_wrap=True)
     console.print(f"\n[bold]wan-mini[/] ships with the project and knows {len(words)} words:")
     console.print(", ".join(words), highlight=False)
     console.print(f"\nFor example: [italic]{example}[/]")
 
 
-TASKS = {"none": "text", "optional": "text, image", "required": "image"}
-"""What a model makes a video from, besides its prompt."""
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    """Never narrower than its cells: a terminal that is may wrap the lines."""
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for heading in SHOWN:
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(*("" if row[heading] is None else str(row[heading]) for heading in SHOWN))
+    Console(width=max(Console().width, MIN_WIDTH)).print(table)
 
 
 def _model_row(model: geometry.ModelGeometry) -> dict[str, Any]:
     shape = model.default_shape
-    low = "" if model.default_guidance_low is None else f", {model.default_guidance_low:g}"
     return {
         "model": model.name,
         "family": model.family,
@@ -50,7 +60,8 @@ def _model_row(model: geometry.ModelGeometry) -> dict[str, Any]:
         "default shape": f"{shape.num_frames}x{shape.height}x{shape.width}",
         "tokens": model.num_tokens(model.latent_grid(shape)),
         "steps": model.default_steps,
-        "guidance": f"{model.default_guidance:g}{low}",
+        "guidance": model.default_guidance,
+        "guidance low": model.default_guidance_low,
         "solver": model.solver,
         "shift": model.full_shift,
         "heads": model.heads,

@@ -151,6 +151,10 @@ def _guidance_mistakes(model: geometry.ModelGeometry, settings: Mapping[str, Any
         mistakes.append(f"guidance_low is {settings['guidance_low']}: {model.name} has one expert; set guidance alone")
     if settings.get("negative") and model.family == "hunyuan":
         mistakes.append(f"negative: {model.name} was distilled with its guidance built in, so it takes no negative prompt")
+    elif settings.get("negative") and max(guidances := [g for g in _guidance(model, settings) if g is not None]) <= 1:
+        mistakes.append(
+            f"negative: guidance is {guidances[0]:g}, and a negative prompt counts only above 1; raise it or drop one"
+        )
     if model.boundary is None and any(lora["expert"] == "low" for lora in settings.get("lora") or ()):
         mistakes.append(f"lora: {model.name} has one expert, so none of its adapters can be for 'low'")
     return mistakes

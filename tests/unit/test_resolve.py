@@ -51,6 +51,7 @@ def test_an_arm_holds_its_models_solver_guidance_and_a_fingerprint_of_its_weight
     [
         (T2V, {"guidance_low": 2.0}, ["guidance_low is 2.0", "one expert"]),
         ("hunyuanvideo", {"negative": "blurry"}, ["negative", "built in"]),
+        (T2V, {"negative": "blurry", "guidance": 1.0}, ["negative", "guidance is 1"]),
         (T2V, {"steps": 2}, ["steps is 2", "dvg needs at least 3"]),
         (T2V, {"steps": 1, "planner": "fixed"}, ["steps is 1", "fixed needs at least 3"]),
         (T2V, {"solver": "heun"}, ["solver", "'euler'", "'unipc'", "heun"]),
