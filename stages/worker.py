@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from orchestrator.arms import Arm, LoraSpec
-from orchestrator.types import Clip, Decision, Item
+from orchestrator.types import Clip, Decision, Grid, Item
 from stages import decode, sketch
 from stages.denoise import Boundary, OnStep, ignore, run_stages
+from stages.memory import out_of_memory
 from stages.models.base import ALL_PARTS, Lora, Model, Request, load
 from stages.planners import Planner, make_planner
 
@@ -61,21 +63,26 @@ class ClipWorker:
         if item.image is not None:
             _require_unchanged(item.image, item.image_sha256)
         request = Request(item.prompt, arm.shape, arm.guidance, arm.negative_prompt, arm.guidance_low, item.image)
-        return sketch.sketch(self._model(arm), self._planner(arm), request, item.seed, on_step)
+        model, planner = self._model(arm), self._planner(arm)
+        with _explained(model, arm, f"denoising {_size(planner.first().grid)}"):
+            return sketch.sketch(model, planner, request, item.seed, on_step)
 
     def refine(self, item: Item, boundary: Boundary, on_step: OnStep = ignore) -> tuple[Boundary, dict[str, float]]:
         """All stages after ``boundary``. Needs the part "transformer"."""
         arm = self._arm(item)
         if boundary.decision is None:
             raise RuntimeError(f"item {item.item_key}: the boundary to refine from carries no decision")
-        num_stages = len(boundary.decision.action.stages)
-        boundary, timings_s = run_stages(self._model(arm), self._planner(arm), boundary, num_stages, on_step)
+        stages, model = boundary.decision.action.stages, self._model(arm)
+        with _explained(model, arm, f"denoising up to {_size(stages[-1].grid)}"):
+            boundary, timings_s = run_stages(model, self._planner(arm), boundary, len(stages), on_step)
         return boundary, {"refine_s": sum(timings_s.values()), **timings_s}
 
     def decode(self, item: Item, boundary: Boundary, path: Path) -> Clip:
         """Frames and the mp4 at ``path``. Needs the part "vae"."""
         arm = self._arm(item)
-        return decode.decode(self._model(arm), boundary, Path(path), arm.fps)
+        model = self._model(arm)
+        with _explained(model, arm, "decoding"):
+            return decode.decode(model, boundary, Path(path), arm.fps)
 
     def _arm(self, item: Item) -> Arm:
         if item.arm not in self.arms:
@@ -88,7 +95,8 @@ class ClipWorker:
             parts = self._parts(key)
             log.info("loading %s of %s on %s", ", ".join(sorted(parts)), arm.model, self.device)
             lora = tuple(Lora(**spec.model_dump()) for spec in arm.lora)
-            loaded = load(arm.model, arm.weights, self.device, parts, lora, self.compile_blocks, self.attention)
+            with _explained(None, arm, "loading"):
+                loaded = load(arm.model, arm.weights, self.device, parts, lora, self.compile_blocks, self.attention)
             self._models[key] = loaded
         return self._models[key]
 
@@ -110,6 +118,19 @@ class ClipWorker:
                 arm.planner, geometry, arm.shape, arm.num_steps, asked, arm.dvg, arm.solver, arm.cost
             )
         return self._planners[arm.name]
+
+
+@contextlib.contextmanager
+def _explained(model: Model | None, arm: Arm, doing: str) -> Iterator[None]:
+    """A lack of GPU memory becomes a RuntimeError that says what was needed and what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError as problem:
+        raise out_of_memory(problem, model, arm, doing) from problem
+
+
+def _size(grid: Grid) -> str:
+    return "x".join(map(str, grid))
 
 
 def _require_unchanged(image: str, sha256: str) -> None:

@@ -182,6 +182,22 @@ def test_a_worker_that_sketches_in_pixel_space_loads_the_decoder(monkeypatch: py
     assert parts == [frozenset({"text", "transformer", "vae"})]
 
 
+@pytest.mark.parametrize("phase,doing", [("encode", "denoising 3x6x6"), ("denoise", "denoising 3x6x6"), ("load", "loading")])
+def test_a_lack_of_gpu_memory_says_what_was_under_way_and_what_helps(
+    monkeypatch: pytest.MonkeyPatch, phase: str, doing: str
+) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.1 GiB")
+
+    model = SpyModel()
+    monkeypatch.setattr("stages.worker.load", full if phase == "load" else lambda *given: model)
+    monkeypatch.setattr(SpyModel, phase, full, raising=False)
+    arms = {"a": arm("a", "dvg", 0.5)}
+    with pytest.raises(RuntimeError, match=rf"out of GPU memory while {doing} wan-mini.*2\.50 GiB.*What helps") as caught:
+        ClipWorker(arms).sketch(make_item(arms["a"], "p", "a", 1))
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
 def test_bad_weights_are_noticed_when_the_worker_warms_up(tmp_path: Path) -> None:
     broken = ClipWorker({"x": arm("x", "full", weights=str(tmp_path))})
     with pytest.raises(ValueError, match=r"has no model_index\.json"):
