@@ -13,8 +13,7 @@ from orchestrator.cli import print_json
 from orchestrator.mistakes import ConfigError
 from stages.models import embedded
 
-
-MIN_WIDTH = 100
+MIN_WIDTH = 112
 SHOWN = ("model", "from", "default shape", "steps", "guidance", "guidance low", "solver")
 """What fits on a screen; --json has the rest."""
 TASKS = {"none": "text", "optional": "text, image", "required": "image"}
