@@ -52,14 +52,15 @@ def load_guider(folder: Path) -> Guider:
 
 
 def load_encoders(geometry: ModelGeometry, folder: Path, loading: Loading) -> Hunyuan15Encoders:
-    from transformers import AutoTokenizer, Qwen2_5_VLTextModel, T5EncoderModel
+    from transformers import ByT5Tokenizer, Qwen2_5_VLTextModel, Qwen2Tokenizer, T5EncoderModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    tokenizers = [AutoTokenizer.from_pretrained(folder / name, local_files_only=True) for name in ("tokenizer", "tokenizer_2")]
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    glyph_tokenizer = ByT5Tokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
     text = _encoder(Qwen2_5_VLTextModel, folder / "text_encoder", loading)
     glyphs = _encoder(T5EncoderModel, folder / "text_encoder_2", loading)
-    encoders = Hunyuan15Encoders(tokenizers[0], text, tokenizers[1], glyphs)
+    encoders = Hunyuan15Encoders(tokenizer, text, glyph_tokenizer, glyphs)
     if geometry.image == "required":
         from transformers import SiglipImageProcessor, SiglipVisionModel
 

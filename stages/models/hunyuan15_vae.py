@@ -124,14 +124,14 @@ class _Memory:
         """Each frame attends to itself and to all before it. Frame by frame this needs no mask and half the products."""
         frames, cells = x.shape[2], x.shape[3] * x.shape[4]
         h = normed(x, layer.norm.gamma)
-        q, k, v = (project(h).flatten(2).transpose(1, 2) for project in (layer.to_q, layer.to_k, layer.to_v))
+        q, k, v = (project(h).flatten(2).transpose(1, 2).unsqueeze(1) for project in (layer.to_q, layer.to_k, layer.to_v))
         if layer in self.keys:
-            k, v = (torch.cat([before, now], dim=1) for before, now in zip(self.keys[layer], (k, v), strict=True))
+            k, v = (torch.cat([before, now], dim=2) for before, now in zip(self.keys[layer], (k, v), strict=True))
         self.keys[layer] = k, v
-        seen = range(k.shape[1] - cells * (frames - 1), k.shape[1] + 1, cells)
-        rounds = zip(q.split(cells, dim=1), seen, strict=True)
-        found = [F.scaled_dot_product_attention(now, k[:, :n], v[:, :n]) for now, n in rounds]
-        rows = torch.cat(found, dim=1).transpose(1, 2).reshape(x.shape)
+        seen = range(k.shape[2] - cells * (frames - 1), k.shape[2] + 1, cells)
+        rounds = zip(q.split(cells, dim=2), seen, strict=True)
+        found = [F.scaled_dot_product_attention(now, k[:, :, :n], v[:, :, :n]) for now, n in rounds]
+        rows = torch.cat(found, dim=2).transpose(2, 3).reshape(x.shape)
         out: Tensor = layer.proj_out(rows) + x
         return out
 

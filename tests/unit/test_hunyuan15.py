@@ -230,11 +230,19 @@ def test_on_the_full_rows_and_columns_a_condition_is_the_full_latent(mode: Image
         assert torch.equal(placed.latent[:, :32, :1], condition.latent)
 
 
-@pytest.mark.parametrize("name", [T2V, I2V, STEP_DISTILLED])
-def test_dvg_runs_from_a_small_grid_to_the_full_one(name: str, tiny: Any, photo: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        (T2V, DvgConfig()),
+        (I2V, DvgConfig(image_condition="index")),
+        (I2V, DvgConfig(image_condition="encode")),
+        (STEP_DISTILLED, DvgConfig(meanflow_clean="zero")),
+    ],
+)
+def test_dvg_runs_from_a_small_grid_to_the_full_one(name: str, config: DvgConfig, tiny: Any, photo: str) -> None:
     geometry, shape = model(name), VideoShape(33, 96, 160, 24)
     image = photo if geometry.image == "required" else None
-    planner = make_planner("dvg", geometry, shape, 12, 0.5, DvgConfig())
+    planner = make_planner("dvg", geometry, shape, 12, 0.5, config)
     condition = tiny(name).encode(Request(GLYPHS, shape, geometry.default_guidance, image=image))
     steps: list[StepDone] = []
     boundary, _ = run_stages(tiny(name), planner, start(tiny(name), planner, condition, seed=3), 1, steps.append)
