@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from scipy.optimize import nnls
 from orchestrator.actions import DvgConfig, candidates
 from orchestrator.calibration import Calibration, DecodeRow, StepRow, device_name
 from orchestrator.cost import ForwardCost
+from orchestrator.geometry import MODELS
 from orchestrator.manifest import commit
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.schedules import stage_grids
@@ -31,6 +34,10 @@ from stages.sampling import NoiseLevel
 
 LEVEL = NoiseLevel(0.5, 500.0, 450.0)
 """Any level costs the same."""
+ENOUGH_S = 15.0
+"""A forward that takes long varies little."""
+BRIEF_S = 2.0
+"""Forwards shorter than this warm up twice."""
 PROMPT = "a red circle moves over a striped background"
 
 
@@ -41,7 +48,7 @@ class Settings:
     shape: VideoShape
     grids: tuple[Grid, ...]
     repeats: int = 5
-    warm_ups: int = 2
+    """At most: a grid is left after ``ENOUGH_S`` of timed forwards."""
     decode: bool = True
     attention: str = "auto"
     compiled: bool = False
@@ -71,19 +78,26 @@ def check_grids(geometry: ModelGeometry, shape: VideoShape, grids: Sequence[Grid
         raise ValueError("at least two grids with different numbers of tokens are needed to fit a curve")
 
 
-def measure(model: Model, settings: Settings, on_row: Callable[[StepRow], None] = lambda row: None) -> Calibration:
+def measure(
+    model: Model,
+    settings: Settings,
+    on_row: Callable[[StepRow], None] = lambda row: None,
+    condition: Condition | None = None,
+    weights: Literal["given", "random"] = "given",
+) -> Calibration:
     """Runs the model with one branch of guidance. ``on_row`` hears of each grid as it is done.
 
-    Raises ValueError for grids that do not fit.
+    ``condition`` None: a prompt is encoded. Raises ValueError for grids that do not fit.
     """
     check_grids(model.geometry, settings.shape, settings.grids)
     rows = []
-    for row in _step_rows(model, settings):
+    for row in _step_rows(model, condition or _condition(model, settings.shape), settings):
         on_row(row)
         rows.append(row)
     fit, error = fit_forward(rows)
     return Calibration(
         model=model.geometry.name,
+        weights=weights,
         device=_device(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         attention=_attention(model, settings.attention),
@@ -111,8 +125,7 @@ def fit_forward(rows: Sequence[StepRow]) -> tuple[ForwardCost, float]:
     return fit, max(abs(fit.seconds(row.tokens) / row.median_s - 1) for row in rows)
 
 
-def _step_rows(model: Model, settings: Settings) -> Iterator[StepRow]:
-    condition = _condition(model, settings.shape)
+def _step_rows(model: Model, condition: Condition, settings: Settings) -> Iterator[StepRow]:
     for grid in settings.grids:
         seconds = _forward_seconds(model, condition, grid, settings)
         tokens = model.geometry.num_tokens(grid)
@@ -129,14 +142,41 @@ def _condition(model: Model, shape: VideoShape) -> Condition:
         return model.encode(Request(PROMPT, shape, guidance=1.0, image=str(path)))
 
 
+def _can_be_made(geometry: ModelGeometry) -> bool:
+    """Whether its transformer is diffusers' default one of the family."""
+    return geometry.family == "hunyuan15" or (geometry.image == "none" and geometry.heads in (24, 40))
+
+
+def random_model(geometry: ModelGeometry, settings: Settings) -> tuple[Model, Condition]:
+    """The model at its real size on the first GPU, with weights made there, and a made-up prompt.
+
+    Raises ValueError without a GPU, and for a model whose size is not among those known to the benchmarks.
+    """
+    names = [other.name for other in MODELS.values() if _can_be_made(other)]
+    if geometry.name not in names:
+        raise ValueError(f"random weights are not made for {geometry.name}; they are for {', '.join(names)}")
+    if not torch.cuda.is_available():
+        raise ValueError("random weights of a real size need a GPU, and there is none here")
+    from experiments.bench import single_gpu_models as real
+
+    subject = real.Subject(geometry.name, settings.shape, geometry.default_steps, 1, 1)
+    decoder = real.vae(geometry.family) if settings.decode else None
+    model: Model = real.ours(subject, (real.transformer(subject),), decoder, settings.attention, settings.compiled)
+    return model, real.condition(subject)
+
+
 @torch.inference_mode()
 def _forward_seconds(model: Model, condition: Condition, grid: Grid, settings: Settings) -> list[float]:
     full = model.geometry.latent_grid(settings.shape)
     placed = model.place(condition, nested_axes((grid, full))[0], "index")
     x = model.start(_noise(model, grid), placed)
-    for _ in range(settings.warm_ups):
-        model.denoise(x, LEVEL, placed)
-    return [_seconds(model, lambda: model.denoise(x, LEVEL, placed)) for _ in range(settings.repeats)]
+    forward = functools.partial(_seconds, model, lambda: model.denoise(x, LEVEL, placed))
+    if forward() < BRIEF_S:
+        forward()
+    seconds = [forward()]
+    while len(seconds) < settings.repeats and sum(seconds) < ENOUGH_S:
+        seconds.append(forward())
+    return seconds
 
 
 def _noise(model: Model, grid: Grid) -> torch.Tensor:
@@ -178,9 +218,10 @@ def _device(device: torch.device) -> str:
 
 
 def _attention(model: Model, name: str) -> str:
-    """The kernel behind ``auto``; ``torch`` where torch chooses."""
+    """The kernels behind ``auto``, which may depend on the length; ``torch`` where torch chooses."""
     if name != attention.AUTO:
         return name
     if model.device.type != "cuda" or model.dtype == torch.float32:
         return "torch"
-    return attention.fastest(model.device, model.geometry.heads, model.geometry.head_dim, model.dtype)
+    chosen = attention.fastest(model.device, model.geometry.heads, model.geometry.head_dim, model.dtype)
+    return ", ".join(dict.fromkeys(chosen.values()))

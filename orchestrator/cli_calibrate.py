@@ -132,11 +132,14 @@ def _run(
     from stages.models.base import load
 
     with console.status("loading the model") as status:
-        loaded = load(model.name, weights, device, compile_blocks=settings.compiled, attention=settings.attention)
 
         def tell(row: StepRow) -> None:
             status.update(f"grid {'x'.join(map(str, row.grid))}: {row.median_s:.4g} s")
 
+        if options.random_weights:
+            made, condition = calibrate.random_model(model, settings)
+            return calibrate.measure(made, settings, tell, condition, "random")
+        loaded = load(model.name, weights, device, compile_blocks=settings.compiled, attention=settings.attention)
         return calibrate.measure(loaded, settings, tell)
 
 

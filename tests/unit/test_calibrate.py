@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from experiments.calibrate import Settings, check_grids, default_grids, fit_forward, measure
+from experiments.calibrate import Settings, check_grids, default_grids, fit_forward, measure, random_model
 from orchestrator.calibration import FOLDER_VARIABLE, StepRow, load
 from orchestrator.cli import app
 from orchestrator.geometry import MODELS, model
@@ -44,7 +44,7 @@ def test_every_kind_of_model_can_be_measured(name: str, tmp_path: Path) -> None:
     shape = VideoShape(9, height, width)
     full = geometry.latent_grid(shape)
     told: list[StepRow] = []
-    found = measure(base.load(name, str(tmp_path / name)), Settings(shape, ((1, *full[1:]), full), 3, 1), told.append)
+    found = measure(base.load(name, str(tmp_path / name)), Settings(shape, ((1, *full[1:]), full), 3), told.append)
     assert found.model == name
     assert found.device.startswith("CPU ")
     assert (found.dtype, found.attention, found.num_threads) == ("float32", "torch", torch.get_num_threads())
@@ -53,6 +53,14 @@ def test_every_kind_of_model_can_be_measured(name: str, tmp_path: Path) -> None:
     assert all(row.repeats == 3 for row in found.steps)
     assert found.transition_token_s > 0
     assert found.decodes[0].seconds > 0
+
+
+def test_random_weights_are_refused_for_a_size_nobody_knows_and_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"not made for wan-mini; they are for .*hunyuanvideo.*wan2\.1-14b"):
+        random_model(model("wan-mini"), Settings(SMALL, GRIDS))
+    with pytest.raises(ValueError, match="need a GPU"):
+        random_model(model("hunyuanvideo"), Settings(SMALL, GRIDS))
 
 
 @pytest.mark.parametrize(
