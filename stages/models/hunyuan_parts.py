@@ -49,7 +49,7 @@ def load_transformer(folder: Path, loading: Loading) -> HunyuanTransformer:
     from diffusers import HunyuanVideoTransformer3DModel
 
     weights: Any = HunyuanVideoTransformer3DModel.from_pretrained(
-        folder / "transformer", torch_dtype=loading.dtype, local_files_only=True
+        folder / "transformer", dtype=loading.dtype, local_files_only=True
     )
     if loading.lora:
         from stages.models import lora
@@ -64,7 +64,7 @@ def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) ->
     """An ``AutoencoderKLHunyuanVideo`` with the halves that are asked for."""
     from diffusers import AutoencoderKLHunyuanVideo
 
-    vae: Any = AutoencoderKLHunyuanVideo.from_pretrained(folder / "vae", torch_dtype=loading.dtype, local_files_only=True)
+    vae: Any = AutoencoderKLHunyuanVideo.from_pretrained(folder / "vae", dtype=loading.dtype, local_files_only=True)
     if not encodes:
         vae.encoder = None
     if not decodes:

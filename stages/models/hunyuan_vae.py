@@ -1,20 +1,46 @@
 """HunyuanVideo's video autoencoder over diffusers' ``AutoencoderKLHunyuanVideo``, frames as they are ready.
 
-Equal to the stock ``decode`` up to rounding: overlapping runs of latent frames, blended where they meet. The middle block's
-attention is done frame by frame, as no frame sees a later one, instead of under a mask of all pixels by all pixels.
+Equal to the stock ``decode`` up to rounding: overlapping runs of latent frames, blended where they meet, in well under half
+of its memory. Convolutions take a few frames at a time, as their padded input and workspace are larger than their output, and
+the middle block's attention goes frame by frame instead of under a mask of all pixels by all pixels: no frame sees a later one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDEST = 6
-"""Tensors of the widest layer that live at once while the decoder runs, for the estimate of memory."""
+from stages import vae_policy
+from stages.memory import free_bytes
+
+CHUNK_PIXELS = 1 << 22
+"""Pixels that a convolution takes at once (frames x height x width): its padded input is 2.8 GB at the widest layer."""
+
+Frames = Callable[[int, int], Tensor]
+"""Frames from a start up to a stop, ``[1, C, stop - start, H, W]``."""
+
+
+class LeanDecoder(nn.Module):
+    """A ``HunyuanVideoDecoder3D`` that holds few tensors at once."""
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.middle = FrameCausalMiddle(decoder.mid_block)
+
+    def forward(self, z: Tensor) -> Tensor:
+        decoder = self.decoder
+        h = self.middle(convolve(decoder.conv_in, z.shape[2], _frames_of(z)))
+        for block in decoder.up_blocks:
+            for resnet in block.resnets:
+                h = residual(resnet, h)
+            for layer in block.upsamplers or ():
+                h = upsample(layer, h)
+        return normed_convolve(decoder.conv_norm_out, decoder.conv_out, h)
 
 
 class FrameCausalMiddle(nn.Module):
@@ -25,9 +51,9 @@ class FrameCausalMiddle(nn.Module):
         self.resnets, self.attentions = block.resnets, block.attentions
 
     def forward(self, h: Tensor) -> Tensor:
-        h = self.resnets[0](h)
+        h = residual(self.resnets[0], h)
         for attn, resnet in zip(self.attentions, list(self.resnets)[1:], strict=True):
-            h = resnet(h if attn is None else h + self._attend(attn, h))
+            h = residual(resnet, h if attn is None else h + self._attend(attn, h))
         return h
 
     def _attend(self, attn: Any, h: Tensor) -> Tensor:
@@ -39,6 +65,52 @@ class FrameCausalMiddle(nn.Module):
         seen = [F.scaled_dot_product_attention(q[:, :, e - num_pixels : e], k[:, :, :e], v[:, :, :e]) for e in ends]
         out: Tensor = attn.to_out[0](torch.cat(seen, dim=2).squeeze(1))
         return out.transpose(1, 2).view_as(h)
+
+
+def residual(block: Any, x: Tensor) -> Tensor:
+    """A ``HunyuanVideoResnetBlockCausal3D``."""
+    h = normed_convolve(block.norm1, block.conv1, x)
+    h = normed_convolve(block.norm2, block.conv2, h)
+    return h.add_(x if block.conv_shortcut is None else block.conv_shortcut.conv(x))
+
+
+def normed_convolve(norm: nn.GroupNorm, layer: Any, x: Tensor) -> Tensor:
+    h = F.silu(norm(x), inplace=True)
+    return convolve(layer, h.shape[2], _frames_of(h))
+
+
+def upsample(layer: Any, x: Tensor) -> Tensor:
+    """A ``HunyuanVideoUpsampleCausal3D``: every frame but the first may become two, all grow by nearest neighbour."""
+    factor_t, *factors = layer.upsample_factor
+    num_frames = 1 + (x.shape[2] - 1) * factor_t
+
+    def frames(start: int, stop: int) -> Tensor:
+        first, last = ((frame + factor_t - 1) // factor_t for frame in (start, stop - 1))
+        repeated = x[:, :, first : last + 1].repeat_interleave(factor_t, dim=2)
+        # The first frame of all stands once, so frame f of x is at (f - 1) * factor_t + 1 and after.
+        skipped = start - ((first - 1) * factor_t + 1)
+        chosen = repeated[:, :, skipped : skipped + stop - start]
+        return chosen.repeat_interleave(factors[0], dim=3).repeat_interleave(factors[1], dim=4)
+
+    return convolve(layer.conv, num_frames, frames)
+
+
+def convolve(layer: Any, num_frames: int, frames: Frames) -> Tensor:
+    """A ``HunyuanVideoCausalConv3d`` of the input that ``frames`` gives, ``num_frames`` long, a few frames at a time."""
+    conv: nn.Conv3d = layer.conv
+    before, border = conv.kernel_size[0] - 1, conv.kernel_size[1] // 2
+    sample = frames(0, 1)
+    length = max(1, CHUNK_PIXELS // (sample.shape[3] * sample.shape[4]))
+    out = sample.new_empty(1, conv.out_channels, num_frames, *sample.shape[3:])
+    for start in range(0, num_frames, length):
+        stop, first = min(start + length, num_frames), max(start - before, 0)
+        padding = (border, border, border, border, before - (start - first), 0)
+        out[:, :, start:stop] = conv(F.pad(frames(first, stop), padding, mode="replicate"))
+    return out
+
+
+def _frames_of(x: Tensor) -> Frames:
+    return lambda start, stop: x[:, :, start:stop]
 
 
 class HunyuanEncoder:
@@ -59,9 +131,9 @@ class HunyuanDecoder:
     """Latents, normalised as the transformer sees them, to video."""
 
     def __init__(self, vae: Any) -> None:
-        """``vae`` is an ``AutoencoderKLHunyuanVideo``, whose decoder's middle block is exchanged."""
+        """``vae`` is an ``AutoencoderKLHunyuanVideo``, whose decoder is exchanged."""
         self.vae = vae
-        vae.decoder.mid_block = FrameCausalMiddle(vae.decoder.mid_block)
+        vae.decoder = LeanDecoder(vae.decoder)
 
     def runs(self, latent: Tensor) -> Iterator[Tensor]:
         """Video ``[1, 3, f, 8H, 8W]`` float32 in [-1, 1], a run of frames at a time; 4 (T - 1) + 1 frames in all."""
@@ -69,7 +141,7 @@ class HunyuanDecoder:
         z = latent.to(vae.device, vae.dtype) / vae.config.scaling_factor
         stride_t = vae.temporal_compression_ratio
         length, step = vae.tile_sample_min_num_frames // stride_t, vae.tile_sample_stride_num_frames // stride_t
-        tiled = needs_tiles(vae, z)
+        tiled = needs_tiles(vae, z[:, :, : length + 1])
         if z.shape[2] <= length:
             yield _levels(self._decode(z, tiled))
             return
@@ -96,14 +168,12 @@ class HunyuanDecoder:
 
 
 def needs_tiles(vae: Any, z: Tensor) -> bool:
-    """Whether a run of frames of latents ``z`` is too large to decode whole in the free memory of a GPU."""
+    """Whether a run of frames ``z`` is too large to decode whole in the free memory of a GPU."""
     if z.device.type != "cuda":
         return False
-    num_pixels = vae.tile_sample_min_num_frames * z.shape[3] * z.shape[4] * vae.spatial_compression_ratio**2
-    needed: int = WIDEST * num_pixels * vae.config.block_out_channels[1] * z.element_size()
-    free, _ = torch.cuda.mem_get_info(z.device)
-    unused = torch.cuda.memory_reserved(z.device) - torch.cuda.memory_allocated(z.device)
-    return needed > free + unused
+    num_frames = 1 + (z.shape[2] - 1) * vae.temporal_compression_ratio
+    num_pixels = num_frames * z.shape[3] * z.shape[4] * vae.spatial_compression_ratio**2
+    return vae_policy.needs_tiles("hunyuan", num_pixels, free_bytes(z.device))
 
 
 def _levels(video: Tensor) -> Tensor:

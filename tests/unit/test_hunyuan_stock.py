@@ -64,6 +64,14 @@ def test_decoding_equals_the_stock_autoencoder(num_frames: int) -> None:
     assert (frames.float() - (expected[0].permute(1, 2, 3, 0) + 1) * 127.5).abs().max() < 0.51
 
 
+@pytest.mark.parametrize("chunk", [1, 3000, 8000], ids=lambda n: f"{n} pixels at once")
+def test_convolutions_give_the_same_however_many_frames_they_take_at_once(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = torch.randn(1, 16, 5, 4, 6, generator=torch.Generator().manual_seed(1)) * 0.3
+    whole = tiny(T2V).pixels(latent)
+    monkeypatch.setattr("stages.models.hunyuan_vae.CHUNK_PIXELS", chunk)
+    assert torch.allclose(tiny(T2V).pixels(latent), whole, atol=1e-5)
+
+
 @torch.no_grad()
 def test_decoding_in_tiles_equals_the_stock_autoencoder_with_tiling(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = AutoencoderKLHunyuanVideo.from_pretrained(checkpoint(T2V) / "vae")
