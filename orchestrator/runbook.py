@@ -103,6 +103,8 @@ def make_record(
         num_bytes=clip.num_bytes,
         sha256=clip.sha256,
         finished_at=finished_at or datetime.now(UTC).isoformat(timespec="seconds"),
+        image=item.image,
+        solver=arm.solver or geometry.solver,
         **_prediction(arm, geometry, action),
     )
 

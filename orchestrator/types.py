@@ -166,6 +166,9 @@ class Record:
     cost_label: str = ""
     """``calibrated`` when that rests on measurements of the device, ``uncalibrated`` when on a roofline."""
     cost_device: str = ""
+    image: str | None = None
+    """The first frame it was made from."""
+    solver: str = ""
 
 
 def as_row(record: Record) -> dict[str, Any]:

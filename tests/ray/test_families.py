@@ -84,6 +84,8 @@ def test_each_of_them_was_refined_grid_by_grid_within_its_budget(name: str, rows
     assert row["stage_grids"].count("|") >= 1
     assert abs(row["density"] - row["budget"]) <= 0.02 + 1e-9
     assert row["attempts"] == 1
+    assert (row["image"] is not None) is (MODELS[name].image != "none")
+    assert row["solver"] == MODELS[name].solver
 
 
 @pytest.mark.parametrize("name", ["hunyuanvideo-i2v", "hunyuanvideo-1.5", "wan2.2-i2v-a14b"])
