@@ -1,7 +1,7 @@
 """HunyuanVideo's video autoencoder over diffusers' ``AutoencoderKLHunyuanVideo``, frames as they are ready.
 
 Equal to the stock ``decode`` up to rounding: overlapping runs of latent frames, blended where they meet, in well under half
-of its memory. Convolutions take a few frames at a time, as their padded input and workspace are larger than their output, and
+of its memory. Norms and convolutions take a few frames at a time, as what lies between them is larger than their output, and
 the middle block's attention goes frame by frame instead of under a mask of all pixels by all pixels: no frame sees a later one.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from stages import vae_policy
 from stages.memory import free_bytes
 
-CHUNK_PIXELS = 1 << 22
-"""Pixels that a convolution takes at once (frames x height x width): its padded input is 2.8 GB at the widest layer."""
+CHUNK_PIXELS = 1 << 21
+"""Pixels that a convolution makes at once (frames x height x width); its input, two frames more, is 2 GB at the widest layer."""
 
 Frames = Callable[[int, int], Tensor]
 """Frames from a start up to a stop, ``[1, C, stop - start, H, W]``."""
@@ -75,8 +75,24 @@ def residual(block: Any, x: Tensor) -> Tensor:
 
 
 def normed_convolve(norm: nn.GroupNorm, layer: Any, x: Tensor) -> Tensor:
-    h = F.silu(norm(x), inplace=True)
-    return convolve(layer, h.shape[2], _frames_of(h))
+    """Group norm over all of ``x``, SiLU and a causal convolution; the normed tensor is never whole."""
+    scale, shift = affine(norm, x)
+
+    def frames(start: int, stop: int) -> Tensor:
+        return F.silu(torch.addcmul(shift, x[:, :, start:stop], scale), inplace=True).to(x.dtype)
+
+    return convolve(layer, x.shape[2], frames)
+
+
+def affine(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift ``[1, C, 1, 1, 1]`` float32 that the norm comes to on ``x``, from the moments of its frames."""
+    moments = [torch.var_mean(f.reshape(norm.num_groups, -1).float(), 1, correction=0) for f in x.unbind(2)]
+    variances, means = (torch.stack(rows) for rows in zip(*moments, strict=True))
+    variance, mean = variances.mean(0) + means.var(0, correction=0), means.mean(0)
+    per_group = x.shape[1] // norm.num_groups
+    scale = (variance + norm.eps).rsqrt().repeat_interleave(per_group) * norm.weight.float()
+    shift = norm.bias.float() - mean.repeat_interleave(per_group) * scale
+    return scale.view(1, -1, 1, 1, 1), shift.view(1, -1, 1, 1, 1)
 
 
 def upsample(layer: Any, x: Tensor) -> Tensor:
