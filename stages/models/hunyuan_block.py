@@ -62,7 +62,7 @@ class SingleWeights(NamedTuple):
 def dual_block(
     w: DualWeights, h: Tensor, c: Tensor, emb: Tensor, rope: Tensor, first: Tensor | None, *, head_dim: int, attention: Attention
 ) -> tuple[Tensor, Tensor]:
-    """``emb`` ``[1 or 2, D]`` after its SiLU; ``rope [N, head_dim / 2, 2]`` and ``first [N, 1]`` have a row for each image token."""
+    """``emb [1 or 2, D]`` after its SiLU; ``rope [N, head_dim / 2, 2]`` and ``first [N, 1]`` have a row per image token."""
     of_h = modulations(emb, w.image.modulate_w, w.image.modulate_b, 6, first)
     of_c = modulations(emb[:1], w.text.modulate_w, w.text.modulate_b, 6, None)
     qkv, text = _project(w.image, h, of_h), _project(w.text, c, of_c)

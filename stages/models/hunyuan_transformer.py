@@ -30,7 +30,7 @@ from stages.models.hunyuan_block import (
 )
 
 NUM_TABLES = 4
-"""Rotary tables kept: the stages of one clip (118 MB at 115,200 tokens)."""
+"""Rotary tables kept: the stages of one clip (59 MB at 115,200 tokens)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ class HunyuanTransformer:
         return out
 
     def _make_tables(self, grid: Grid, num_text: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Cosines and sines ``[tokens, head_dim / 2, 2]``, text standing still, and the mark of the first frame ``[tokens, 1]``."""
+        """Cosines and sines ``[tokens, head_dim / 2, 2]``, text standing still; the mark of the first frame ``[tokens, 1]``."""
         cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
         cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=device))
         image = torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
