@@ -19,6 +19,8 @@ from orchestrator.calibration import device_name
 from orchestrator.cli import print_json
 from orchestrator.cli_sweep import unknown_prompt_words
 from orchestrator.config import ArmOptions, AttentionName
+from orchestrator.cost import denoise_s
+from orchestrator.geometry import model
 from orchestrator.images import NONE, FirstFrames
 from orchestrator.mistakes import ConfigError, RunError, from_validation, unknown
 from orchestrator.prompts import Prompt
@@ -57,9 +59,10 @@ def run_generate(
         raise RunError(" ".join(str(error).split())) from error
     timings_s |= clip.timings_s
     if as_json:
-        print_json({"video": str(out), "seed": seed, **_facts(decision), "timings_s": timings_s})
+        told = {"video": str(out), "seed": seed, **_facts(decision), "predicted": _predicted(arm, decision)}
+        print_json({**told, "timings_s": timings_s})
     else:
-        _print(console, out, decision, timings_s)
+        _print(console, out, arm, decision, timings_s)
 
 
 def _resolve(prompt: str, seed: int, settings: Mapping[str, Any], machine: Machine) -> tuple[Arm, Item]:
@@ -180,7 +183,15 @@ def _facts(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _print(console: Console, out: pathlib.Path, decision: Decision, timings_s: Mapping[str, float]) -> None:
+def _predicted(arm: Arm, decision: Decision) -> dict[str, Any] | None:
+    """Denoising seconds that the cost model gave this action."""
+    if arm.cost is None:
+        return None
+    predicted_s = denoise_s(model(arm.model), decision.action, arm.cost)
+    return {"denoise_s": predicted_s, "label": arm.cost.label, "device": arm.cost.device}
+
+
+def _print(console: Console, out: pathlib.Path, arm: Arm, decision: Decision, timings_s: Mapping[str, float]) -> None:
     action = decision.action
     console.print(f"[bold]{action.name}[/]  density {action.density:.3f}  {decision.why}", highlight=False)
     table = Table(header_style="bold")
@@ -193,4 +204,6 @@ def _print(console: Console, out: pathlib.Path, decision: Decision, timings_s: M
     table.add_row("decode", "", f"{timings_s.get('decode_s', 0):.2f}")
     table.add_row("encode", "", f"{timings_s.get('encode_s', 0):.2f}")
     console.print(table)
+    if predicted := _predicted(arm, decision):
+        console.print(f"denoising was predicted to take {predicted['denoise_s']:.3g} s ({predicted['label']})", highlight=False)
     console.print(f"wrote {out}", soft_wrap=True)
