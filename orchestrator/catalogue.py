@@ -62,6 +62,7 @@ WAN_A14B = replace(
     boundary=0.875,
     full_shift=12.0,
     stage_shifts=(5.0, 9.0, 11.0, 11.0),
+    shifts_follow=False,
     hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
 )
 
@@ -79,6 +80,7 @@ WAN_MINI = replace(
     stage_shifts=_constant(WAN_MINI_SHIFT),  # so that a full run and a reduced one share one schedule
     linear_macs=7 * (6 * 256**2 + 2 * 256 * 512),
     solver="euler",
+    image="optional",
     hub="",
     dvg_defaults=WAN_MINI_DVG,
 )
@@ -127,6 +129,7 @@ HUNYUAN = ModelGeometry(
     default_guidance=6.0,
     full_shift=7.0,
     stage_shifts=DVG_SHIFT_PATTERN,
+    shifts_follow=False,
     pixel_planner=True,
     level_spacing="uniform",
     linear_macs=60 * 12 * 3072**2,
@@ -149,6 +152,7 @@ HUNYUAN15 = ModelGeometry(
     default_guidance=6.0,
     full_shift=5.0,
     stage_shifts=DVG_SHIFT_PATTERN,
+    shifts_follow=False,
     level_spacing="uniform",
     linear_macs=54 * 12 * 2048**2,
     text_tokens=1985,  # 1,000 of Qwen, 256 of ByT5, 729 of the image

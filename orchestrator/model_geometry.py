@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from orchestrator.types import Grid, VideoShape
@@ -50,6 +50,8 @@ class ModelGeometry:
     """Timestep shift of a plain full-grid run."""
     stage_shifts: Shifts
     """Timestep shift of each of DVG's stages."""
+    shifts_follow: bool = True
+    """False: the DVG release fixes ``stage_shifts``, whatever the shift of a plain run."""
     linear_macs: int
     """Multiply-accumulates of one token in all linear layers, for cost estimates."""
     family: Literal["wan", "hunyuan", "hunyuan15"] = "wan"
@@ -74,6 +76,12 @@ class ModelGeometry:
     """Knobs of ``DvgConfig`` whose released value does not suit this model, with the value that does."""
     pixel_planner: bool = False
     """Stage sizes are rounded in pixels, not in latent cells (DVG's release does so for HunyuanVideo)."""
+
+    def with_shift(self, full_shift: float) -> ModelGeometry:
+        """The same model under another timestep shift, as some of its checkpoints ship; stage shifts keep their ratio to it."""
+        a, b, c, d = self.stage_shifts
+        ratio = full_shift / self.full_shift if self.shifts_follow else 1.0
+        return replace(self, full_shift=full_shift, stage_shifts=(a * ratio, b * ratio, c * ratio, d * ratio))
 
     @property
     def pixel_multiple(self) -> tuple[int, int]:

@@ -149,3 +149,11 @@ def test_noise_levels_fall_from_one_to_zero(num_steps, shift):
     assert levels[0] == pytest.approx(1.0)
     assert levels[-1] == 0.0
     assert all(after < before for before, after in pairwise(levels))
+
+
+def test_another_shift_scales_the_stages_unless_the_release_fixes_them():
+    assert model("wan2.1-1.3b").with_shift(3.0).stage_shifts == (3.0, 3.0, 3.0, 3.0)
+    assert model("wan2.1-14b").with_shift(7.0).stage_shifts == pytest.approx((7.0, 9.0, 11.0, 11.0))
+    for name in ("hunyuanvideo", "hunyuanvideo-1.5", "wan2.2-a14b"):
+        assert model(name).with_shift(3.0).stage_shifts == model(name).stage_shifts
+        assert model(name).with_shift(3.0).full_shift == 3.0
