@@ -7,6 +7,7 @@ import json
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -213,10 +214,14 @@ def test_one_compiled_program_per_kind_of_block_serves_all_layers_grids_and_prom
     assert num_graphs() - before == 2
 
 
-def test_decoding_on_a_cpu_needs_no_tiles() -> None:
+@pytest.mark.parametrize("device,free_gb,tiles", [("cpu", 0, False), ("cuda", 4, True), ("cuda", 100, False)])
+def test_a_run_of_frames_is_cut_into_tiles_when_memory_is_short(
+    device: str, free_gb: int, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.models.hunyuan_vae.free_bytes", lambda device: free_gb * 10**9)
     decoder = tiny(T2V).parts.decoder
     assert decoder is not None
-    assert not needs_tiles(decoder.vae, torch.zeros(1, 16, 5, 90, 160))
+    assert needs_tiles(decoder.vae, SimpleNamespace(device=torch.device(device), shape=(1, 16, 5, 90, 160))) is tiles  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [T2V, I2V])
