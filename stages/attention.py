@@ -10,7 +10,8 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,9 +22,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stages.models.base import Attention
 
 AUTO = "auto"
-NUM_TOKENS = 16_384
-"""Of the measurement: long enough to be bound by arithmetic, short enough for any memory."""
+LENGTHS = (1_024, 4_096, 16_384)
+"""Tokens of the measurement: a small grid, where launches cost, to one bound by arithmetic alone."""
 NUM_ROUNDS = 5
+
+Rates = dict[str, dict[str, float]]
+"""TFLOP/s by kernel, by number of tokens (as text, as in the file)."""
 
 
 def _torch_kernel(backend: SDPBackend) -> Attention:
@@ -90,9 +94,11 @@ def choose(name: str, device: torch.device, heads: int, head_dim: int, dtype: to
     """
     if name not in names():
         raise ValueError(f"attention {name!r} is not known. Choices: {', '.join(names())}")
+    if name != AUTO:
+        return opaque(_on_request(name, device)) if device.type == "cuda" else _on_request(name, device)
     if device.type != "cuda" or dtype == torch.float32:
-        return _on_request(name, device) if name != AUTO else F.scaled_dot_product_attention
-    return opaque(_on_request(fastest(device, heads, head_dim, dtype) if name == AUTO else name, device))
+        return F.scaled_dot_product_attention
+    return opaque(_by_length(fastest(device, heads, head_dim, dtype)))
 
 
 def _on_request(name: str, device: torch.device) -> Attention:
@@ -104,15 +110,30 @@ def _on_request(name: str, device: torch.device) -> Attention:
     return make()
 
 
-def fastest(device: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> str:
-    """The name of the fastest kernel, from the file of earlier measurements or measured now."""
+def _by_length(chosen: Mapping[int, str]) -> Attention:
+    """The kernel that is best for the nearest of the lengths measured, by the number of keys."""
+    kernels = {length: KERNELS[name][1]() for length, name in chosen.items()}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return kernels[nearest_length(k.shape[2], kernels)](q, k, v)
+
+    return attend
+
+
+def nearest_length(num_keys: int, lengths: Iterable[int]) -> int:
+    """The one with the ratio nearest 1 to ``num_keys``."""
+    return min(lengths, key=lambda length: max(length / num_keys, num_keys / length))
+
+
+def fastest(device: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> dict[int, str]:
+    """The name of the fastest kernel for each length, from the file of earlier measurements or measured now."""
     found = ", ".join(installed())
     key = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {heads} x {head_dim} {str(dtype)[6:]}, {found}"
     known = measurements()
     if key not in known:
-        known[key] = measure(device, heads, head_dim, dtype)
+        known[key] = {str(length): measure(length, device, heads, head_dim, dtype) for length in LENGTHS}
         _keep(known)
-    return best(known[key])
+    return {int(length): best(rates) for length, rates in known[key].items()}
 
 
 def best(rates: Mapping[str, float]) -> str:
@@ -122,11 +143,10 @@ def best(rates: Mapping[str, float]) -> str:
     return max(rates, key=lambda name: rates[name])
 
 
-def measure(device: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> dict[str, float]:
-    """TFLOP/s of each installed kernel on ``NUM_TOKENS`` tokens, best of ``NUM_ROUNDS``; those that fail are left out."""
-    shape = (1, NUM_TOKENS, heads, head_dim)
-    q, k, v = (torch.randn(shape, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
-    flops = 4.0 * NUM_TOKENS**2 * heads * head_dim
+def measure(length: int, device: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> dict[str, float]:
+    """TFLOP/s of each installed kernel on ``length`` tokens, best of ``NUM_ROUNDS``; those that fail are left out."""
+    q, k, v = (torch.randn(1, length, heads, head_dim, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
+    flops = 4.0 * length**2 * heads * head_dim
     rates = {}
     for name in installed():
         if name not in TOO_SLOW and (seconds := _seconds(KERNELS[name][1], q, k, v)):
@@ -135,7 +155,7 @@ def measure(device: torch.device, heads: int, head_dim: int, dtype: torch.dtype)
 
 
 def _seconds(make: Callable[[], Attention], q: Tensor, k: Tensor, v: Tensor) -> float | None:
-    """None for a kernel that refuses these tensors or this GPU."""
+    """Best of a few calls; None for a kernel that refuses these tensors or this GPU."""
     try:
         kernel = make()
         kernel(q, k, v)
@@ -145,12 +165,11 @@ def _seconds(make: Callable[[], Attention], q: Tensor, k: Tensor, v: Tensor) -> 
 
 
 def _timed(kernel: Attention, q: Tensor, k: Tensor, v: Tensor) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
+    torch.cuda.synchronize(q.device)
+    started_s = time.perf_counter()
     kernel(q, k, v)
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
+    torch.cuda.synchronize(q.device)
+    return time.perf_counter() - started_s
 
 
 def cache_file() -> Path:
@@ -158,16 +177,16 @@ def cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dvg" / "attention.json"
 
 
-def measurements() -> dict[str, dict[str, float]]:
-    """TFLOP/s by kernel, by GPU model, torch version, heads and what is installed; empty before the first measurement."""
+def measurements() -> dict[str, Rates]:
+    """By GPU model, torch version, heads and what is installed; empty before the first measurement."""
     try:
-        known: dict[str, dict[str, float]] = json.loads(cache_file().read_text())
+        known: dict[str, Rates] = json.loads(cache_file().read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     return known
 
 
-def _keep(known: Mapping[str, Mapping[str, float]]) -> None:
+def _keep(known: Mapping[str, Rates]) -> None:
     """Written whole, then renamed: workers may do so at once."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)

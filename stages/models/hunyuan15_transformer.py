@@ -21,6 +21,7 @@ from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.base import Attention
 from stages.models.hunyuan15_block import EPS, block, bundle, fuse
+from stages.replay import Replay
 from stages.sampling import NoiseLevel
 
 TEXT, GLYPHS, IMAGE = range(3)
@@ -62,6 +63,7 @@ class Hunyuan15Transformer:
         norms = [norm for module in weights.transformer_blocks for norm in (module.norm1, module.norm1_context)]
         self._modulation = fuse([norm.linear for norm in norms])
         self._embed = weights.x_embedder.proj.weight.detach().flatten(1)
+        self.replay = Replay(self._run, compiled)
         self._rope = functools.lru_cache(maxsize=8)(self._make_rope)
 
     def remember(self, tensors: Mapping[str, Tensor]) -> PromptMemory:
@@ -92,12 +94,16 @@ class Hunyuan15Transformer:
     def __call__(self, x: Tensor, condition: Tensor | None, time: TimeState, memory: PromptMemory) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32. ``condition [1, C + 1, T, H, W]``: image latent and mask; None means zeros."""
         h, c = self._tokens(x, condition), self._text(memory, time)
-        rope = self._rope((x.shape[2], x.shape[3], x.shape[4]))
-        for index, (image, text) in enumerate(self._blocks):
-            h, c = self.block(image, text, time.modulation[index], h, c, rope)
+        h = self.replay((h, c, time.modulation), (self._rope((x.shape[2], x.shape[3], x.shape[4])),))
         scale, shift = time.last.float()
         velocity: Tensor = self.weights.proj_out(modulated_norm(h, scale, shift, EPS))
         return velocity.float().transpose(1, 2).reshape(x.shape)
+
+    def _run(self, h: Tensor, c: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
+        """All layers; what they make of the condition tokens is not used."""
+        for (image, text), rows in zip(self._blocks, modulation, strict=True):
+            h, c = self.block(image, text, rows, h, c, rope)
+        return h
 
     def _tokens(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """One token per latent cell ``[1, N, D]``."""

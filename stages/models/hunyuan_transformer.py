@@ -28,6 +28,7 @@ from stages.models.hunyuan_block import (
     dual_block,
     single_block,
 )
+from stages.replay import Replay
 
 NUM_TABLES = 4
 """Rotary tables kept: the stages of one clip (59 MB at 115,200 tokens)."""
@@ -61,6 +62,7 @@ class HunyuanTransformer:
         dual: Callable[..., tuple[Tensor, Tensor]] = functools.partial(dual_block, **constants)
         single: Callable[..., Tensor] = functools.partial(single_block, **constants)
         self.dual_block, self.single_block = maybe_compile(dual, compile_blocks), maybe_compile(single, compile_blocks)
+        self.replay = Replay(self._run, compile_blocks)
         self._tables = functools.lru_cache(maxsize=NUM_TABLES)(self._make_tables)
         self._guide = functools.lru_cache(maxsize=NUM_TABLES)(self._make_guide)
 
@@ -81,15 +83,20 @@ class HunyuanTransformer:
         rope, first = self._tables(grid, prompt.tokens.shape[1], x.device)
         h, c = self._embed(x), self._refine(timestep, prompt)
         num = h.shape[1]
-        of_image = rope[:num], None if first is None else first[:num]
+        h = self.replay((h, c, emb), (rope, first))
+        scale, shift = self.weights.norm_out.linear(emb[0]).chunk(2)
+        velocity = self.weights.proj_out(modulated_norm(h[:, :num], scale, shift, EPS))
+        return self._unpatch(velocity, grid).float()
+
+    def _run(self, h: Tensor, c: Tensor, emb: Tensor, rope: Tensor, first: Tensor | None) -> Tensor:
+        """All layers: of image and of text tokens, then of both in one row."""
+        of_image = rope[: h.shape[1]], None if first is None else first[: h.shape[1]]
         for dual in self.duals:
             h, c = self.dual_block(dual, h, c, emb, *of_image)
         h = torch.cat([h, c], dim=1)
         for single in self.singles:
             h = self.single_block(single, h, emb, rope, first)
-        scale, shift = self.weights.norm_out.linear(emb[0]).chunk(2)
-        velocity = self.weights.proj_out(modulated_norm(h[:, :num], scale, shift, EPS))
-        return self._unpatch(velocity, grid).float()
+        return h
 
     def _embed_time(self, timestep: float, guidance: float, prompt: Prompt) -> Tensor:
         """Time, guidance and pooled prompt ``[1, D]``; with token replacement a second row for timestep 0."""

@@ -18,10 +18,8 @@ from stages.models.base import Attention
 
 
 class BlockWeights(NamedTuple):
-    """One layer. D is the model's width; the table and the layer norm are float32, the rest is the model's dtype."""
+    """One layer. D is the model's width; the layer norm is float32, the rest is the model's dtype."""
 
-    table: Tensor
-    """``[6, D]``: shift, scale and gate of self-attention, then of the feed-forward."""
     qkv: Tensor
     qkv_bias: Tensor
     norm_q: Tensor
@@ -55,7 +53,7 @@ class CrossMemory(NamedTuple):
 def block(
     w: BlockWeights,
     h: Tensor,
-    time: Tensor,
+    modulation: Tensor,
     is_first: Tensor | None,
     rope: Tensor,
     memory: CrossMemory,
@@ -66,11 +64,11 @@ def block(
 ) -> Tensor:
     """Tokens ``h [B, N, D]`` through one layer.
 
-    ``time [6, D]`` modulates all tokens. With ``is_first [N, 1]`` it is ``[2, 6, D]``: row 0 is for the tokens where
-    ``is_first`` holds (a clean first frame), row 1 for the others. ``attention`` may span the ranks of a group; ``local`` is
-    of this rank's tokens, to the prompt.
+    ``modulation [6, D]`` holds shift, scale and gate of self-attention, then of the feed-forward. With ``is_first [N, 1]`` it is
+    ``[2, 6, D]``: row 0 is for the tokens where ``is_first`` holds (a clean first frame), row 1 for the others. ``attention``
+    may span the ranks of a group; ``local`` is of this rank's tokens, to the prompt.
     """
-    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (per_token(row, is_first) for row in (w.table + time).unbind(-2))
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (per_token(row, is_first) for row in modulation.unbind(-2))
     found = self_attend(w, modulated_norm(h, scale, shift, eps), rope, heads, eps, attention)
     h, seen = add_norm(h, found, gate, w.cross_norm, w.cross_norm_bias, eps, plus_one=False)
     h, seen = add_norm(h, cross_attend(w, seen, memory, heads, eps, local), None, ffn_scale, ffn_shift, eps)
@@ -116,7 +114,6 @@ def block_weights(layer: Any) -> BlockWeights:
     """The weights of a diffusers ``WanTransformerBlock``, q, k and v as one product. The layer's own become views of it."""
     own, cross, (ffn_in, _, ffn_out) = layer.attn1, layer.attn2, layer.ffn.net
     return BlockWeights(
-        _constant(layer.scale_shift_table.data[0]),
         *fuse((own.to_q, own.to_k, own.to_v)),
         own.norm_q.weight,
         own.norm_k.weight,

@@ -20,6 +20,7 @@ from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.base import Attention, Branch
 from stages.models.wan_block import CrossMemory, block, block_weights, per_token, split_heads
+from stages.replay import Replay
 
 ON_CPU = ("cpu",)
 """Devices where complex products and a bias on the logits are the faster forms."""
@@ -52,8 +53,12 @@ class WanTransformer:
         self.device: torch.device = weights.device
         self.layers = tuple(block_weights(layer) for layer in weights.blocks)
         constants = {"heads": self.heads, "eps": self.eps, "attention": attention, "local": local}
+        self.compiled = compiled
         self.block = maybe_compile(functools.partial(block, **constants), compiled)
+        self._tables = torch.stack([layer.scale_shift_table.data[0].float() for layer in weights.blocks])
         self._rope = functools.lru_cache(maxsize=16)(self._make_rope)
+        self._first = functools.lru_cache(maxsize=16)(self._first_frame)
+        self._replays: weakref.WeakKeyDictionary[Branch, Replay] = weakref.WeakKeyDictionary()
         self._memories: weakref.WeakKeyDictionary[Branch, TextMemory] = weakref.WeakKeyDictionary()
 
     def remember(self, branch: Branch) -> TextMemory:
@@ -68,25 +73,37 @@ class WanTransformer:
         With ``clean_first`` the first latent frame is told timestep 0. Raises ValueError if the grid is no multiple of the patch.
         """
         grid, memory = self._patches(x), self.remember(branch)
-        is_first = self._first_frame(grid) if clean_first else None
-        time, modulation = self._embed_time((0.0, timestep) if clean_first else (timestep,))
+        is_first = self._first(grid) if clean_first else None
+        time, modulations = self._embed_time((0.0, timestep) if clean_first else (timestep,))
         h = self.weights.patch_embedding(x.to(self.dtype)).flatten(2).transpose(1, 2).contiguous()
-        rope = self._rope(grid)
-        for layer, seen in zip(self.layers, memory, strict=True):
-            h = self.block(layer, h, modulation, is_first, rope, seen)
+        h = self._replay(branch)((h, modulations), (is_first, self._rope(grid), memory))
         rows = self.weights.scale_shift_table[0] + time.unsqueeze(-2)
         shift, scale = (per_token(row, is_first) for row in rows.float().unbind(-2))
         velocity: Tensor = self.weights.proj_out(modulated_norm(h, scale, shift, self.eps))
         return self._unpatch(velocity, grid).float()
 
+    def _run(self, h: Tensor, modulations: Tensor, is_first: Tensor | None, rope: Tensor, memory: TextMemory) -> Tensor:
+        """All layers."""
+        for layer, modulation, seen in zip(self.layers, modulations, memory, strict=True):
+            h = self.block(layer, h, modulation, is_first, rope, seen)
+        return h
+
+    def _replay(self, branch: Branch) -> Replay:
+        """Recordings read a prompt's keys and values, so they live as long as these."""
+        if branch not in self._replays:
+            self._replays[branch] = Replay(self._run, self.compiled)
+        return self._replays[branch]
+
     def _embed_time(self, timesteps: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-        """Time embedding ``[D]`` and modulation ``[6, D]`` float32, each with a leading axis if there are two timesteps."""
+        """Time embedding ``[D]`` and modulations ``[layers, 6, D]`` float32; ``[2, D]``, ``[layers, 2, 6, D]`` for two times."""
         embedder = self.weights.condition_embedder
         told = torch.cat([torch.full((1,), t, dtype=torch.float32, device=self.device) for t in timesteps])
         waves = embedder.timesteps_proj(told).to(embedder.time_embedder.linear_1.weight.dtype)
         time = embedder.time_embedder(waves).to(self.dtype)
-        modulation = embedder.time_proj(F.silu(time)).unflatten(1, (6, -1)).float()
-        return (time, modulation) if len(timesteps) > 1 else (time[0], modulation[0])
+        rows = embedder.time_proj(F.silu(time)).unflatten(1, (6, -1)).float()
+        if len(timesteps) > 1:
+            return time, self._tables.unsqueeze(1) + rows
+        return time[0], self._tables + rows
 
     def _make_memory(self, branch: Branch) -> TextMemory:
         """On a CPU the zero rows after the text are folded into one; GPU kernels are faster without a bias.
