@@ -50,10 +50,10 @@ class ModelGeometry:
     """Timestep shift of a plain full-grid run."""
     stage_shifts: Shifts
     """Timestep shift of each of DVG's stages."""
-    shifts_follow: bool = True
-    """False: the DVG release fixes ``stage_shifts``, whatever the shift of a plain run."""
     linear_macs: int
     """Multiply-accumulates of one token in all linear layers, for cost estimates."""
+    shifts_follow: bool = True
+    """False: the DVG release fixes ``stage_shifts``, whatever the shift of a plain run."""
     family: Literal["wan", "hunyuan", "hunyuan15"] = "wan"
     """Which adapter in ``stages.models`` runs it."""
     image: Literal["none", "optional", "required"] = "none"
