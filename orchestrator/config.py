@@ -24,6 +24,7 @@ from orchestrator.images import FirstFrames
 from orchestrator.mistakes import ConfigError, from_validation
 from orchestrator.prompts import Prompt, Seed, load_prompts
 from orchestrator.resolve import resolve_arm
+from orchestrator.resolve_budget import device_mistakes
 from orchestrator.types import Item
 
 
@@ -228,6 +229,7 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
         if prompt.image is not None:
             frames.check(prompt.image)
     items = _items(points, prompts, spec.seeds, frames)
+    mistakes.extend(device_mistakes(arms, on_gpu=spec.cluster.gpus_per_rank > 0))
     mistakes.extend(_password(spec.tracking.uri))
     mistakes.extend(_twice(items) if not mistakes else [])
     if mistakes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.actions import uniform_action
+from orchestrator.arms import Arm
 from orchestrator.budgets import Target, actions_for, density_for, parse_target, uniform_density_for
 from orchestrator.calibration import cost_model
 from orchestrator.cost import CostModel
@@ -71,3 +72,13 @@ def _density(run: Run, target: Target, cost: CostModel) -> float:
         return uniform_density_for(run.planner, *task, target, run.config, cost)
     uniform_action(run.planner, *task, target.value, run.config)
     return target.value
+
+
+def device_mistakes(arms: Iterable[Arm], on_gpu: bool) -> list[str]:
+    """Cost budgets whose cost was predicted for this machine's CPU though the workers have GPUs."""
+    return [
+        f"arm {arm.name}: {arm.target} is to be met on GPUs, and this machine has none to predict for; set device_name "
+        "(for example NVIDIA H200) or calibration"
+        for arm in arms
+        if on_gpu and arm.target and arm.cost and arm.cost.device.startswith("CPU")
+    ]

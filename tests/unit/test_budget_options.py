@@ -140,3 +140,13 @@ def test_a_uniform_arm_gets_the_density_that_costs_as_asked(tmp_path: Path) -> N
     action = uniform_action("temporal-only", geometry, arm.shape, arm.num_steps, arm.budget, arm.dvg)
     whole_s = full_s(geometry, arm.shape, arm.num_steps, arm.cost)
     assert whole_s / denoise_s(geometry, action, arm.cost) == pytest.approx(2, rel=0.042)
+
+
+def test_a_cost_budget_for_gpus_that_are_elsewhere_needs_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_gpu_name", lambda: None)
+    cluster = {"gpus_per_rank": 1}
+    assert "set device_name" in mistakes(tmp_path, budget="speedup=2", cluster=cluster)
+    (arm,) = sweep(tmp_path, budget="speedup=1.02", cluster=cluster, device_name="NVIDIA H200").arms
+    assert arm.cost is not None
+    assert arm.cost.device == "NVIDIA H200"
+    sweep(tmp_path, budget=0.5, cluster=cluster)

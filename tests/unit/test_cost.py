@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.calibrate import fit_forward
-from orchestrator.actions import full_action
+from orchestrator.actions import DvgConfig, action_list, full_action
 from orchestrator.calibration import StepRow
 from orchestrator.cost import GPUS, CostModel, ForwardCost, denoise_s, full_s, num_branches, rates, uncalibrated
 from orchestrator.geometry import MODELS, model
@@ -62,6 +62,18 @@ def test_the_roofline_is_within_a_factor_of_two_of_every_measured_forward(name: 
     assert cost.label == "uncalibrated"
     for row in rows(name):
         assert 0.5 < row.median_s / cost.forward_s(row.tokens) < 2, row
+
+
+@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("budget", [0.5, 0.7])
+def test_the_rooflines_speedups_are_within_a_twentieth_of_those_of_the_measured_forwards(name: str, budget: float) -> None:
+    geometry = model(name)
+    run = (geometry, geometry.default_shape, geometry.default_steps)
+    fitted = CostModel(label="calibrated", device=H200, forwards=(fit_forward(rows(name))[0],))
+    roofline = uncalibrated(geometry, H200)
+    for action in action_list(*run, budget, DvgConfig()):
+        of_each = [full_s(*run, cost) / denoise_s(geometry, action, cost) for cost in (fitted, roofline)]
+        assert of_each[1] == pytest.approx(of_each[0], rel=0.05), action.name
 
 
 @given(
