@@ -17,19 +17,14 @@ from orchestrator.types import VideoShape
 from stages.denoise import run_stages, start
 from stages.models.base import Lora, Placed, Request, load
 from stages.models.hunyuan import HunyuanModel
-from stages.models.tiny_hunyuan import build
 from stages.planners import make_planner
 from stages.resize import Axes
+from tests.checkpoints import checkpoint
 
 T2V, I2V = "hunyuanvideo", "hunyuanvideo-i2v"
 SHAPE = VideoShape(17, 96, 128)
 PROMPT = "a red circle moves left"
 NUM_STEPS, SEED, GUIDANCE = 5, 3, 6.0
-
-
-@functools.cache
-def checkpoint(name: str) -> Path:
-    return build(name, Path(tempfile.mkdtemp(prefix=f"tiny-{name}-")) / "weights")
 
 
 @functools.cache

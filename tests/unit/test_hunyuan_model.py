@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import weakref
 from pathlib import Path
@@ -18,7 +17,8 @@ from stages.models.hunyuan import HunyuanModel
 from stages.models.hunyuan_vae import needs_tiles
 from stages.resize import nested_axes
 from stages.sampling import NoiseLevel
-from tests.unit.hunyuan_runs import GUIDANCE, I2V, PROMPT, SHAPE, T2V, checkpoint, on_whole, photo, request, run, tiny
+from tests.checkpoints import checkpoint, copied, edit_json
+from tests.unit.hunyuan_runs import GUIDANCE, I2V, PROMPT, SHAPE, T2V, on_whole, photo, request, run, tiny
 
 SMALL_GRID = (3, 6, 8)
 LEVEL = NoiseLevel(0.9, 900.0, 800.0)
@@ -167,15 +167,14 @@ def test_weights_of_the_other_task_are_refused_by_both_names() -> None:
     ],
 )
 def test_weights_of_other_sizes_are_refused(tmp_path: Path, part: str, key: str, value: object, message: str) -> None:
-    folder = shutil.copytree(checkpoint(T2V), tmp_path / "wrong")
-    config = folder / part / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+    folder = copied(T2V, tmp_path)
+    edit_json(folder / part / "config.json", **{key: value})
     with pytest.raises(ValueError, match=message):
         load(T2V, str(folder))
 
 
 def test_a_missing_component_is_named(tmp_path: Path) -> None:
-    folder = shutil.copytree(checkpoint(T2V), tmp_path / "part")
+    folder = copied(T2V, tmp_path)
     shutil.rmtree(folder / "text_encoder_2")
     with pytest.raises(ValueError, match="text_encoder_2"):
         load(T2V, str(folder))

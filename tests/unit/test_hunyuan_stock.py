@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stages.models.base import Lora
-from tests.unit.hunyuan_runs import I2V, PROMPT, T2V, checkpoint, photo, request, run, stock, stock_run, tiny
+from tests.checkpoints import checkpoint
+from tests.unit.hunyuan_runs import I2V, PROMPT, T2V, photo, request, run, stock, stock_run, tiny
 
 LONG = "a red circle moves left over the blue square and " * 80
 ADAPTED = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff_context.net.2", "single_transformer_blocks.1.proj_mlp")
