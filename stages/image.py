@@ -1,4 +1,4 @@
-"""First frames: reading, checking and fitting an image. What a model makes of it is the adapter's. Loads no torch."""
+"""First frames: reading and checking an image. How it is fitted to the video is the adapter's. Loads no torch."""
 
 from __future__ import annotations
 
@@ -27,11 +27,6 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     layers = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-
-
-def fit(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scaled until it covers ``height`` x ``width`` pixels, then cut to them around its centre."""
-    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def image_sha256(path: str | Path) -> str:

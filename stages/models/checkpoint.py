@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.geometry import ModelGeometry
+from orchestrator.geometry import MODELS, ModelGeometry
 
 INDEX = "model_index.json"
-CONFIGS = (INDEX, "*/config.json")
+SCHEDULER = "scheduler/scheduler_config.json"
+CONFIGS = (INDEX, "*/config.json", SCHEDULER)
 """Enough of a repository to tell whether it is the model."""
 FILES = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja")
 """What the components of a checkpoint are made of, below their folders."""
@@ -129,6 +130,8 @@ def _config(geometry: ModelGeometry, folder: Path, name: str) -> Iterator[str]:
     for key, found, needed in _facts(geometry, name, config):
         if found != needed:
             yield f"{name}/config.json has {key} {found}; {geometry.name} needs {needed}"
+    if name.startswith("transformer"):
+        yield from _other_size(geometry, name, config)
 
 
 def _facts(geometry: ModelGeometry, name: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -149,6 +152,16 @@ def _facts(geometry: ModelGeometry, name: str, config: Mapping[str, Any]) -> Ite
             yield "use_meanflow", config.get("use_meanflow", False), geometry.meanflow
             yield "task_type", config.get("task_type", "i2v"), "i2v" if geometry.image == "required" else "t2v"
             yield "target_size", config.get("target_size", 640), TARGET_SIZES[geometry.default_shape.height]
+
+
+def _other_size(geometry: ModelGeometry, name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Sizes that no model has are a checkpoint for tests; those of another model are a mix-up, and would spoil every plan."""
+    layers = config.get("num_layers", 0) + config.get("num_single_layers", 0)
+    found = (config.get("num_attention_heads"), config.get("attention_head_dim"), layers)
+    alike = [m.name for m in MODELS.values() if m.family == geometry.family and (m.heads, m.head_dim, m.num_layers) == found]
+    if alike and geometry.name not in alike:
+        own = f"{geometry.name} has {geometry.heads} and {geometry.num_layers}"
+        yield f"{name}/config.json has {found[0]} heads and {layers} layers, as {', '.join(alike)}; {own}"
 
 
 def _vae_facts(geometry: ModelGeometry, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from stages.image import fit, image_sha256, read_image
+from stages.image import image_sha256, read_image
 from tests.checkpoints import first_frame
 
 
@@ -25,16 +24,6 @@ def test_a_photo_taken_on_its_side_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # rotate by 90 degrees to view
     Image.new("RGB", (8, 4)).save(tmp_path / "p.jpg", exif=exif)
     assert read_image(tmp_path / "p.jpg").size == (4, 8)
-
-
-def test_fitting_covers_the_size_and_cuts_around_the_centre(tmp_path: Path) -> None:
-    pixels = np.zeros((10, 40, 3), np.uint8)
-    pixels[:, 15:25] = 255
-    fitted = np.asarray(fit(Image.fromarray(pixels), 20, 20))
-    assert fitted.shape == (20, 20, 3)
-    assert fitted.min() > 200
-    whole = first_frame(tmp_path / "w.png", 30, 50)
-    assert np.array_equal(np.asarray(fit(read_image(whole), 30, 50)), np.asarray(read_image(whole)))
 
 
 def test_what_cannot_be_read_is_told_in_one_line_with_its_path(tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ def test_weights_of_another_model_are_refused_with_every_difference(weights: str
     assert all(word in text for word in words), text
 
 
+def test_weights_of_another_size_are_refused_and_those_of_no_models_size_are_for_tests(tmp_path: Path) -> None:
+    folder = copied(T2V, tmp_path)
+    edit_json(folder / "transformer" / "config.json", num_attention_heads=40, attention_head_dim=128, num_layers=40)
+    (told,) = mistakes(T2V, folder)
+    assert all(word in told for word in ("40 heads and 40 layers", "wan2.1-14b", "wan2.1-1.3b has 12 and 30"))
+    assert mistakes("wan2.1-14b", folder) == []
+
+
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "transformer", "tokenizer"])
 def test_a_missing_component_is_named(part: str, tmp_path: Path) -> None:
     folder = copied(T2V, tmp_path)
