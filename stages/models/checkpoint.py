@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.geometry import MODELS, ModelGeometry
+from orchestrator.geometry import MODELS, ModelGeometry, SolverName
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -71,7 +71,34 @@ def components(geometry: ModelGeometry) -> tuple[str, ...]:
 
 def patterns(geometry: ModelGeometry) -> list[str]:
     """The files of a repository that a model is loaded from."""
-    return [INDEX, *(pattern.replace("*/", f"{name}/", 1) for name in components(geometry) for pattern in FILES)]
+    return [INDEX, SCHEDULER, *(pattern.replace("*/", f"{name}/", 1) for name in components(geometry) for pattern in FILES)]
+
+
+def scheduler_config(folder: Path) -> dict[str, Any]:
+    """What the checkpoint says of its scheduler (``_class_name``, ``shift`` or ``flow_shift``, ...); empty if it says nothing."""
+    config = _read(folder / SCHEDULER)
+    return config if isinstance(config, dict) else {}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The solver and the timestep shift that a checkpoint ships with; None where its scheduler does not say, or is another."""
+
+    solver: SolverName | None = None
+    shift: float | None = None
+
+
+SOLVERS: dict[str, SolverName] = {"UniPCMultistepScheduler": "unipc", "FlowMatchEulerDiscreteScheduler": "euler"}
+
+
+def schedule(folder: Path) -> Schedule:
+    """What the stock pipeline of this checkpoint would sample with."""
+    try:
+        config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Schedule()
+    shift = config.get("flow_shift", config.get("shift"))
+    return Schedule(SOLVERS.get(config.get("_class_name", "")), float(shift) if isinstance(shift, int | float) else None)
 
 
 def mistakes(geometry: ModelGeometry, folder: Path, *, configs_only: bool = False) -> list[str]:

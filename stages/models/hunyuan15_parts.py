@@ -12,11 +12,9 @@ from torch import Tensor
 from orchestrator.geometry import ModelGeometry
 from stages.attention import choose
 from stages.models.base import Loading
+from stages.models.checkpoint import TARGET_SIZES
 from stages.models.hunyuan15_text import Hunyuan15Encoders
 from stages.models.hunyuan15_transformer import Hunyuan15Transformer
-
-TARGET_SIZES = {480: 640, 720: 960}
-"""Side of the square, in pixels, whose area the checkpoints for these heights were trained on."""
 
 
 @dataclass(frozen=True)

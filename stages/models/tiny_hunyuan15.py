@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from orchestrator.geometry import ModelGeometry, model
-from stages.models.hunyuan15_parts import TARGET_SIZES
+from stages.models.checkpoint import TARGET_SIZES
 
 NUM_HEADS, ROPE_DIMS = 4, (4, 4, 4)
 TEXT_DIM, GLYPH_DIM, IMAGE_DIM = 32, 24, 20

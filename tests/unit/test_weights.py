@@ -134,6 +134,11 @@ def test_a_name_counts_as_a_repository_only_if_no_such_folder_is_here(tmp_path: 
     assert repository("org/name") is None
 
 
+def test_the_scheduler_a_checkpoint_ships_with_can_be_read() -> None:
+    assert "shift" in str(checkpoints.scheduler_config(checkpoint(HUNYUAN)))
+    assert checkpoints.scheduler_config(Path("/nowhere")) == {}
+
+
 def test_a_fingerprint_changes_with_the_files_and_not_with_the_place(tmp_path: Path) -> None:
     one, other = copied(T2V, tmp_path / "a"), copied(T2V, tmp_path / "b")
     assert fingerprint(one) == fingerprint(other)
@@ -174,7 +179,7 @@ def test_a_repository_is_pinned_to_its_commit_downloaded_once_and_then_needs_no_
     assert Path(online[1]).is_relative_to(tmp_path)
     assert "'me/other' is not on the hub" in online[2]
     assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in online[2]
-    assert {name.split("/")[0] for name in asked} == {"model_index.json", *checkpoints.components(model(T2V))}
+    assert {name.split("/")[0] for name in asked} == {"model_index.json", "scheduler", *checkpoints.components(model(T2V))}
     assert "Bearer sesame" in hub.tokens
     assert not any(b"sesame" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert ask(tmp_path, "me/tiny", HF_HUB_OFFLINE="1") == online[:2]
