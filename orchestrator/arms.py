@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.actions import DvgConfig
 from orchestrator.budgets import Target
 from orchestrator.cost import CostModel
-from orchestrator.geometry import SolverName
+from orchestrator.geometry import ModelGeometry, SolverName
 from orchestrator.types import Item, VideoShape
 
 PlannerName = Literal["full", "dvg", "temporal-only", "spatial-only", "fixed"]
@@ -50,7 +50,9 @@ class Arm(BaseModel):
     """Predicted seconds, resolved before the run: every process filters actions by the same numbers and needs no file."""
     num_steps: int
     solver: SolverName | None = None
-    """None: the one that the checkpoint ships with."""
+    """None: the model's own."""
+    shift: float | None = None
+    """Timestep shift of a plain full-grid run, as the checkpoint ships it or as asked; None: the model's own."""
     guidance: float
     guidance_low: float | None = None
     """Guidance of the low-noise expert; None: the same as ``guidance``."""
@@ -70,6 +72,10 @@ class Arm(BaseModel):
     def refine_parts(self) -> frozenset[str]:
         """The parts of the model that the later stages need beyond the transformer."""
         return frozenset({"text"}) if self.planner != "full" and self.dvg.image_condition == "encode" else frozenset()
+
+    def under_its_shift(self, geometry: ModelGeometry) -> ModelGeometry:
+        """The model as this arm samples it."""
+        return geometry if self.shift is None else geometry.with_shift(self.shift)
 
     @property
     def shape(self) -> VideoShape:

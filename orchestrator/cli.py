@@ -72,6 +72,7 @@ def generate(
     gpu_seconds: GpuSeconds = None,
     steps: Steps = None,
     solver: Annotated[str | None, typer.Option(help="euler or unipc; default: the checkpoint's.")] = None,
+    shift: Annotated[float | None, typer.Option(help="Timestep shift of a full run; default: the checkpoint's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
     negative: Annotated[str | None, typer.Option(help="Negative prompt (needs guidance above 1).")] = None,
     guidance: Guidance = None,
@@ -91,7 +92,7 @@ def generate(
     from orchestrator.cli_generate import Machine, run_generate
 
     settings = _settings(
-        model=model, weights=weights, lora=lora, image=image, planner=planner, steps=steps, solver=solver,
+        model=model, weights=weights, lora=lora, image=image, planner=planner, steps=steps, solver=solver, shift=shift,
         budget=_budget(budget, speedup, gpu_seconds), calibration=calibration,
         guidance=guidance, guidance_low=guidance_low, negative=negative, frames=frames, height=height, width=width, fps=fps,
     )  # fmt: skip

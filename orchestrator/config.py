@@ -121,7 +121,9 @@ class ArmOptions(BaseModel):
     """What the GPU that the run is for calls itself, to predict its cost; None: this machine's."""
     steps: int | None = Field(None, ge=1)
     solver: SolverName | None = None
-    """None: the one that the model's checkpoints ship with."""
+    """None: the one that the weights ship with."""
+    shift: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Timestep shift of a plain full-grid run; None: the one that the weights ship with."""
     guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
     guidance_low: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Guidance of the low-noise expert, of models with two; None: as ``guidance`` if that is given."""

@@ -15,9 +15,9 @@ from orchestrator.arms import Arm, LoraSpec
 from orchestrator.mistakes import from_validation
 from orchestrator.resolve_budget import Budgeting, Run, resolve_budget
 from orchestrator.types import VideoShape
-from stages.models import embedded
+from stages.models import checkpoint, embedded
 from stages.models.lora import check_lora
-from stages.models.weights import check_weights, fingerprint, repository
+from stages.models.weights import cached, check_weights, fingerprint, repository
 
 
 def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm | None:
@@ -38,9 +38,11 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm
     planner = settings.get("planner") or "dvg"
     steps = settings.get("steps") or model.default_steps
     guidance, guidance_low = _guidance(model, settings)
-    run = Run(planner, model, shape, steps, guidance, config)
-    budgeting = None if mistakes else _budgeting(run, settings, mistakes)
     weights, revision = _weights(model, settings.get("weights"), mistakes)
+    shipped = checkpoint.schedule(_folder(weights))
+    shift = settings.get("shift") or shipped.shift or model.full_shift
+    run = Run(planner, model.with_shift(shift), shape, steps, guidance, config)
+    budgeting = None if mistakes else _budgeting(run, settings, mistakes)
     loras, lora_revision = _loras(settings.get("lora") or (), mistakes)
     mistakes.extend(_guidance_mistakes(model, settings))
     if budgeting is None:
@@ -56,7 +58,8 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm
         target=budgeting.target,
         cost=budgeting.cost,
         num_steps=steps,
-        solver=settings.get("solver") or model.solver,
+        solver=settings.get("solver") or shipped.solver or model.solver,
+        shift=shift,
         guidance=guidance,
         guidance_low=guidance_low,
         negative_prompt=settings.get("negative") or "",
@@ -128,6 +131,11 @@ def _weights(model: geometry.ModelGeometry, weights: str | None, mistakes: list[
         return pinned, ""
     source = repository(pinned)
     return pinned, (source.revision or "") if source else fingerprint(pathlib.Path(pinned))
+
+
+def _folder(weights: str | None) -> pathlib.Path:
+    """Where the weights are on this disk; what is not there yet says nothing."""
+    return pathlib.Path(embedded.FOLDER) if weights is None else cached(weights) or pathlib.Path(weights)
 
 
 def _loras(options: Any, mistakes: list[str]) -> tuple[tuple[LoraSpec, ...], str]:

@@ -112,7 +112,7 @@ class ClipWorker:
 
     def _planner(self, arm: Arm) -> Planner:
         if arm.name not in self._planners:
-            geometry = self._model(arm).geometry
+            geometry = arm.under_its_shift(self._model(arm).geometry)
             asked = arm.target if arm.target and arm.planner == "dvg" else arm.budget
             self._planners[arm.name] = make_planner(
                 arm.planner, geometry, arm.shape, arm.num_steps, asked, arm.dvg, arm.solver, arm.cost

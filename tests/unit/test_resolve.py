@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from orchestrator.actions import full_action
 from orchestrator.config import AttentionName, ClusterConfig, Sweep, build_sweep
 from orchestrator.geometry import MODELS
 from orchestrator.mistakes import ConfigError
@@ -156,3 +158,15 @@ def test_every_model_can_be_resolved_with_its_own_defaults(tmp_path: Path) -> No
         image = {"image": "f.png"} if model.image == "required" else {}
         (found,) = build_sweep({"prompts": ["x"], "arms": {"a": arm(name, **image)}}, tmp_path).arms
         assert (found.model, found.num_steps, found.solver) == (name, model.default_steps, model.solver)
+
+
+def test_solver_and_shift_are_those_of_the_checkpoint_unless_asked_otherwise(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    shutil.copytree(checkpoint(T2V), folder)
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "flow_shift": 3.0}))
+    options = {"model": T2V, "weights": str(folder), "planner": "full"}
+    shipped, asked = sweep(tmp_path, {"a": options, "b": {**options, "shift": 8.0, "solver": "euler"}}).arms
+    assert (shipped.solver, shipped.shift) == ("unipc", 3.0)
+    assert (asked.solver, asked.shift) == ("euler", 8.0)
+    assert full_action(shipped.under_its_shift(MODELS[T2V]), shipped.shape, shipped.num_steps).stages[0].shift == 3.0
