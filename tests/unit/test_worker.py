@@ -202,3 +202,9 @@ def test_bad_weights_are_noticed_when_the_worker_warms_up(tmp_path: Path) -> Non
     broken = ClipWorker({"x": arm("x", "full", weights=str(tmp_path))})
     with pytest.raises(ValueError, match=r"has no model_index\.json"):
         broken.warm_up()
+
+
+def test_a_plain_run_samples_under_the_shift_of_its_arm() -> None:
+    shifted = ClipWorker({"full": arm("full", "full", shift=5.0)}, num_threads=1)
+    decision, _, _ = shifted.sketch(make_item(shifted.arms["full"], "p", "a red circle", 0))
+    assert decision.action.stages[0].shift == 5.0
