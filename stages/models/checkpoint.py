@@ -74,12 +74,6 @@ def patterns(geometry: ModelGeometry) -> list[str]:
     return [INDEX, SCHEDULER, *(pattern.replace("*/", f"{name}/", 1) for name in components(geometry) for pattern in FILES)]
 
 
-def scheduler_config(folder: Path) -> dict[str, Any]:
-    """What the checkpoint says of its scheduler (``_class_name``, ``shift`` or ``flow_shift``, ...); empty if it says nothing."""
-    config = _read(folder / SCHEDULER)
-    return config if isinstance(config, dict) else {}
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The solver and the timestep shift that a checkpoint ships with; None where its scheduler does not say, or is another."""
@@ -93,9 +87,8 @@ SOLVERS: dict[str, SolverName] = {"UniPCMultistepScheduler": "unipc", "FlowMatch
 
 def schedule(folder: Path) -> Schedule:
     """What the stock pipeline of this checkpoint would sample with."""
-    try:
-        config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    config = _read(folder / SCHEDULER)
+    if not isinstance(config, dict):
         return Schedule()
     shift = config.get("flow_shift", config.get("shift"))
     return Schedule(SOLVERS.get(config.get("_class_name", "")), float(shift) if isinstance(shift, int | float) else None)

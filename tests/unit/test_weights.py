@@ -135,8 +135,8 @@ def test_a_name_counts_as_a_repository_only_if_no_such_folder_is_here(tmp_path: 
 
 
 def test_the_scheduler_a_checkpoint_ships_with_can_be_read() -> None:
-    assert "shift" in str(checkpoints.scheduler_config(checkpoint(HUNYUAN)))
-    assert checkpoints.scheduler_config(Path("/nowhere")) == {}
+    assert checkpoints.schedule(checkpoint(HUNYUAN)) == checkpoints.Schedule("euler", 7.0)
+    assert checkpoints.schedule(Path("/nowhere")) == checkpoints.Schedule()
 
 
 def test_a_fingerprint_changes_with_the_files_and_not_with_the_place(tmp_path: Path) -> None:
