@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.dvg_config import DvgConfig
-from orchestrator.geometry import ModelGeometry
+from orchestrator.geometry import NUM_STAGES, ModelGeometry
 from orchestrator.matching import choose, decide, weights
 from orchestrator.schedules import (
     density,
@@ -45,6 +45,8 @@ __all__ = [
     "weights",
 ]
 
+MIN_STEPS = 3
+"""A transition needs a step before it and one after it."""
 ROUNDING = 1e-9
 """Slack on the tolerance, so that a density on its edge does not depend on the last bit."""
 
@@ -52,7 +54,9 @@ ROUNDING = 1e-9
 class InfeasibleBudget(ValueError):
     """No action meets the budget. ``nearest`` holds the closest actions, ``feasible`` the budgets that would do."""
 
-    def __init__(self, budget: float, config: DvgConfig, nearest: Sequence[Action], feasible: Sequence[float]) -> None:
+    def __init__(
+        self, budget: float, config: DvgConfig, nearest: Sequence[Action], feasible: Sequence[float], hint: str = ""
+    ) -> None:
         self.budget, self.nearest, self.feasible = budget, tuple(nearest), tuple(feasible)
         around = sorted(sorted(feasible, key=lambda value: abs(value - budget))[:3])
         closest = ", ".join(f"{action.name} with {action.density:.4f}" for action in nearest)
@@ -60,7 +64,7 @@ class InfeasibleBudget(ValueError):
             f"budget {budget:g}: no action has a density within {config.tolerance:g} of it. "
             f"Nearest actions: {closest}. "
             f"Nearest feasible budgets: {', '.join(f'{value:.2f}' for value in around)} "
-            f"(all: {format_budgets(feasible)})"
+            f"(all: {format_budgets(feasible)}){hint}"
         )
 
 
@@ -83,7 +87,17 @@ def action_list(
     if feasible:
         return tuple(feasible)
     nearest = sorted(options, key=lambda action: _order(action, budget))[:3]
-    raise InfeasibleBudget(budget, config, nearest, feasible_budgets(geometry, shape, num_steps, config))
+    feasible_ones = feasible_budgets(geometry, shape, num_steps, config)
+    raise InfeasibleBudget(budget, config, nearest, feasible_ones, _hint(num_steps))
+
+
+def _hint(num_steps: int) -> str:
+    """What else would help: with few steps it is the steps that leave no choice."""
+    if num_steps < MIN_STEPS:
+        return f". With {num_steps} steps there is no room for a smaller grid: at least {MIN_STEPS} are needed"
+    if num_steps <= NUM_STAGES:
+        return f". With {num_steps} steps there are two grids and nothing to choose: {NUM_STAGES + 1} steps offer more budgets"
+    return ""
 
 
 def uniform_action(
@@ -97,6 +111,10 @@ def uniform_action(
     if planner == "fixed":
         if budget is not None:
             raise ValueError(f"planner fixed takes no budget (got {budget:g}): set fixed_spatial and fixed_temporal")
+        if num_steps < MIN_STEPS:
+            raise ValueError(
+                f"num_steps is {num_steps}: planner fixed needs at least {MIN_STEPS}, for a smaller grid before the full"
+            )
         return _uniform(geometry, shape, num_steps, config, config.fixed_spatial, config.fixed_temporal)
     if budget is None or not 0 < budget <= 1:
         raise ValueError(f"planner {planner} needs a budget above 0 and at most 1, got {budget}")
@@ -112,7 +130,7 @@ def uniform_action(
     least = min(action.density for action in actions)
     if budget < least - config.tolerance - ROUNDING:
         budgets = [hundredths / 100 for hundredths in range(1, 101) if hundredths / 100 >= least - config.tolerance]
-        raise InfeasibleBudget(budget, config, actions[:3], budgets)
+        raise InfeasibleBudget(budget, config, actions[:3], budgets, _hint(num_steps))
     return actions[0]
 
 

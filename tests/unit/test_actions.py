@@ -21,6 +21,7 @@ from orchestrator.actions import (
     format_budgets,
     forwards_per_stage,
     full_action,
+    uniform_action,
 )
 from orchestrator.geometry import MODELS, model
 from orchestrator.types import Demand, VideoShape
@@ -146,6 +147,21 @@ def test_an_infeasible_budget_names_the_nearest_actions_and_budgets():
         actions_of("hunyuanvideo-1.5", 50, 0.2)
     assert len(caught.value.nearest) == 3
     assert caught.value.feasible[0] == 0.36
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "words"), [(1, "at least 3 are needed"), (2, "at least 3 are needed"), (4, "5 steps offer more")]
+)
+def test_too_few_steps_for_a_budget_are_named(num_steps, words):
+    with pytest.raises(InfeasibleBudget, match=words):
+        actions_of("wan-mini", num_steps, 0.5)
+
+
+@pytest.mark.parametrize(("planner", "budget"), [("temporal-only", 0.5), ("spatial-only", 0.5), ("fixed", None)])
+def test_no_planner_runs_on_the_full_grid_in_silence_where_steps_are_too_few(planner, budget):
+    geometry = model("wan-mini")
+    with pytest.raises(ValueError, match="at least 3"):
+        uniform_action(planner, geometry, geometry.default_shape, 2, budget, RELEASE)
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, 1.01, math.nan])
