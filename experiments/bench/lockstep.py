@@ -77,7 +77,7 @@ class Lockstep:
         task, first, conditions = planner.task, planner.first(), self._encode(clips)
         axes = nested_axes((first.grid, task.full_grid))[0]
         channels = task.geometry.latent_channels
-        x = torch.cat([first_noise(axes, channels, seed, task.config) for seed in clips.seeds]).to(self.device)
+        x = torch.cat([first_noise(axes, task.full_grid, channels, seed, task.config) for seed in clips.seeds]).to(self.device)
         if first.steps == task.num_steps:
             return Played(self._leg(task, first, axes, x, conditions, (0, task.num_steps), True), self._alike(planner, x), None)
         x0 = self._leg(task, first, axes, x, conditions, (0, first.steps + 1), False)

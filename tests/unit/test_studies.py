@@ -64,7 +64,7 @@ def check_equal(batched: Lockstep, clips: Clips, plan: Planner, made: list[tuple
     [
         ("full", None, {}),
         ("dvg", 0.6, {}),
-        ("dvg", 0.6, {"initial_noise": "coordinate", "shifts": (3.0, 4.0, 5.0, 5.0)}),
+        ("dvg", 0.6, {"initial_noise": "coordinate", "noise_field": "stock", "shifts": (3.0, 4.0, 5.0, 5.0)}),
         ("fixed", None, {}),
     ],
 )

@@ -1,0 +1,154 @@
+"""What the studies on wan-mini share: variants of a run, clips to make, judging, intervals, tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from experiments.bench.lockstep import Clips, Lockstep, Played
+from experiments.embedded.captions import caption
+from experiments.embedded.checker import ATTRIBUTES, check
+from experiments.embedded.judging import first_frames, likeness_of, says_direction
+from experiments.embedded.scenes import Scene
+from orchestrator.actions import DvgConfig
+from orchestrator.geometry import model as geometry_of
+from stages.models import embedded
+from stages.planners import Planner, make_planner
+
+GEOMETRY = geometry_of(embedded.NAME)
+NUM_RESAMPLES = 2000
+BATCH = 64
+COLUMNS = ("colour", "shape", "direction", "speed", "background", "camera")
+"""The checker's attributes in the tables; ``size`` and courses beyond directions stay in the rows."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make a video. ``reference`` names the variant whose video of the same prompt and seed it is compared with."""
+
+    name: str
+    what: str
+    planner: str = "dvg"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = "full"
+    with_image: bool = False
+    weights: str = "shipped"
+    """``earlier``: the weights before the training with images and transitions, where their folder is given."""
+
+    def but(self, prefix: str, knobs: Mapping[str, Any] | None = None, what: str = "", **changes: Any) -> Variant:
+        """The same under another name, with more knobs and other changes."""
+        changes |= {"name": prefix + self.name, "what": what or self.what, "knobs": {**self.knobs, **(knobs or {})}}
+        return dataclasses.replace(self, **changes)
+
+    def make(self, budget: float, num_steps: int) -> Planner:
+        asked = None if self.planner in ("full", "fixed") else budget
+        config = DvgConfig.for_model(GEOMETRY, self.knobs)
+        return make_planner(self.planner, GEOMETRY, GEOMETRY.default_shape, num_steps, asked, config)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A scene whose caption is the prompt, and a seed."""
+
+    number: int
+    scene: Scene
+    seed: int
+
+
+def clips_of(scenes: Sequence[Scene], num_seeds: int) -> list[Clip]:
+    """Every scene with every seed; no two clips share one."""
+    return [Clip(i, scene, 1000 * s + i) for s in range(num_seeds) for i, scene in enumerate(scenes)]
+
+
+def batches(clips: Sequence[Clip]) -> Iterator[Sequence[Clip]]:
+    return (clips[start : start + BATCH] for start in range(0, len(clips), BATCH))
+
+
+def play(model: Lockstep, planner: Planner, clips: Sequence[Clip], with_image: bool) -> Played:
+    images = first_frames([clip.scene for clip in clips]) if with_image else None
+    return model.play(planner, Clips(tuple(caption(c.scene) for c in clips), tuple(c.seed for c in clips), images))
+
+
+class Judges:
+    """Processes that look at videos while the next ones are made."""
+
+    def __init__(self, num_workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(num_workers, context, torch.set_num_threads, (1,))
+
+    def submit(self, video: NDArray[np.uint8], scene: Scene, with_image: bool) -> Future[Row]:
+        return self.pool.submit(judge, video, scene, with_image)
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+def judge(video: NDArray[np.uint8], scene: Scene, with_image: bool) -> Row:
+    """The checker's verdicts, and closeness to the scene whose first frame was given."""
+    row: Row = {**check(video, scene), "says_direction": says_direction(scene)}
+    return row | (likeness_of(video, scene) if with_image else {})
+
+
+def score(row: Row) -> float:
+    """Share of the attributes that can be seen and are right."""
+    seen = [bool(row[key]) for key in ATTRIBUTES if row[key] is not None]
+    return sum(seen) / len(seen)
+
+
+def attribute(row: Row, name: str) -> float | None:
+    """1 or 0; None where there is nothing to see. A direction counts where the caption says one."""
+    value = row[name]
+    return None if value is None or (name == "direction" and not row["says_direction"]) else float(value)
+
+
+def interval(values: Mapping[int, Sequence[float]], seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval of values by prompt; prompts are resampled, so that seeds of one stay together."""
+    groups = [np.asarray(group, float) for group in values.values() if len(group)]
+    sums, counts = np.array([group.sum() for group in groups]), np.array([len(group) for group in groups])
+    picks = np.random.default_rng(seed).integers(len(groups), size=(NUM_RESAMPLES, len(groups)))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(sums.sum() / counts.sum()), float(low), float(high)
+
+
+def by_prompt(rows: Sequence[Row], key: str) -> dict[int, list[float]]:
+    """The values of one figure that are there, by prompt."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        value = attribute(row, key) if key in ATTRIBUTES else row.get(key)
+        if value is not None:
+            found.setdefault(row["prompt"], []).append(float(value))
+    return found
+
+
+def difference(rows: Sequence[Row], base: Sequence[Row], key: str) -> tuple[float, float, float]:
+    """Paired by prompt and seed: mean and interval of ``rows`` minus ``base``."""
+    known = {(row["prompt"], row["seed"]): row for row in base}
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        pair = [attribute(r, key) if key in ATTRIBUTES else r.get(key) for r in (row, known[row["prompt"], row["seed"]])]
+        if pair[0] is not None and pair[1] is not None:
+            found.setdefault(row["prompt"], []).append(float(pair[0]) - float(pair[1]))
+    return interval(found)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
