@@ -38,12 +38,14 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm
     planner = settings.get("planner") or "dvg"
     steps = settings.get("steps") or model.default_steps
     guidance, guidance_low = _guidance(model, settings)
+    legal = not mistakes
     weights, revision = _weights(model, settings.get("weights"), mistakes)
-    shipped = checkpoint.schedule(_folder(weights))
+    folder = _folder(weights)
+    shipped = checkpoint.schedule(folder)
     shift = settings.get("shift") or shipped.shift or model.full_shift
     run = Run(planner, model.with_shift(shift), shape, steps, guidance, config)
-    budgeting = None if mistakes else _budgeting(run, settings, mistakes)
-    loras, lora_revision = _loras(settings.get("lora") or (), mistakes)
+    budgeting = _budgeting(run, settings, mistakes) if legal else None
+    loras, lora_revision = _loras(settings.get("lora") or (), folder / "transformer", mistakes)
     mistakes.extend(_guidance_mistakes(model, settings))
     if budgeting is None:
         return None
@@ -138,13 +140,13 @@ def _folder(weights: str | None) -> pathlib.Path:
     return pathlib.Path(embedded.FOLDER) if weights is None else cached(weights) or pathlib.Path(weights)
 
 
-def _loras(options: Any, mistakes: list[str]) -> tuple[tuple[LoraSpec, ...], str]:
+def _loras(options: Any, transformer: pathlib.Path, mistakes: list[str]) -> tuple[tuple[LoraSpec, ...], str]:
     """The adapters, each pinned, and a fingerprint of them all; "" without any."""
     found, prints = [], []
     for option in options:
         spec = LoraSpec.model_validate(option)
         try:
-            path, revision = check_lora(spec.path)
+            path, revision = check_lora(spec.path, transformer)
         except ValueError as error:
             mistakes.append(str(error))
             continue

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stages.models.base import Lora
 
 Expert = Literal["high", "low"]
+Shapes = dict[str, tuple[int, ...]]
 DEFAULT_FILE = "pytorch_lora_weights.safetensors"
 REMOTE = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.-]+))?(/(?P<file>[\w./-]+\.safetensors))?")
 
@@ -59,13 +60,18 @@ def _local(path: str, found: Path) -> Path:
     raise ValueError(f"lora {path!r} is not there: {rule}")
 
 
-def check_lora(path: str) -> tuple[str, str]:
+def check_lora(path: str, transformer: Path | None = None) -> tuple[str, str]:
     """``path`` made absolute or pinned to a commit, and a fingerprint of the adapter. Loads no torch.
 
-    Raises ValueError if there is no such adapter, or the file holds none.
+    ``transformer`` is the folder of the weights it is for, as far as they are on this disk. Raises ValueError if there is no
+    such adapter, the file holds none, or its layers are not the transformer's.
     """
     file = find_lora(path)
-    _check_keys(path, file)
+    shapes = _shapes(path, file)
+    if not any("lora" in key for key in shapes):
+        raise ValueError(f"lora {path!r} holds no low-rank adapter: none of its {len(shapes)} tensors is named lora")
+    if transformer is not None and (wrong := _misfit(shapes, _all_shapes(transformer))):
+        raise ValueError(f"lora {path!r} is for another model: {wrong}")
     remote = _remote(path)
     if remote is None:
         return str(file.resolve()), fingerprint(file, contents=True)
@@ -73,16 +79,34 @@ def check_lora(path: str) -> tuple[str, str]:
     return str(_Remote(Repository(remote.source.name, commit), remote.file)), commit
 
 
-def _check_keys(path: str, file: Path) -> None:
+def _shapes(path: str, file: Path) -> Shapes:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as tensors:
-            keys = list(tensors.keys())
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(f"lora {path!r} is no complete safetensors file ({error})") from error
-    if not any("lora" in key for key in keys):
-        raise ValueError(f"lora {path!r} holds no low-rank adapter: none of its {len(keys)} tensors is named lora")
+
+
+def _all_shapes(folder: Path) -> Shapes:
+    """Of a component's weights; empty if none are there."""
+    return {key: shape for file in sorted(folder.glob("*.safetensors")) for key, shape in _shapes(str(file), file).items()}
+
+
+def _misfit(adapter: Shapes, weights: Shapes) -> str:
+    """The first layer that does not fit. Only diffusers' own names tell; other trainers' are translated on loading."""
+    downs = [key for key in adapter if key.startswith("transformer.") and key.endswith(".lora_A.weight")]
+    for key in downs if weights else ():
+        layer, width = key.removeprefix("transformer.").removesuffix(".lora_A.weight"), adapter[key][-1]
+        whole, up = weights.get(f"{layer}.weight"), adapter.get(key.replace("lora_A", "lora_B"))
+        if whole is None:
+            return f"the transformer has no layer {layer!r}"
+        if up is None:
+            return f"layer {layer!r} has a lora_A without its lora_B"
+        if (up[0], width) != (whole[0], whole[-1]):
+            return f"layer {layer!r} is {whole[0]} x {whole[-1]}, the adapter is for {up[0]} x {width}"
+    return ""
 
 
 def merge(transformer: Any, loras: Sequence[Lora], expert: Expert = "high") -> None:

@@ -69,7 +69,7 @@ def test_an_image_that_is_missing_unwanted_or_broken(tmp_path: Path) -> None:
 
 def test_all_mistakes_at_once(tmp_path: Path) -> None:
     options = ("--weights", "/nowhere", "--steps", "2", "--image", "gone.png", "--lora", "gone.safetensors:0.5")
-    words = (["steps is 2", "at least 3"], ["'/nowhere'"], ["'gone.safetensors'"], ["'gone.png'"])
+    words = (["'/nowhere'"], ["steps is 2", "at least 3"], ["'gone.safetensors'"], ["'gone.png'"])
     refused(generate(I2V, tmp_path, *options), tmp_path, *words)
 
 
@@ -86,9 +86,21 @@ def test_options_that_are_not_known_or_do_not_go_together(options: tuple[str, ..
     refused(generate(T2V, tmp_path, "--weights", checkpoint(T2V), *options), tmp_path, words)
 
 
-def test_an_adapter_of_another_model_fails_the_run_in_one_line_below_a_traceback_on_request(tmp_path: Path) -> None:
-    layer, file = "transformer.blocks.0.attn1.to_q", tmp_path / "a.safetensors"
-    save_file({f"{layer}.lora_A.weight": torch.ones(1, 3), f"{layer}.lora_B.weight": torch.ones(5, 1)}, file)
+def adapter(file: Path, layer: str) -> Path:
+    """Of a transformer that is 3 wide."""
+    save_file({f"{layer}.lora_A.weight": torch.ones(1, 3), f"{layer}.lora_B.weight": torch.ones(3, 1)}, file)
+    return file
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    file = adapter(tmp_path / "a.safetensors", "transformer.blocks.0.attn1.to_q")
+    done = generate(T2V, tmp_path, "--weights", checkpoint(T2V), "--lora", file)
+    refused(done, tmp_path, ["a.safetensors", "'blocks.0.attn1.to_q' is 48 x 48", "3 x 3"])
+
+
+def test_what_shows_only_on_loading_fails_the_run_in_one_line_below_a_traceback_on_request(tmp_path: Path) -> None:
+    """An adapter in another trainer's names, which diffusers translates."""
+    file = adapter(tmp_path / "a.safetensors", "diffusion_model.blocks.0.self_attn.q")
     done = generate(T2V, tmp_path, "--weights", checkpoint(T2V), "--lora", file, DVG_TRACEBACK="1")
     assert done.returncode == 1
     told = [line for line in errors(done) if line.startswith("error: ")]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import HunyuanVideo15Transformer3DModel, HunyuanVideoTransformer3DModel, WanTransformer3DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from orchestrator.types import VideoShape
@@ -104,6 +104,24 @@ def test_an_adapter_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     save_file({"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 3)}, tmp_path / "half.safetensors")
     with pytest.raises(ValueError, match=r"half\.safetensors"):
         merge(transformer(WAN), (Lora(str(tmp_path / "half.safetensors")),))
+
+
+def test_an_adapter_for_other_layers_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    weights = checkpoint(WAN) / "transformer"
+    path, _ = adapter(tmp_path / "a.safetensors")
+    assert check_lora(str(path), weights) == check_lora(str(path))
+    save_file({**load_file(path), "transformer.blocks.0.attn1.to_q.alpha": torch.tensor(2.0)}, path)
+    assert check_lora(str(path), weights) == check_lora(str(path))
+    assert check_lora(str(path), tmp_path / "not downloaded yet") == check_lora(str(path))
+    down, up = "transformer.blocks.0.attn1.to_q.lora_A.weight", "transformer.blocks.0.attn1.to_q.lora_B.weight"
+    for tensors, words in (
+        ({down: torch.ones(1, 3), up: torch.ones(5, 1)}, r"is 48 x 48, the adapter is for 5 x 3"),
+        ({down.replace("0", "9"): torch.ones(1, 48), up.replace("0", "9"): torch.ones(48, 1)}, r"no layer 'blocks\.9"),
+        ({down: torch.ones(1, 48)}, "without its lora_B"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(ValueError, match=rf"a\.safetensors' is for another model: .*{words}"):
+            check_lora(str(path), weights)
 
 
 def test_an_adapter_is_found_in_a_folder_and_known_by_its_bytes(tmp_path: Path) -> None:

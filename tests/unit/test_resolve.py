@@ -125,7 +125,7 @@ def test_an_image_for_a_model_that_takes_none_is_refused_and_names_those_that_do
 
 def lora(path: Path, value: float = 1.0) -> Path:
     layer = "transformer.blocks.0.attn1.to_q"
-    save_file({f"{layer}.lora_A.weight": torch.full((1, 8), value), f"{layer}.lora_B.weight": torch.ones(8, 1)}, path)
+    save_file({f"{layer}.lora_A.weight": torch.full((1, 48), value), f"{layer}.lora_B.weight": torch.ones(48, 1)}, path)
     return path
 
 
