@@ -174,6 +174,16 @@ def test_the_arm_and_the_item_say_what_is_loaded_and_encoded(monkeypatch: pytest
         worker.sketch(of)
 
 
+def test_each_arm_runs_on_its_own_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.worker.load", lambda *given: SpyModel())
+    arms = {
+        a.name: a for a in (arm("own", "fixed"), arm("euler", "fixed", solver="euler"), arm("unipc", "fixed", solver="unipc"))
+    }
+    own, euler, unipc = (ClipWorker(arms).sketch(make_item(arms[name], "p", "a", 1))[2].x for name in arms)
+    assert torch.equal(own, euler)
+    assert not torch.equal(own, unipc)
+
+
 def test_a_worker_that_sketches_in_pixel_space_loads_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[frozenset[str]] = []
     monkeypatch.setattr("stages.worker.load", lambda name, weights, device, given, *rest: (parts.append(given), SpyModel())[1])
