@@ -135,7 +135,7 @@ def _recorded_s(call: Callable[[], Tensor], num_calls: int = NUM_CALLS, rounds: 
 
 def event_s(call: Callable[[], object]) -> float:
     """Seconds on the device from before to after ``call``."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     call()
     end.record()
