@@ -77,7 +77,7 @@ def check_weights(geometry: ModelGeometry, weights: str | None) -> tuple[str | N
     try:
         folder = snapshot(found, checkpoint.CONFIGS, geometry.hub)
     except ValueError as error:
-        return weights, [str(error)]
+        return weights, [f"{error}; no folder {weights!r} is here either"]
     wrong = checkpoint.mistakes(geometry, folder, configs_only=True)
     return str(Repository(found.name, folder.name)), [f"weights {weights!r}: {line}" for line in wrong]
 

@@ -113,7 +113,8 @@ OUT_OF_MEMORY = """
 import sys, torch
 from stages.models.wan import WanModel
 def denoise(*arguments):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\\nMore lines.")
+    total = "GPU 0 has a total capacity of 79.11 GiB of which 3.00 GiB is free."
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. " + total)
 WanModel.denoise = denoise
 from orchestrator.cli import main
 sys.argv = ["dvg", *sys.argv[1:]]
@@ -133,7 +134,8 @@ def test_too_little_memory_fails_the_run_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr[-2000:]
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
-    assert "memory" in told[0]
+    words = ("out of GPU memory while denoising", T2V, "20.00 GiB more was needed", "3.00 GiB of 79.11 GiB was free", "--frames")
+    assert all(word in told[0] for word in words), told
     assert "Traceback" not in done.stderr
 
 

@@ -189,6 +189,7 @@ def test_without_a_hub_and_a_cache_one_line_says_how_to_fetch(tmp_path: Path) ->
     told = ask(tmp_path, "me/tiny", HF_HUB_OFFLINE="1")[0]
     assert "not in the local cache" in told
     assert "hf download me/tiny" in told
+    assert "no folder 'me/tiny' is here either" in told
     assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in told
 
 
