@@ -21,6 +21,8 @@ from stages.models.base import Attention
 
 NUM_CALLS = 12
 """Calls per recording: gaps between launches are not part of a floor."""
+LONG = 8_192
+"""Rows from which fewer calls do."""
 NUM_WEIGHTS = 3
 """Weights in turn, so that a product reads its own from memory as it does in a forward."""
 
@@ -109,20 +111,21 @@ def matmul_s_of(shape: Matmul) -> float:
     rows, out, into = shape
     x = _random(rows, into)
     weights = itertools.cycle([(_random(out, into), _random(out)) for _ in range(NUM_WEIGHTS)])
-    return _recorded_s(lambda: F.linear(x, *next(weights)))
+    return _recorded_s(lambda: F.linear(x, *next(weights)), rows)
 
 
 def _attention_s(reach: Reach, work: Work, attention: Attention) -> float:
     queries, keys = (_random(1, tokens, work.heads, work.head_dim).transpose(1, 2) for tokens in reach)
-    return _recorded_s(lambda: attention(queries, keys, keys), num_calls=2 if reach[0] > 20_000 else NUM_CALLS)
+    return _recorded_s(lambda: attention(queries, keys, keys), reach[0])
 
 
 def _random(*shape: int) -> Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
 
-def _recorded_s(call: Callable[[], Tensor], num_calls: int = NUM_CALLS, rounds: int = 5) -> float:
+def _recorded_s(call: Callable[[], Tensor], num_rows: int) -> float:
     """Seconds of one call: the median round of a CUDA graph of several."""
+    num_calls, rounds = (NUM_CALLS, 5) if num_rows < LONG else (3, 3)
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
