@@ -116,12 +116,10 @@ def _facts(found: Figures, subject: Subject) -> list[str]:
             f"- Stock forward: {found['stock_forward_s']:.3f} s, so {kind} take {found['stock_denoise_s']:.0f} s; "
             f"decode {found['stock_decode_s']:.2f} s."
         )
-    lines.append(
-        f"- Three transitions and the plan: {1e3 * found['between_s']:.1f} ms; plan with its list: {1e3 * found['plan_s']:.1f} ms."
-    )
-    lines.append(
-        f"- Curve through the measured grids: within {100 * found['fit_error']:.1f} %; rows use medians where there are any."
-    )
+    between_ms, plan_ms = 1e3 * found["between_s"], 1e3 * found["plan_s"]
+    lines.append(f"- Three transitions and the plan: {between_ms:.1f} ms; the plan with its list of actions: {plan_ms:.1f} ms.")
+    error = 100 * found["fit_error"]
+    lines.append(f"- Curve through the measured grids: within {error:.1f} %; rows use medians where there are any.")
     return lines
 
 
@@ -136,9 +134,10 @@ def floors(figures: Figures) -> str:
 
 
 def clips(figures: Figures) -> str:
+    ratio, decode_s = figures["clip_over_sum"], figures["decode"]["best_s"]
     return (
         f"| {figures['subject']} | {figures['steps']} | {figures['budget']:g} | {figures['action']} | "
-        f"{figures['denoise_s']:.2f} | {figures['sum_s']:.2f} | {figures['clip_over_sum']:.3f} | {figures['decode']['best_s']:.2f} |"
+        f"{figures['denoise_s']:.2f} | {figures['sum_s']:.2f} | {ratio:.3f} | {decode_s:.2f} |"
     )
 
 
@@ -158,9 +157,10 @@ def compose(files: dict[str, Figures]) -> tuple[Figures, str]:
     whole = [file for file in files.values() if file["kind"] == "clip"]
     found = {name: summary(name, measured[name]) for name in SUBJECTS if name in measured}
     first = next(iter(measured.values()))
+    commits = ", ".join(sorted({str(file["commit"]) for file in files.values()}))
     head = (
         f"# One {first['device']}: stock diffusers against ours\n\n"
-        f"torch {first['torch']}, {first['date']}, commits {', '.join(sorted({str(file['commit']) for file in files.values()}))}. "
+        f"torch {first['torch']}, {first['date']}, commits {commits}. "
         "Random weights at real sizes in bf16; median seconds of a forward per grid times the forwards that run, plus "
         "transitions and plan. Warm-up and compilation are not in the seconds.\n"
     )
