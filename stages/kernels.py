@@ -18,6 +18,12 @@ def _fused(h: Tensor, *rows: Tensor) -> bool:
     return h.is_cuda and h.element_size() == 2 and all(row.ndim == 1 for row in rows)
 
 
+def _turns(qkv: Tensor, rope: Tensor) -> bool:
+    """Whether the Triton kernel takes heads of this width: powers of two."""
+    half: int = rope.shape[1]
+    return _fused(qkv) and not rope.is_complex() and half & (half - 1) == 0
+
+
 def modulated_norm(h: Tensor, scale: Tensor, shift: Tensor, eps: float, plus_one: bool = True) -> Tensor:
     """Layer norm, times ``scale`` (or ``1 + scale``), plus ``shift``; they may also be ``[N, D]``."""
     if _fused(h, scale, shift):
@@ -57,7 +63,7 @@ def qk_rope(qkv: Tensor, norm_q: Tensor, norm_k: Tensor, rope: Tensor, heads: in
 
     The RMS norm is over each head (weights ``[d]``) or all together (``[D]``). ``rope [N, d / 2, 2]`` holds cosines and sines.
     """
-    if _fused(qkv):
+    if _turns(qkv, rope):
         from stages import triton_kernels
 
         return triton_kernels.qk_rope(qkv, norm_q, norm_k, rope, heads, eps)
@@ -75,7 +81,7 @@ def joint_qkv(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values ``[B, N + n, heads, d]`` of image tokens, which are rotated, followed by text tokens."""
-    if _fused(image):
+    if _turns(image, rope):
         from stages import triton_kernels
 
         return triton_kernels.joint_qkv(image, text, *image_norms, *text_norms, rope, heads, eps)
