@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.mistakes import without_password
@@ -25,7 +25,8 @@ REQUIRED = {
     "torchmetrics": "PSNR and SSIM",
 }
 OPTIONAL = {
-    "flash_attn": ("flash-attn", "FlashAttention kernels on NVIDIA GPUs (pip install '.[gpu]')"),
+    "flash_attn.cute": ("flash-attn-4", "FlashAttention 4: attention 1.17 times as fast as cuDNN's on an H200"),
+    "flash_attn_interface": ("flash-attn-3", "FlashAttention 3 on Hopper GPUs, built from source"),
     "xfuser": ("xfuser", "the usp sequence-parallel backend on GPUs (pip install '.[gpu]')"),
     "deepspeed": ("deepspeed", "the ulysses sequence-parallel backend (pip install '.[parallel]')"),
 }
@@ -97,14 +98,25 @@ def _gpus() -> list[Finding]:
 
 
 def _attention() -> list[Finding]:
-    """The kernels torch's scaled_dot_product_attention may use here."""
+    """The kernels that are installed, and which one a worker here uses."""
     import torch
 
+    from stages import attention
+
     if not torch.cuda.is_available():
-        return [Finding("attention", "ok", "torch SDPA on CPU", "flash and cuDNN kernels need a GPU")]
-    names = ("cudnn", "flash", "mem_efficient")
-    on = [name for name in names if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()]
-    return [Finding("attention", "ok", f"torch SDPA: {', '.join(on)}", "choose by measuring")]
+        return [Finding("attention", "ok", "torch's own on a CPU", "cuDNN and flash kernels need a GPU")]
+    gives = "the fastest is used; a worker measures it at its first start"
+    rows = [Finding("attention", "ok", ", ".join(attention.installed()), gives)]
+    for key, rates in attention.measurements().items():
+        if key.startswith(torch.cuda.get_device_name()):
+            rows.append(Finding("attention", "ok", _rates(rates), f"measured: {key}"))
+    return rows
+
+
+def _rates(rates: Mapping[str, Mapping[str, float]]) -> str:
+    """``16384 tokens: cudnn (570 TFLOP/s)``, the best kernel of each length."""
+    best = {length: max(row.items(), key=lambda pair: pair[1]) for length, row in rates.items() if row}
+    return "; ".join(f"{length} tokens: {name} ({rate:.0f} TFLOP/s)" for length, (name, rate) in best.items())
 
 
 def _video() -> list[Finding]:

@@ -233,7 +233,11 @@ def clip(name: str) -> dict[str, Any]:
         "action": action.name,
         "stages_s": stages,
     }
-    figures |= {"warm_up_s": warm_s, "denoise_s": sum(stages.values()), "decode": decode}
+    figures |= {
+        "warm_up_s": warm_s,
+        "denoise_s": sum(value for key, value in stages.items() if key.startswith("stage")),
+        "decode": decode,
+    }
     tell("clip", figures)
     figures["grids"] = [measured(model, subject, grid, with_floor=False) for grid in dict.fromkeys(s.grid for s in action.stages)]
     figures["passages"] = passages(subject, steps, budget, action)
