@@ -60,25 +60,35 @@ def num_bytes(modules: Sequence[nn.Module]) -> int:
 
 
 class Turns:
-    """The parts of one model that may have to leave the GPU while the transformer works."""
+    """The parts of one model that may have to leave the GPU while the transformer works. On a CPU nothing ever moves."""
 
-    def __init__(self, device: torch.device, modules: Mapping[str, Sequence[nn.Module]], needed: int) -> None:
-        """``modules`` by part, all on ``device``. Parts leave now if less than ``needed`` bytes are free; never on a CPU."""
-        self.device = device
-        self.parked: tuple[str, ...] = ()
-        if device.type == "cuda":
-            sizes = {name: num_bytes(of_part) for name, of_part in modules.items()}
-            self.parked = parked(sizes, free_bytes(device), needed)
-        self._homes = {name: _at_home(modules[name]) for name in self.parked}
-        if self.parked:
+    def __init__(self, device: torch.device, modules: Mapping[str, Sequence[nn.Module]]) -> None:
+        """``modules`` by part, all on ``device``."""
+        self._device = device
+        self._modules = dict(modules) if device.type == "cuda" else {}
+        self._homes: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    @property
+    def away(self) -> tuple[str, ...]:
+        """The parts that live in host memory."""
+        return tuple(self._homes)
+
+    def settle(self, needed: int) -> None:
+        """Send parts away, for good, until ``needed`` bytes are free or none is left."""
+        sizes = {name: num_bytes(of_part) for name, of_part in self._modules.items() if name not in self._homes}
+        if not any(sizes.values()):
+            return
+        leaving = parked(sizes, free_bytes(self._device), needed)
+        self._homes |= {name: _at_home(self._modules[name]) for name in leaving}
+        if leaving:
             torch.cuda.empty_cache()
 
     @contextmanager
     def turn(self, name: str) -> Iterator[None]:
-        """``name`` is on the GPU within; afterwards, if it is a parked part, its memory is free again."""
+        """``name`` is on the GPU within; afterwards, if it lives in host memory, its memory is free again."""
         home = self._homes.get(name, [])
         for tensor, kept in home:
-            tensor.data = kept.to(self.device, non_blocking=True)
+            tensor.data = kept.to(self._device, non_blocking=True)
         try:
             yield
         finally:
@@ -86,6 +96,12 @@ class Turns:
                 tensor.data = kept
             if home:
                 torch.cuda.empty_cache()
+
+
+def modules_of(*parts: object) -> tuple[nn.Module, ...]:
+    """The modules that objects hold as attributes, each once; None holds nothing."""
+    values = [value for part in parts if part is not None for value in vars(part).values()]
+    return tuple({id(value): value for value in values if isinstance(value, nn.Module)}.values())
 
 
 def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:

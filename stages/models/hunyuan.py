@@ -18,6 +18,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
+from stages.memory import Turns, modules_of, working_bytes
 from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.hunyuan_parts import load_text, load_transformer, load_vae
 from stages.models.hunyuan_text import Summary, TextEncoder
@@ -52,6 +53,8 @@ class HunyuanModel:
         self.device = device
         self.dtype = dtype
         self.parts = parts
+        vae = modules_of(parts.encoder, parts.decoder)
+        self.turns = Turns(device, {"text": modules_of(parts.text, parts.summary), "vae": vae})
         self._prompts: weakref.WeakKeyDictionary[Branch, Prompt] = weakref.WeakKeyDictionary()
 
     @torch.inference_mode()
@@ -59,7 +62,9 @@ class HunyuanModel:
         """``request.negative`` is not used, whatever the guidance: see the module."""
         image = self._read(request)
         text, summary = self._part(self.parts.text, "text"), self._part(self.parts.summary, "text")
-        branch = Branch({"text": text(request.prompt, image), "pooled": summary(request.prompt)})
+        self.turns.settle(working_bytes(self.geometry, request.shape))
+        with self.turns.turn("text"):
+            branch = Branch({"text": text(request.prompt, image), "pooled": summary(request.prompt)})
         if image is None:
             return Condition(branch, None, request.guidance)
         frame = first_frame(image, request.shape)
@@ -87,15 +92,17 @@ class HunyuanModel:
 
     @torch.inference_mode()
     def pixels(self, latent: Tensor) -> Tensor:
-        return self._part(self.parts.decoder, "vae")(latent)
+        with self.turns.turn("vae"):
+            return self._part(self.parts.decoder, "vae")(latent)
 
     def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         return self._frames(self._part(self.parts.decoder, "vae"), latent)
 
     @torch.inference_mode()
     def _frames(self, decoder: HunyuanDecoder, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        for run in decoder.runs(latent):
-            yield run[0].permute(1, 2, 3, 0).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
+        with self.turns.turn("vae"):
+            for run in decoder.runs(latent):
+                yield run[0].permute(1, 2, 3, 0).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
 
     def _prompt(self, transformer: HunyuanTransformer, branch: Branch) -> Prompt:
         """What follows from the prompt alone lives as long as the branch it came from."""
@@ -127,7 +134,8 @@ class HunyuanModel:
         return self._encode_frame(resized(condition.image, height * stride_h, width * stride_w))
 
     def _encode_frame(self, frame: Tensor) -> Tensor:
-        return self._part(self.parts.encoder, "text")(frame)
+        with self.turns.turn("vae"):
+            return self._part(self.parts.encoder, "text")(frame)
 
     def _part(self, part: Part | None, name: str) -> Part:
         if part is None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
+from stages.memory import Turns, modules_of, working_bytes
 from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.hunyuan15_parts import Guider, load_encoders, load_guider, load_transformer, load_vae
 from stages.models.hunyuan15_text import Hunyuan15Encoders
@@ -48,6 +49,8 @@ class Hunyuan15Model:
         self.device = device
         self.dtype = dtype
         self.parts = parts
+        vae = modules_of(parts.image_encoder, parts.decoder)
+        self.turns = Turns(device, {"text": modules_of(parts.encoders), "vae": vae})
         self._memories: weakref.WeakKeyDictionary[Branch, PromptMemory] = weakref.WeakKeyDictionary()
 
     @torch.inference_mode()
@@ -55,12 +58,15 @@ class Hunyuan15Model:
         encoders = self._part(self.parts.encoders, "text")
         self._check_image(request.image)
         image, pixels, latent = {}, None, None
-        if request.image is not None:
-            frame = encoders.image(request.image, request.shape.height, request.shape.width)
-            pixels, image = frame.pixels, {"image": frame.tokens}
-            latent = self._part(self.parts.image_encoder, "text")(pixels)
-        positive = Branch({**encoders.prompt(request.prompt), **image})
-        negative = Branch({**encoders.prompt(request.negative), **image}) if request.guidance > 1 else None
+        self.turns.settle(working_bytes(self.geometry, request.shape))
+        with self.turns.turn("text"):
+            if request.image is not None:
+                frame = encoders.image(request.image, request.shape.height, request.shape.width)
+                pixels, image = frame.pixels, {"image": frame.tokens}
+            positive = Branch({**encoders.prompt(request.prompt), **image})
+            negative = Branch({**encoders.prompt(request.negative), **image}) if request.guidance > 1 else None
+        if pixels is not None:
+            latent = self._encode_frame(pixels)
         return Condition(positive, negative, request.guidance, image=pixels, latent=latent)
 
     @torch.inference_mode()
@@ -87,12 +93,15 @@ class Hunyuan15Model:
 
     @torch.inference_mode()
     def pixels(self, latent: Tensor) -> Tensor:
-        return torch.cat(list(self._part(self.parts.decoder, "vae")(latent.to(self.device))), dim=2)
+        with self.turns.turn("vae"):
+            return torch.cat(list(self._part(self.parts.decoder, "vae")(latent.to(self.device))), dim=2)
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        for video in self._part(self.parts.decoder, "vae")(latent.to(self.device)):
-            yield video[0].permute(1, 2, 3, 0).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
+        decoder = self._part(self.parts.decoder, "vae")
+        with self.turns.turn("vae"):
+            for video in decoder(latent.to(self.device)):
+                yield video[0].permute(1, 2, 3, 0).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
 
     def _check_image(self, path: str | None) -> None:
         if path is None and self.geometry.image == "required":
@@ -108,7 +117,11 @@ class Hunyuan15Model:
             return latent[:, :, :, rows][..., columns].to(self.device)
         size = (len(rows) * self.geometry.vae_stride[1], len(columns) * self.geometry.vae_stride[2])
         pixels = F.interpolate(_given(condition.image)[:, :, 0], size, mode="bicubic", antialias=True).clamp(-1, 1)
-        return self._part(self.parts.image_encoder, "text")(pixels.unsqueeze(2))
+        return self._encode_frame(pixels.unsqueeze(2))
+
+    def _encode_frame(self, pixels: Tensor) -> Tensor:
+        with self.turns.turn("vae"):
+            return self._part(self.parts.image_encoder, "text")(pixels)
 
     def _memory(self, branch: Branch) -> PromptMemory:
         """A prompt's projections live as long as its encoding."""

@@ -16,6 +16,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
+from stages.memory import Turns, modules_of, working_bytes
 from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.wan_decoder import WanDecoder, WanEncoder
 from stages.models.wan_image import ImageTokens, first_frame, padded, pick, resized, with_mask
@@ -50,13 +51,17 @@ class WanModel:
         self.boundary = geometry.boundary if index.boundary is None else index.boundary
         self.takes_image = _takes_image(geometry, index)
         self.holds_first_frame = geometry.image == "optional"
+        vae = modules_of(parts.encoder, parts.decoder)
+        self.turns = Turns(device, {"text": modules_of(parts.text, parts.image_tokens), "vae": vae})
 
     @torch.inference_mode()
     def encode(self, request: Request) -> Condition:
         image = self._read(request)
-        tensors = self._image_tensors(image)
-        positive = self._branch(request.prompt, tensors)
-        negative = self._branch(request.negative, tensors) if request.guidance > 1 else None
+        self.turns.settle(working_bytes(self.geometry, request.shape))
+        with self.turns.turn("text"):
+            tensors = self._image_tensors(image)
+            positive = self._branch(request.prompt, tensors)
+            negative = self._branch(request.negative, tensors) if request.guidance > 1 else None
         condition = Condition(positive, negative, request.guidance, request.guidance_low)
         if image is None:
             return condition
@@ -88,8 +93,9 @@ class WanModel:
 
     @torch.inference_mode()
     def pixels(self, latent: Tensor) -> Tensor:
-        video: Tensor = self._part(self.parts.decoder, "vae")(latent)
-        return video
+        with self.turns.turn("vae"):
+            video: Tensor = self._part(self.parts.decoder, "vae")(latent)
+            return video
 
     def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         decoder = self._part(self.parts.decoder, "vae")
@@ -97,9 +103,10 @@ class WanModel:
 
     @torch.inference_mode()
     def _frames(self, decoder: WanDecoder, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        for run in decoder.runs(latent):
-            levels = run[0].permute(1, 2, 3, 0).add(1).mul(127.5).round()
-            yield levels.to(torch.uint8).cpu().numpy()
+        with self.turns.turn("vae"):
+            for run in decoder.runs(latent):
+                levels = run[0].permute(1, 2, 3, 0).add(1).mul(127.5).round()
+                yield levels.to(torch.uint8).cpu().numpy()
 
     def _expert(self, level: NoiseLevel, condition: Condition) -> tuple[WanTransformer, float]:
         """The expert of this noise level, on whichever schedule it lies, and its guidance."""
@@ -144,7 +151,8 @@ class WanModel:
     def _encode_frame(self, frame: Tensor, num_frames: int) -> Tensor:
         """Latent of a first frame: alone, or with nothing after it for models that take it beside the noise."""
         encoder = self._part(self.parts.encoder, "text")
-        latent: Tensor = encoder(frame if self.holds_first_frame else padded(frame, num_frames))
+        with self.turns.turn("vae"):
+            latent: Tensor = encoder(frame if self.holds_first_frame else padded(frame, num_frames))
         return latent
 
     def _part(self, part: Part | None, name: str) -> Part:

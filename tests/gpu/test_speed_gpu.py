@@ -89,7 +89,9 @@ def test_a_parked_encoder_gives_its_memory_back_and_the_same_values() -> None:
     encoder = torch.nn.Linear(2048, 2048, device="cuda")
     x = torch.randn(4, 2048, device="cuda")
     expected, used = encoder(x), torch.cuda.memory_allocated()
-    turns = Turns(torch.device("cuda"), {"text": [encoder]}, needed=1 << 60)
+    turns = Turns(torch.device("cuda"), {"text": [encoder]})
+    turns.settle(1 << 60)
+    assert turns.away == ("text",)
     assert encoder.weight.device.type == "cpu"
     assert torch.cuda.memory_allocated() <= used - encoder.weight.nbytes
     with turns.turn("text"):
@@ -100,7 +102,8 @@ def test_a_parked_encoder_gives_its_memory_back_and_the_same_values() -> None:
 
 def test_an_encoder_that_fits_stays() -> None:
     encoder = torch.nn.Linear(8, 8, device="cuda")
-    turns = Turns(torch.device("cuda"), {"text": [encoder]}, needed=1)
+    turns = Turns(torch.device("cuda"), {"text": [encoder]})
+    turns.settle(1)
     with turns.turn("text"):
         assert encoder.weight.is_cuda
-    assert turns.parked == ()
+    assert turns.away == ()
