@@ -175,10 +175,9 @@ def grids_of(subject: Subject, name: str) -> tuple[Grid, ...]:
     return tuple(dict.fromkeys((SMALL[family], CONTROL[family], MEDIUM[family], *key_grids(actions), subject.grid)))
 
 
-def rows(name: str, skip_stock: bool = False) -> dict[str, Any]:
-    """All that a subject's rows are composed of."""
+def rows(name: str, skip_stock: bool, figures: dict[str, Any]) -> None:
+    """All that a subject's rows are composed of, into ``figures``."""
     subject = SUBJECTS[name]
-    figures: dict[str, Any] = {"subject": name, "kind": "rows"}
     if not skip_stock:
         figures["stock_decode"] = stock_decode(subject)
         torch.cuda.empty_cache()
@@ -190,13 +189,14 @@ def rows(name: str, skip_stock: bool = False) -> dict[str, Any]:
     model = single_gpu_models.ours(subject, (module,), decoder)
     action = key_spread(subject, *KEY_ROWS[name][0][:2]).nearest
     with_floor = floor_grids(subject, action)
-    figures["grids"] = [measured_and_told(model, subject, grid, grid in with_floor) for grid in grids_of(subject, name)]
+    figures["grids"] = []
+    for grid in grids_of(subject, name):
+        figures["grids"].append(measured_and_told(model, subject, grid, grid in with_floor))
     steps, budget, _ = KEY_ROWS[name][0]
     figures["passages"] = passages(subject, steps, budget, action)
     tell("passages", figures["passages"])
     figures["decode"] = our_decode(model, subject)
     figures["control"] = measured(model, subject, CONTROL[subject.geometry.family], with_floor=False)
-    return figures | software(subject)
 
 
 def measured_and_told(model: Any, subject: Subject, grid: Grid, with_floor: bool) -> dict[str, Any]:
@@ -205,8 +205,8 @@ def measured_and_told(model: Any, subject: Subject, grid: Grid, with_floor: bool
     return row
 
 
-def clip(name: str) -> dict[str, Any]:
-    """One complete clip through the engine, beside the sum of the medians of its parts, measured after it."""
+def clip(name: str, figures: dict[str, Any]) -> None:
+    """One complete clip through the engine, beside the sum of the medians of its parts, measured after it, into ``figures``."""
     subject = SUBJECTS[name]
     num_experts = 2 if subject.geometry.boundary else 1
     modules = tuple(single_gpu_models.transformer(subject) for _ in range(num_experts))
@@ -247,7 +247,6 @@ def clip(name: str) -> dict[str, Any]:
     by_parts += sum(figures["passages"]["transitions_s"].values()) + figures["passages"]["plan_s"]
     figures |= {"sum_s": by_parts, "clip_over_sum": figures["denoise_s"] / by_parts}
     tell("clip over sum", {"denoise_s": figures["denoise_s"], "sum_s": by_parts, "ratio": figures["clip_over_sum"]})
-    return figures | software(subject)
 
 
 def software(subject: Subject) -> dict[str, Any]:
@@ -271,9 +270,13 @@ def main() -> None:
     parser.add_argument("--skip-stock", action="store_true")
     args = parser.parse_args()
     for name in args.subjects:
-        with torch.inference_mode():
-            figures = rows(name, args.skip_stock) if args.kind == "rows" else clip(name)
-        save(args.out / f"{args.kind}_{name}.json", "single_gpu", figures)
+        figures: dict[str, Any] = {"subject": name, "kind": args.kind}
+        try:
+            with torch.inference_mode():
+                rows(name, args.skip_stock, figures) if args.kind == "rows" else clip(name, figures)
+        finally:  # what was measured before an error is worth keeping
+            figures |= software(SUBJECTS[name])
+            save(args.out / f"{args.kind}_{name}.json", "single_gpu", figures)
         torch.cuda.empty_cache()
 
 

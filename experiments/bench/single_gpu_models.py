@@ -169,7 +169,7 @@ def _our_hunyuan15(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: A
     from stages.models.hunyuan15_vae import Hunyuan15Decoder
 
     network = Hunyuan15Transformer(modules[0], kernel, compiled)
-    parts = Parts(transformer=network, decoder=None if decoder is None else Hunyuan15Decoder(decoder, compiled))
+    parts = Parts(transformer=network, decoder=None if decoder is None else Hunyuan15Decoder(decoder))
     return Hunyuan15Model(geometry, torch.device("cuda"), BF16, parts)
 
 
