@@ -116,9 +116,8 @@ def stock_decode(subject: Subject) -> dict[str, Any]:
     return {"seconds": seconds, "best_s": min(seconds), "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
 
 
-def our_decode(model: Any, subject: Subject, repeats: int = 2) -> dict[str, Any]:
+def our_decode(model: Any, z: torch.Tensor, repeats: int) -> dict[str, Any]:
     """Latent to frames on the host, as the engine streams them to the encoder."""
-    z = torch.randn(1, subject.geometry.latent_channels, *subject.grid, device="cuda")
 
     def decode() -> None:
         for _ in model.decode(z):
@@ -195,7 +194,7 @@ def rows(name: str, skip_stock: bool, figures: dict[str, Any]) -> None:
     steps, budget, _ = KEY_ROWS[name][0]
     figures["passages"] = passages(subject, steps, budget, action)
     tell("passages", figures["passages"])
-    figures["decode"] = our_decode(model, subject)
+    figures["decode"] = our_decode(model, _latent(subject, subject.grid), repeats=2)
     figures["control"] = measured(model, subject, CONTROL[subject.geometry.family], with_floor=False)
 
 
@@ -224,15 +223,8 @@ def clip(name: str, figures: dict[str, Any]) -> None:
     tell("plan", {"action": action.name, "why": decision.why})
     boundary, rest_s = run_stages(model, planner, boundary, len(action.stages))
     stages = {**first_s, **rest_s}
-    decode = our_decode(model, subject, repeats=1)
-    figures: dict[str, Any] = {
-        "subject": name,
-        "kind": "clip",
-        "steps": steps,
-        "budget": budget,
-        "action": action.name,
-        "stages_s": stages,
-    }
+    decode = our_decode(model, boundary.x, repeats=1)
+    figures |= {"steps": steps, "budget": budget, "action": action.name, "stages_s": stages}
     figures |= {
         "warm_up_s": warm_s,
         "denoise_s": sum(value for key, value in stages.items() if key.startswith("stage")),
