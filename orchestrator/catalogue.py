@@ -14,6 +14,7 @@ WAN_MINI_DVG = (
     ("spatial_demand", "highpass"),
     ("temporal_demand", "dense_lk"),
     ("sharpness", 4.0),
+    ("fitted", (0.2637, 0.0972, 0.2821, 0.6327, -0.3288, -0.7827, -0.4327, -0.4864, 0.5944, 0.1281)),
 )
 """Its latent cells each hold a whole texture period, so the released measures on the latent follow the content too little
 (``experiments/LOG.md`` has the figures)."""

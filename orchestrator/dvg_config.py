@@ -42,6 +42,9 @@ NoiseHash = Literal["arithmetic", "logical"]
 ImageCondition = Literal["index", "encode"]
 
 
+NUM_FITTED = 10
+
+
 class DvgConfig(BaseModel):
     """Every knob of DVG. The defaults are the authors' released behaviour, except where a field says otherwise."""
 
@@ -67,8 +70,12 @@ class DvgConfig(BaseModel):
     """Softmax factor from demands to weights; 0 always weighs space and time alike."""
     balance: float = Field(0.5, ge=0, le=1)
     """Share of the spatial term in the score."""
-    matching: Literal["minmax", "stage_mean", "demand_match", "linear"] = "minmax"
-    """How an action's split is scored: rescaled over the list; the paper's equation 9; two more of the release."""
+    matching: Literal["minmax", "stage_mean", "demand_match", "linear", "fitted"] = "minmax"
+    """How an action's split is scored: rescaled over the list; the paper's equation 9; two more of the release; a rule learned
+    from the best actions of many videos."""
+    fitted: tuple[float, ...] | None = None
+    """What ``fitted`` scores with: mean and deviation of the spatial demand, then weights of E, T, E^2 and T^2 (the split as
+    ``minmax`` sees it), then how much each grows with a deviation of the demand. wan-mini's belong to ``sobel`` on pixels."""
     demand_match_prior: float = Field(0.08, ge=0)
     """Weight of the Beta(5, 2) prior on s2 under ``demand_match`` (the release uses 0.15 for HunyuanVideo)."""
     shifts: Shifts | None = None
@@ -117,6 +124,16 @@ class DvgConfig(BaseModel):
     def for_model(cls, model: ModelGeometry, overrides: Mapping[str, Any] | None = None) -> Self:
         """The released values, the model's own where they differ, then ``overrides``. Raises ValidationError."""
         return cls.model_validate({**dict(model.dvg_defaults), **(overrides or {})})
+
+    @model_validator(mode="after")
+    def _check_fitted(self) -> Self:
+        if self.fitted is not None and (len(self.fitted) != NUM_FITTED or self.fitted[1] <= 0):
+            raise ValueError(f"fitted has {len(self.fitted)} numbers: it must have {NUM_FITTED}, the second above 0")
+        if self.matching == "fitted" and self.fitted is None:
+            raise ValueError(
+                "matching is fitted, but no rule was fitted for this model: give `fitted`, or choose another matching"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_rates(self) -> Self:

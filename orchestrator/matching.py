@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from orchestrator.dvg_config import DvgConfig
 from orchestrator.types import Action, Decision, Demand
 
+FITTED_RANGE = 2.5
+"""A demand farther from the mean, in deviations, counts as this far: nothing was fitted there."""
+
 
 def weights(demand: Demand, sharpness: float) -> tuple[float, float]:
     """Softmax of the two demands (eq. 5): (w_s, w_t), summing to one."""
@@ -18,7 +21,7 @@ def weights(demand: Demand, sharpness: float) -> tuple[float, float]:
 def decide(actions: Sequence[Action], demand: Demand, config: DvgConfig) -> Decision:
     """The action whose split between space and time fits the demand best, and why."""
     pair = weights(demand, config.sharpness)
-    targets = (demand.spatial, demand.temporal) if config.matching == "linear" else pair
+    targets = (demand.spatial, demand.temporal) if config.matching in ("linear", "fitted") else pair
     action = choose(actions, targets, config)
     measured = "demand not measurable" if demand.neutral else f"detail {demand.spatial:.3f}, motion {demand.temporal:.3f}"
     why = f"{measured}: weights {pair[0]:.2f} space, {pair[1]:.2f} time; {action.name} fits best of {len(actions)}"
@@ -26,7 +29,7 @@ def decide(actions: Sequence[Action], demand: Demand, config: DvgConfig) -> Deci
 
 
 def choose(actions: Sequence[Action], targets: tuple[float, float], config: DvgConfig) -> Action:
-    """The best-scoring action; the earlier one of equals. ``targets`` are the weights (``linear``: the demands)."""
+    """The best-scoring action; the earlier one of equals. ``targets`` are the weights (``linear``, ``fitted``: the demands)."""
     if not actions:
         raise ValueError("there is no action to choose from")
     scores = [_score(action, actions, targets, config) for action in actions]
@@ -38,6 +41,8 @@ def _score(action: Action, actions: Sequence[Action], targets: tuple[float, floa
         return _nearness(_minmax_split(action, actions), targets, config.balance)
     if config.matching == "stage_mean":
         return _nearness(_stage_mean_split(action, config), targets, config.balance)
+    if config.matching == "fitted" and config.fitted is not None:
+        return _fitted_score(_minmax_split(action, actions), targets[0], config.fitted)
     gains = _gains(action, config)
     if config.matching == "linear":
         pull_s, pull_t = (target * math.sqrt(gain) for target, gain in zip(targets, gains, strict=True))
@@ -50,6 +55,14 @@ def _score(action: Action, actions: Sequence[Action], targets: tuple[float, floa
 
 def _nearness(split: tuple[float, float], targets: tuple[float, float], balance: float) -> float:
     return -balance * (split[0] - targets[0]) ** 2 - (1 - balance) * (split[1] - targets[1]) ** 2
+
+
+def _fitted_score(split: tuple[float, float], demand: float, rule: Sequence[float]) -> float:
+    """A quadratic in the split, whose weights are linear in the standardised demand."""
+    mean, deviation, *weights_of = rule
+    excess = min(max((demand - mean) / deviation, -FITTED_RANGE), FITTED_RANGE)
+    terms = (*split, *(part * part for part in split))
+    return sum((base + slope * excess) * term for base, slope, term in zip(weights_of[:4], weights_of[4:], terms, strict=True))
 
 
 def _choice(action: Action) -> tuple[float, int]:

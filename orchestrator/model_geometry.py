@@ -72,7 +72,7 @@ class ModelGeometry:
     """Text tokens that take part in self-attention, at most."""
     hub: str = ""
     """Repository of the weights in diffusers format, by those who published them."""
-    dvg_defaults: tuple[tuple[str, str | float], ...] = ()
+    dvg_defaults: tuple[tuple[str, str | float | tuple[float, ...]], ...] = ()
     """Knobs of ``DvgConfig`` whose released value does not suit this model, with the value that does."""
     pixel_planner: bool = False
     """Stage sizes are rounded in pixels, not in latent cells (DVG's release does so for HunyuanVideo)."""

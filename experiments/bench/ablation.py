@@ -7,6 +7,8 @@ takes some minutes on one GPU; ``--prompts 2 --seeds 1 --steps 8 --variants full
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import multiprocessing
 import pathlib
 import statistics
@@ -24,6 +26,7 @@ from experiments.bench.studies_common import (
     COLUMNS,
     GEOMETRY,
     Clip,
+    Deadline,
     Judges,
     Row,
     Variant,
@@ -48,6 +51,7 @@ from stages.planners import Planner
 
 RELEASED = DvgConfig().model_dump(include={"demand_space", "spatial_demand", "temporal_demand", "sharpness"})
 ALIGNED = {"noise_field": "stock", "initial_noise": "coordinate"}
+FITTED = {"matching": "fitted", "spatial_demand": "sobel"}
 RISING = tuple(GEOMETRY.full_shift * rise / 7 for rise in (7, 9, 11, 11))
 PARTS = (
     Variant("dvg", "wan-mini's defaults: demands on the decoded sketch"),
@@ -56,6 +60,7 @@ PARTS = (
     Variant("windowed-flow", "released, but windowed Lucas-Kanade flow", knobs={**RELEASED, "temporal_demand": "windowed_lk"}),
     Variant("paper-scoring", "released, but equation 9 as the paper writes it", knobs={**RELEASED, "matching": "stage_mean"}),
     Variant("demand-match", "the release's other scoring", knobs={"matching": "demand_match"}),
+    Variant("fitted", "a rule fitted on training captions", knobs=FITTED),
     Variant("no-demand", "sharpness 0: space and time weigh alike for every video", knobs={"sharpness": 0.0}),
     Variant("temporal-only", "fewer frames, full height and width", "temporal-only"),
     Variant("spatial-only", "smaller frames, all of them", "spatial-only"),
@@ -70,6 +75,7 @@ PARTS = (
     Variant("fewer-full-steps", "transitions at 0.35, 0.60, 0.80", knobs={"transition_rates": (0.35, 0.6, 0.8)}),
     Variant("shorter-sketch", "transitions at 0.20, 0.40, 0.60", knobs={"transition_rates": (0.2, 0.4, 0.6)}),
     Variant("under-extrapolated", "clean estimates 0.9 of the way", knobs={"extrapolation": 0.9}),
+    Variant("together", "fitted, trilinear, rising shifts", knobs={**FITTED, "resize": "trilinear", "shifts": RISING}),
 )  # fmt: skip
 BY_NAME = {part.name: part for part in PARTS}
 ALIGNED_TOO = (
@@ -86,7 +92,7 @@ ALIGNED_TOO = (
     "rising-shifts",
     "more-full-steps",
 )
-IMAGE_TOO = ("no-demand", "temporal-only", "spatial-only", "fixed")
+IMAGE_TOO = ("released", "fitted", "no-demand", "temporal-only", "spatial-only", "fixed", "together")
 ENCODED = {"image_condition": "encode"}
 VARIANTS = (
     Variant("full", "every step on the full grid", "full", reference="none"),
@@ -108,19 +114,17 @@ BLOCKS = ("image-aligned-", "image-", "earlier-aligned-", "earlier-", "aligned-"
 
 
 def measure(
-    models: Mapping[str, Lockstep],
-    variants: Sequence[Variant],
-    clips: Sequence[Clip],
-    judges: Judges,
-    budget: float,
-    num_steps: int,
-) -> tuple[list[Row], dict[str, float]]:
-    """A row per variant and clip, and the seconds of one clip's denoising by variant."""
+    models: Mapping[str, Lockstep], variants: Sequence[Variant], clips: Sequence[Clip], judges: Judges, args: argparse.Namespace
+) -> list[Row]:
+    """A row per variant and clip, for as many clips as the time allows."""
     rows: list[tuple[Row, Future[Row]]] = []
+    deadline = Deadline(args.minutes)
     for part in batches(clips):
+        if deadline.reached():
+            break
         videos: dict[str, Any] = {}
         for variant in variants:
-            model, planner = models[variant.weights], variant.make(budget, num_steps)
+            model, planner = models[variant.weights], variant.make(args.budget, args.steps)
             played = play(model, planner, part, variant.with_image)
             videos[variant.name] = model.videos(played.latents)
             close = [{}] * len(part)
@@ -235,32 +239,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--steps", type=int, default=GEOMETRY.default_steps)
     parser.add_argument("--budget", type=float, default=0.5)
     parser.add_argument("--variants", nargs="*", choices=[variant.name for variant in VARIANTS], help="default: all")
+    parser.add_argument("--minutes", type=float, help="stop early, with fewer clips")
     parser.add_argument("--workers", type=int, default=2, help="processes that judge")
     parser.add_argument("--weights", type=pathlib.Path, default=embedded.FOLDER)
     parser.add_argument("--earlier", type=pathlib.Path, help="folder of the weights before images and transitions were trained")
     parser.add_argument("--cpu-latency", type=int, default=0, help="prompts timed through the engine on two CPU threads")
+    parser.add_argument(
+        "--merge", type=pathlib.Path, nargs="*", help="JSON of earlier runs: summarise them together, run nothing"
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     wanted = [v for v in VARIANTS if not args.variants or v.name in args.variants]
     wanted = [v for v in wanted if v.weights == "shipped" or args.earlier]
     folders = {"shipped": args.weights, **({"earlier": args.earlier} if args.earlier else {})}
-    models = {name: Lockstep(folder, args.device, GEOMETRY.default_guidance) for name, folder in folders.items()}
     judges = Judges(args.workers)
-    clips = clips_of(held_out_scenes()[: args.prompts], args.seeds)
-    rows = measure(models, wanted, clips, judges, args.budget, args.steps)
+    rows: list[Row] = []
+    if args.merge:
+        parts = [json.loads(path.read_text()) for path in args.merge]
+        rows, cpu_s = merged([part["rows"] for part in parts]), {k: v for part in parts for k, v in part["cpu_denoise_s"].items()}
+    else:
+        models = {name: Lockstep(folder, args.device, GEOMETRY.default_guidance) for name, folder in folders.items()}
+        rows = measure(models, wanted, clips_of(held_out_scenes()[: args.prompts], args.seeds), judges, args)
+        cpu_s = cpu_latency(wanted, args.cpu_latency, args.budget, args.steps, args.workers)
     judges.close()
-    cpu_s = cpu_latency(wanted, args.cpu_latency, args.budget, args.steps, args.workers)
-    summary = summarise(rows, wanted)
+    summary = summarise(rows, [v for v in VARIANTS if any(row["variant"] == v.name for row in rows)])
     figures = {"prompts": args.prompts, "seeds": args.seeds, "steps": args.steps, "budget": args.budget, "cpu_denoise_s": cpu_s}
     save(args.out, "ablation", {**figures, "summary": summary, "rows": rows})
     text = report(summary, cpu_s)
     write(args.out.with_suffix(".md"), text)
     print(text)
+
+
+def merged(parts: Sequence[Sequence[Row]]) -> list[Row]:
+    """Rows of several runs; of a video that was made twice the first."""
+    found: dict[tuple[str, int, int], Row] = {}
+    for row in itertools.chain(*parts):
+        found.setdefault((row["variant"], row["prompt"], row["seed"]), row)
+    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from experiments.bench.oracle_report import report, summarise
 from experiments.bench.studies_common import (
     GEOMETRY,
     Clip,
+    Deadline,
     Judges,
     Row,
     Variant,
@@ -51,7 +52,7 @@ SETTINGS = {
         "image", "aligned noise, first frame given", knobs={**ALIGNED, "image_condition": "encode"}, with_image=True
     ),
 }
-RULES = tuple(part for part in PARTS[:7])
+RULES = PARTS[:8]
 TRAINING_SEED = 4242
 KEPT = ("background", "camera", "direction", "shape")
 
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=GEOMETRY.default_steps)
     parser.add_argument("--budget", type=float, default=0.5)
     parser.add_argument("--settings", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--minutes", type=float, help="stop early, with fewer settings")
     parser.add_argument("--workers", type=int, default=2, help="processes that judge")
     parser.add_argument("--weights", type=pathlib.Path, default=embedded.FOLDER)
     parser.add_argument("--sketches", type=pathlib.Path, help="npz to keep the measured clean latents in")
@@ -145,14 +147,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     model, judges = Lockstep(args.weights, args.device, GEOMETRY.default_guidance), Judges(args.workers)
-    splits = {"held-out": clips_of(held_out_scenes()[: args.prompts], args.seeds)}
+    splits = {"held-out": clips_of(held_out_scenes()[: args.prompts], range(args.seeds))}
     if args.training:
-        splits["training"] = clips_of(tuple(islice(training_scenes(TRAINING_SEED), args.training)), 1)
+        splits["training"] = clips_of(tuple(islice(training_scenes(TRAINING_SEED), args.training)), (0,))
+    deadline = Deadline(args.minutes)
     made: list[Made] = []
     sketches: dict[str, Any] = {}
     with torch.inference_mode():
         for split, clips in splits.items():
             for name in args.settings:
+                if deadline.reached():
+                    break
                 part, seen = study(model, SETTINGS[name], clips, judges, args.budget, args.steps, split)
                 made += part
                 sketches[f"{split} {name}"] = seen.numpy()

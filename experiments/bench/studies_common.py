@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import pathlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -66,13 +67,27 @@ class Clip:
     seed: int
 
 
-def clips_of(scenes: Sequence[Scene], num_seeds: int) -> list[Clip]:
-    """Every scene with every seed; no two clips share one."""
-    return [Clip(i, scene, 1000 * s + i) for s in range(num_seeds) for i, scene in enumerate(scenes)]
+def clips_of(scenes: Sequence[Scene], seeds: Sequence[int]) -> list[Clip]:
+    """Every scene with every seed; no two clips share a noise."""
+    return [Clip(i, scene, 1000 * seed + i) for seed in seeds for i, scene in enumerate(scenes)]
 
 
 def batches(clips: Sequence[Clip]) -> Iterator[Sequence[Clip]]:
     return (clips[start : start + BATCH] for start in range(0, len(clips), BATCH))
+
+
+class Deadline:
+    """Stops a study between two parts when the next one, taking as long as the last, would end too late."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.end_s = None if minutes is None else time.monotonic() + 60 * minutes
+        self.begun_s: float | None = None
+
+    def reached(self) -> bool:
+        now_s = time.monotonic()
+        taken_s = 0.0 if self.begun_s is None else now_s - self.begun_s
+        self.begun_s = now_s
+        return self.end_s is not None and now_s + taken_s > self.end_s
 
 
 def play(model: Lockstep, planner: Planner, clips: Sequence[Clip], with_image: bool) -> Played:

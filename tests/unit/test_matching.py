@@ -112,3 +112,36 @@ def test_weights_sum_to_one_and_follow_the_larger_demand(spatial, temporal, shar
     w_s, w_t = weights(Demand(spatial, temporal), sharpness)
     assert w_s + w_t == pytest.approx(1.0)
     assert w_s >= w_t or temporal >= spatial
+
+
+WAN_MINI = DvgConfig.for_model(model("wan-mini"), {"matching": "fitted", "spatial_demand": "sobel"})
+
+
+def test_a_fitted_rule_scores_each_action_by_its_quadratic():
+    actions = actions_of("wan-mini", 30, 0.5, WAN_MINI)
+    mean, deviation, *weights_of = WAN_MINI.fitted
+
+    def score(action, demand):
+        space, time = (action.s2**2 - 0.25) / 0.75, (action.f2 - 5) / 3
+        base, slope = (
+            part[0] * space + part[1] * time + part[2] * space**2 + part[3] * time**2 for part in (weights_of[:4], weights_of[4:])
+        )
+        return base + slope * min(max((demand - mean) / deviation, -2.5), 2.5)
+
+    for demand in (0.0, 0.1, 0.2, 0.3, 0.5, 1.0):
+        chosen = decide(actions, Demand(demand, 0.5), WAN_MINI).action
+        assert score(chosen, demand) == pytest.approx(max(score(action, demand) for action in actions))
+
+
+def test_a_fitted_rule_gives_more_detail_more_space():
+    actions = actions_of("wan-mini", 30, 0.5, WAN_MINI)
+    chosen = [decide(actions, Demand(detail / 20, 0.5), WAN_MINI).action.s2 for detail in range(21)]
+    assert chosen == sorted(chosen)
+    assert len(set(chosen)) > 1
+
+
+def test_fitted_matching_needs_a_rule():
+    with pytest.raises(ValueError, match="no rule was fitted"):
+        DvgConfig(matching="fitted")
+    with pytest.raises(ValueError, match="it must have 10"):
+        DvgConfig(fitted=(1.0, 2.0))
