@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import geometry
-from orchestrator.calibration import Calibration, StepRow, save
+from orchestrator.calibration import Calibration, StepRow, save, user_folder
 from orchestrator.cli import print_json
 from orchestrator.cli_generate import Machine, find_device
+from orchestrator.cli_sweep import writable_folder
 from orchestrator.mistakes import ConfigError, RunError
 from orchestrator.model_geometry import ModelGeometry
+from orchestrator.resolve import model_of, shape_of
 from orchestrator.types import Grid, VideoShape
 from stages.models import embedded
 
@@ -41,8 +42,13 @@ class Options:
 
 def run_calibrate(options: Options, machine: Machine, as_json: bool) -> None:
     """Measure, print and save. Raises ConfigError for what was written wrong, RunError when the model cannot be loaded or run."""
-    model = _model(options.model)
-    shape = _shape(model, options.shape)
+    wrong = [*machine.mistakes(), *_option_mistakes(options)]
+    model = model_of(options.model, wrong)
+    if model is None:
+        raise ConfigError(wrong)
+    shape = shape_of(options.shape, model)
+    if wrong := [*wrong, *model.shape_mistakes(shape)]:
+        raise ConfigError(wrong)
     grids = _grids(options.grids) if options.grids else None
     weights = None if options.random_weights else _weights(model, options.weights)
     console = Console(stderr=as_json)
@@ -58,20 +64,13 @@ def run_calibrate(options: Options, machine: Machine, as_json: bool) -> None:
         console.print(f"wrote {path}", soft_wrap=True)
 
 
-def _model(name: str) -> ModelGeometry:
-    try:
-        return geometry.model(name)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
-
-
-def _shape(model: ModelGeometry, given: Mapping[str, int]) -> VideoShape:
-    default = model.default_shape
-    sizes = (given.get("frames", default.num_frames), given.get("height", default.height), given.get("width", default.width))
-    shape = VideoShape(*sizes, default.fps)
-    if mistakes := model.shape_mistakes(shape):
-        raise ConfigError(mistakes)
-    return shape
+def _option_mistakes(options: Options) -> list[str]:
+    mistakes = []
+    if options.random_weights and options.weights is not None:
+        mistakes.append("--weights and --random-weights are two choices of weights: give one")
+    if options.out is not None and options.out.is_dir():
+        mistakes.append(f"--out {str(options.out)!r} is a folder; give the file to write")
+    return mistakes
 
 
 def _grids(text: str) -> tuple[Grid, ...]:
@@ -115,6 +114,7 @@ def _measure(
         device = find_device(machine.device)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
+    writable_folder(options.out.parent if options.out else user_folder())  # before minutes of measuring
     compiled = device != "cpu" if machine.compile_blocks is None else machine.compile_blocks
     settings = calibrate.Settings(
         shape, chosen, options.repeats, decode=options.decode, attention=machine.attention, compiled=compiled

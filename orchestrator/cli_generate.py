@@ -6,7 +6,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import rich.progress
@@ -18,13 +18,15 @@ from orchestrator.arms import Arm, make_item
 from orchestrator.calibration import device_name
 from orchestrator.cli import print_json
 from orchestrator.cli_sweep import unknown_prompt_words
-from orchestrator.config import ArmOptions, AttentionName
+from orchestrator.config import ArmOptions
 from orchestrator.cost import denoise_s
 from orchestrator.geometry import model
 from orchestrator.images import NONE, FirstFrames
 from orchestrator.mistakes import ConfigError, RunError, from_validation, unknown
+from orchestrator.options import AttentionName
 from orchestrator.prompts import Prompt
 from orchestrator.resolve import resolve_arm
+from orchestrator.resolve_budget import WITHOUT_BUDGET
 from orchestrator.types import Clip, Decision, Item, Stage
 
 if TYPE_CHECKING:
@@ -39,6 +41,11 @@ class Machine:
     attention: str = "auto"
     compile_blocks: bool | None = None
 
+    def mistakes(self) -> list[str]:
+        """What can be told without torch."""
+        names = get_args(AttentionName)
+        return [] if self.attention in names else [unknown("attention", self.attention, names)]
+
 
 def run_generate(
     prompt: str, seed: int, settings: Mapping[str, Any], out: pathlib.Path, as_json: bool, machine: Machine = Machine()
@@ -49,12 +56,13 @@ def run_generate(
     """
     arm, item = _resolve(prompt, seed, settings, machine)
     out = _writable(out)
+    device = find_device(machine.device)
     console = Console(stderr=as_json)
     if words := unknown_prompt_words([prompt], arm):
         known = "`dvg models` lists its words"
         console.print(f"[yellow]warning:[/] {arm.model} does not know: {escape(', '.join(words))}; {known}", highlight=False)
     try:
-        decision, timings_s, clip = _make(arm, item, out, console, machine)
+        decision, timings_s, clip = _make(arm, item, out, console, replace(machine, device=device))
     except (ValueError, RuntimeError) as error:  # weights that do not load, memory that does not suffice, latents not finite
         raise RunError(" ".join(str(error).split())) from error
     timings_s |= clip.timings_s
@@ -68,19 +76,20 @@ def run_generate(
 def _resolve(prompt: str, seed: int, settings: Mapping[str, Any], machine: Machine) -> tuple[Arm, Item]:
     from pydantic import ValidationError
 
-    mistakes = _prompt_mistakes(prompt, seed)
-    if machine.attention not in (names := get_args(AttentionName)):
-        mistakes.append(unknown("attention", machine.attention, names))
+    mistakes = [*_prompt_mistakes(prompt, seed), *machine.mistakes()]
     try:
         options = ArmOptions.model_validate(settings)
     except ValidationError as error:
         raise ConfigError([*mistakes, *from_validation(error, ArmOptions)]) from error
+    if options.budget is not None and options.planner in WITHOUT_BUDGET:
+        mistakes.append(f"budget: planner {options.planner} spends what it spends; drop one of the two")
     device = device_name(on_gpu=False) if machine.device == "cpu" else None
     arm = resolve_arm("generate", {**options.model_dump(), "device_name": device}, mistakes)
     frames = FirstFrames(pathlib.Path.cwd(), mistakes)
     if arm is None and options.image is not None:
         frames.check(options.image)
     found = frames.find(arm, "generate", options.image) if arm else NONE
+    frames.tell_missing()
     if arm is None or mistakes:
         raise ConfigError([line.removeprefix("arm generate: ") for line in mistakes])
     return arm, make_item(arm, "generate", prompt, seed, *found)
@@ -111,7 +120,7 @@ def _make(arm: Arm, item: Item, out: pathlib.Path, console: Console, machine: Ma
     with console.status("loading the model"):
         worker = ClipWorker(
             {arm.name: arm},
-            device=find_device(machine.device),
+            device=machine.device,
             attention=machine.attention,
             compile_blocks=machine.compile_blocks,
         )
@@ -127,14 +136,14 @@ def _make(arm: Arm, item: Item, out: pathlib.Path, console: Console, machine: Ma
 
 
 def find_device(name: str) -> str:
-    """A device that is there. Raises ValueError naming those that are."""
+    """A device that is there. Raises ConfigError naming those that are."""
     import torch
 
     found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if name == "auto":
         return found[0] if found else "cpu"
     if name not in ("cpu", *(["cuda"] if found else []), *found):
-        raise ValueError(f"device {name!r} is not here. Choices: auto, {', '.join(['cpu', *found])}")
+        raise ConfigError([f"device {name!r} is not here. Choices: auto, {', '.join(['cpu', *found])}"])
     return name
 
 

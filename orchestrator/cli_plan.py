@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import geometry
 from orchestrator.actions import DvgConfig
-from orchestrator.budgets import parse_target
 from orchestrator.cli import print_json
-from orchestrator.mistakes import ConfigError
+from orchestrator.config import ArmOptions
+from orchestrator.mistakes import ConfigError, from_validation
 from orchestrator.plan import plan_report
-from orchestrator.resolve_budget import Run, cost_of
-from orchestrator.types import Demand, VideoShape
-
-Found = TypeVar("Found")
+from orchestrator.resolve import model_of, shape_of
+from orchestrator.resolve_budget import DEFAULT, Run, cost_of
+from orchestrator.types import Demand
 
 STATE_STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
@@ -40,37 +39,28 @@ def _demand(spatial: float | None, temporal: float | None) -> Demand | None:
 
 def _plan(settings: Mapping[str, Any], demand: Demand | None) -> dict[str, Any]:
     mistakes: list[str] = []
-    model = _checked(mistakes, geometry.model, settings["model"])
-    target = _checked(mistakes, parse_target, settings.get("budget", 0.5))
-    if model is None or target is None:
+    model = model_of(settings["model"], mistakes)
+    options = _options(settings, mistakes)
+    if model is None or options is None:
         raise ConfigError(mistakes)
-    default = model.default_shape
-    shape = VideoShape(
-        settings.get("frames", default.num_frames),
-        settings.get("height", default.height),
-        settings.get("width", default.width),
-        default.fps,
-    )
-    mistakes.extend(model.shape_mistakes(shape))
-    steps = settings.get("steps", model.default_steps)
-    if steps < 1:
-        mistakes.append(f"steps must be at least 1, got {steps}")
-    if mistakes:
-        raise ConfigError(mistakes)
+    shape = shape_of(options.model_dump(), model)
+    if wrong := model.shape_mistakes(shape):
+        raise ConfigError(wrong)
+    steps = options.steps or model.default_steps
+    guidance = model.default_guidance if options.guidance is None else options.guidance
     config = DvgConfig.for_model(model)
-    run = Run("dvg", model, shape, steps, settings.get("guidance", model.default_guidance), config)
+    run = Run("dvg", model, shape, steps, guidance, config)
     try:
-        return plan_report(model.name, shape, steps, target, config, demand, cost_of(run, settings))
+        return plan_report(model.name, shape, steps, options.budget or DEFAULT, config, demand, cost_of(run, settings))
     except ValueError as error:
         raise ConfigError([" ".join(str(error).split())]) from error
 
 
-def _checked(mistakes: list[str], read: Callable[[Any], Found], value: Any) -> Found | None:
-    """What ``read`` makes of the value, or None with what is wrong appended to ``mistakes``."""
+def _options(settings: Mapping[str, Any], mistakes: list[str]) -> ArmOptions | None:
     try:
-        return read(value)
-    except ValueError as error:
-        mistakes.append(str(error))
+        return ArmOptions.model_validate(settings)
+    except ValidationError as error:
+        mistakes.extend(from_validation(error, ArmOptions))
         return None
 
 

@@ -10,52 +10,22 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.arms import Arm, LoraSpec, PlannerName, make_item
-from orchestrator.budgets import Target, parse_target
+from orchestrator.arms import Arm, PlannerName, make_item
 from orchestrator.calibration import device_name
 from orchestrator.expansion import expand_points, merge, set_dotted
 from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
 from orchestrator.mistakes import ConfigError, from_validation
+from orchestrator.options import ArmName, AttentionName, BudgetOption, LoraOption, PromptsOption, SweepName
 from orchestrator.prompts import Prompt, Seed, load_prompts
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_budget import device_mistakes
 from orchestrator.types import Item
-
-
-def _file_safe(name: str) -> str:
-    """Arm names are folder names."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", name) or name.startswith("."):
-        raise ValueError("an arm's name may hold letters, digits, '_', '-' and '.', at most 60, and not start with '.'")
-    return name
-
-
-AttentionName = Literal["auto", "cudnn", "flash", "flash3", "flash4", "efficient", "math"]
-"""As in ``stages.attention``, which loads torch."""
-ArmName = Annotated[str, AfterValidator(_file_safe)]
-
-
-def _lora_fields(value: Any) -> Any:
-    """``PATH[:SCALE][:EXPERT]``, as on the command line, or the fields themselves."""
-    if not isinstance(value, str):
-        return value
-    fields: dict[str, Any] = {}
-    path, colon, last = value.rpartition(":")
-    if colon and last in ("both", "high", "low"):
-        fields["expert"], value = last, path
-        path, colon, last = value.rpartition(":")
-    if colon and re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?", last):
-        fields["scale"], value = last, path
-    return {"path": value, **fields}
-
-
-BudgetOption = Annotated[Target, BeforeValidator(parse_target)]
-LoraOption = Annotated[LoraSpec, BeforeValidator(_lora_fields)]
 
 
 class ClusterConfig(BaseModel):
@@ -77,7 +47,7 @@ class ClusterConfig(BaseModel):
     """GPUs a worker of each kind reserves; 0: CPU."""
     attention: AttentionName = "auto"
     """Attention kernel of a worker on a GPU; auto: the fastest there, measured when it starts."""
-    compile: Literal["auto"] | bool = "auto"
+    compile: Literal["auto", True, False] = "auto"
     """Compile the transformer's repeated block; auto: on a GPU."""
     address: str | None = None
     """Address of a running Ray cluster; None: RAY_ADDRESS if set, otherwise a local cluster for this sweep alone."""
@@ -106,7 +76,7 @@ class ArmOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = None
-    weights: str | None = None
+    weights: str | None = Field(None, min_length=1)
     """A folder in diffusers format, or a repository of the hub: ``org/name`` or ``org/name@revision``."""
     lora: list[LoraOption] | None = None
     """Low-rank adapters merged into the transformer, each ``{path, scale, expert}`` or ``PATH[:SCALE][:EXPERT]``."""
@@ -115,9 +85,9 @@ class ArmOptions(BaseModel):
     planner: PlannerName | None = None
     budget: BudgetOption | None = None
     """A share of the full run's token-steps in (0, 1], ``speedup=4`` or ``gpu_seconds=120``."""
-    calibration: str | None = None
+    calibration: str | None = Field(None, min_length=1)
     """A calibration file; None: the one that fits model and device, of ``dvg calibrate``."""
-    device_name: str | None = None
+    device_name: str | None = Field(None, min_length=1)
     """What the GPU that the run is for calls itself, to predict its cost; None: this machine's."""
     steps: int | None = Field(None, ge=1)
     solver: SolverName | None = None
@@ -139,8 +109,8 @@ class ArmOptions(BaseModel):
 class SweepSpec(ArmOptions):
     """One YAML file: what to make, with which arms, on which workers."""
 
-    name: str = "sweep"
-    prompts: list[str | Prompt] | str
+    name: SweepName = "sweep"
+    prompts: PromptsOption
     """A list, or the path of a text file (one prompt a line) or a JSONL file (``{"prompt": ..., "id": ..., "seed": ...,
     "image": ...}``)."""
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
@@ -231,6 +201,7 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
         if prompt.image is not None:
             frames.check(prompt.image)
     items = _items(points, prompts, spec.seeds, frames)
+    frames.tell_missing()
     mistakes.extend(device_mistakes(arms, on_gpu=spec.cluster.gpus_per_rank > 0))
     mistakes.extend(_password(spec.tracking.uri))
     mistakes.extend(_twice(items) if not mistakes else [])
@@ -283,7 +254,7 @@ def _twice(items: Sequence[Item]) -> list[str]:
 
 def _password(uri: str | None) -> list[str]:
     """The resolved spec is written into the run folder, which people share."""
-    if uri is None or not re.search(r"://[^/@\s]*:[^/@\s]*@", uri):
+    if uri is None or not re.search(r"://[^/@\s]*:[^/@\s]*@|^https?://[^/@\s]+@", uri):
         return []
     return ["tracking.uri must not hold a password; set MLFLOW_TRACKING_URI in the environment instead"]
 

@@ -6,7 +6,7 @@ import pathlib
 
 from orchestrator import geometry
 from orchestrator.arms import Arm
-from orchestrator.prompts import find_file
+from orchestrator.prompts import find_file, looked_in
 from stages.image import image_sha256
 
 Found = tuple[str | None, str]
@@ -21,20 +21,28 @@ class FirstFrames:
         self.base = base
         self.mistakes = mistakes
         self._read: dict[str, Found] = {}
+        self._without: dict[tuple[str, str], list[str]] = {}
 
     def find(self, arm: Arm, prompt_id: str, image: str | None) -> Found:
         """The image that a prompt of an arm starts from."""
         takes = geometry.model(arm.model).image
         if image is None and takes == "required":
-            self._tell(
-                f"arm {arm.name}: model {arm.model} makes a video from a first frame, and prompt {prompt_id!r} has none; "
-                "give one with --image, or as image: with the prompt or on the arm"
-            )
+            self._without.setdefault((arm.name, arm.model), []).append(prompt_id)
         if image is not None and takes == "none":
             others = ", ".join(name for name, model in geometry.MODELS.items() if model.image != "none")
             self._tell(f"arm {arm.name}: model {arm.model} takes no image (got {image!r}); models that do: {others}")
             return NONE
         return NONE if image is None else self.check(image)
+
+    def tell_missing(self) -> None:
+        """One line for each arm with prompts that :func:`find` found no image for, though the model needs one."""
+        for (arm, model), prompts in self._without.items():
+            names = list(dict.fromkeys(prompts))
+            who = f"prompt {names[0]!r} has" if len(names) == 1 else f"{len(names)} prompts have ({names[0]!r} first)"
+            self._tell(
+                f"arm {arm}: model {model} makes a video from a first frame, and {who} none; "
+                "give one with --image, or as image: with the prompt or on the arm"
+            )
 
     def check(self, image: str) -> Found:
         """The image itself, whoever takes it."""
@@ -45,7 +53,7 @@ class FirstFrames:
     def _look(self, image: str) -> Found:
         path = find_file(image, self.base)
         if path is None:
-            self._tell(f"image {image!r} does not exist (looked in {self.base} and {pathlib.Path.cwd()})")
+            self._tell(f"image {image!r} does not exist ({looked_in(self.base)})")
             return NONE
         try:
             return str(path.resolve()), image_sha256(path)

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ValidationError
 
+FORM = "<{}>"
+"""What pydantic calls a form of a value that has several; a person knows which one was meant."""
+
 
 class ConfigError(ValueError):
     """All the mistakes of one input, a line each."""
@@ -45,7 +48,7 @@ def from_validation(error: ValidationError, model: type[BaseModel], where: str =
 
 
 def _line(detail: dict[str, typing.Any], model: type[BaseModel], where: str) -> str:
-    path = [str(part) for part in detail["loc"]]
+    path = [str(part) for part in detail["loc"] if not re.fullmatch(FORM.format(r"\w+"), str(part))]
     dotted = ".".join([where, *path] if where else path)
     if detail["type"] == "extra_forbidden":
         return unknown(f"key at {dotted!r}:", path[-1], _keys(model, path[:-1]))

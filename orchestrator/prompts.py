@@ -40,9 +40,9 @@ def prompt_id(text: str, image: str | None = None) -> str:
     return f"{slug}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}".strip("-")
 
 
-def load_prompts(source: Sequence[str | Prompt] | str, base: pathlib.Path, mistakes: list[str]) -> list[Prompt]:
+def load_prompts(source: Sequence[Prompt] | str, base: pathlib.Path, mistakes: list[str]) -> list[Prompt]:
     """The prompts of a spec, ids filled in; what is wrong with them is appended to ``mistakes``."""
-    raw = _from_file(source, base, mistakes) if isinstance(source, str) else [_as_prompt(entry) for entry in source]
+    raw = _from_file(source, base, mistakes) if isinstance(source, str) else source
     prompts = [p if p.id else p.model_copy(update={"id": prompt_id(p.prompt, p.image)}) for p in raw if p.prompt.strip()]
     if len(prompts) < len(raw):
         mistakes.append("prompts: a prompt must not be empty")
@@ -59,16 +59,16 @@ def find_file(name: str, base: pathlib.Path) -> pathlib.Path | None:
     return next((path for path in tried if os.path.isfile(path)), None)  # False, not an error, for a name too long
 
 
-def _as_prompt(entry: str | Prompt) -> Prompt:
-    return entry if isinstance(entry, Prompt) else Prompt.model_construct(prompt=entry, id="", seed=None, image=None)
+def looked_in(base: pathlib.Path) -> str:
+    """For a file that :func:`find_file` did not find."""
+    return f"looked in {', '.join(dict.fromkeys([str(base), str(pathlib.Path.cwd())]))}"
 
 
 def _from_file(source: str, base: pathlib.Path, mistakes: list[str]) -> list[Prompt]:
     path = find_file(source, base)
     if path is None:
-        looked = ", ".join(dict.fromkeys([str(base), str(pathlib.Path.cwd())]))
         mistakes.append(
-            f"prompts: file {source!r} does not exist (looked in {looked}); "
+            f"prompts: file {source!r} does not exist ({looked_in(base)}); "
             "give a list of prompts, a text file with one prompt a line, or a .jsonl file"
         )
         return []
@@ -81,7 +81,7 @@ def _from_file(source: str, base: pathlib.Path, mistakes: list[str]) -> list[Pro
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".jsonl":
         return [p for number, line in lines if (p := _from_json(line, f"{source}:{number}", mistakes))]
-    return [_as_prompt(line) for _, line in lines if not line.startswith("#")]
+    return [Prompt(prompt=line) for _, line in lines if not line.startswith("#")]
 
 
 def _from_json(line: str, where: str, mistakes: list[str]) -> Prompt | None:

@@ -29,13 +29,13 @@ def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> 
 
 
 def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm | None:
-    model = _model(settings, mistakes)
+    model = model_of(settings.get("model"), mistakes)
+    planner = settings.get("planner") or "dvg"
     config = _dvg(settings, model, mistakes)
     if model is None or config is None:
         return None
-    shape = _shape(settings, model)
+    shape = shape_of(settings, model)
     mistakes.extend(model.shape_mistakes(shape))
-    planner = settings.get("planner") or "dvg"
     steps = settings.get("steps") or model.default_steps
     guidance, guidance_low = _guidance(model, settings)
     legal = not mistakes
@@ -43,7 +43,7 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm
     folder = _folder(weights)
     shipped = checkpoint.schedule(folder)
     shift = settings.get("shift") or shipped.shift or model.full_shift
-    run = Run(planner, model.with_shift(shift), shape, steps, guidance, config)
+    run = Run(planner, model.with_shift(shift), shape, steps, max(guidance, guidance_low or 0.0), config)
     budgeting = _budgeting(run, settings, mistakes) if legal else None
     loras, lora_revision = _loras(settings.get("lora") or (), folder / "transformer", mistakes)
     mistakes.extend(_guidance_mistakes(model, settings))
@@ -69,13 +69,14 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm
         height=shape.height,
         width=shape.width,
         fps=shape.fps,
-        dvg=config,
+        dvg=DvgConfig.for_model(model) if planner == "full" else config,  # a plain run is the stock pipeline's, whatever DVG does
     )
 
 
-def _model(settings: Mapping[str, Any], mistakes: list[str]) -> geometry.ModelGeometry | None:
+def model_of(name: str | None, mistakes: list[str]) -> geometry.ModelGeometry | None:
+    """The model of that name, the embedded one without a name; None, and a line in ``mistakes``, if there is none."""
     try:
-        return geometry.model(settings.get("model") or embedded.NAME)
+        return geometry.model(name or embedded.NAME)
     except ValueError as error:
         mistakes.append(str(error))
         return None
@@ -90,14 +91,11 @@ def _dvg(settings: Mapping[str, Any], model: geometry.ModelGeometry | None, mist
         return None
 
 
-def _shape(settings: Mapping[str, Any], model: geometry.ModelGeometry) -> VideoShape:
+def shape_of(settings: Mapping[str, Any], model: geometry.ModelGeometry) -> VideoShape:
+    """The video that is asked for; what is not said is the model's default."""
     default = model.default_shape
-    return VideoShape(
-        num_frames=settings.get("frames") or default.num_frames,
-        height=settings.get("height") or default.height,
-        width=settings.get("width") or default.width,
-        fps=settings.get("fps") or default.fps,
-    )
+    usual = {"frames": default.num_frames, "height": default.height, "width": default.width, "fps": default.fps}
+    return VideoShape(*(usual[key] if settings.get(key) is None else settings[key] for key in usual))
 
 
 def _budgeting(run: Run, settings: Mapping[str, Any], mistakes: list[str]) -> Budgeting | None:

@@ -127,7 +127,12 @@ def test_calibrate_prints_a_table_with_the_fit_error(dvg: Dvg, tmp_path: Path) -
         (("--frames", "10"), "4k+1"),
         (("--grids", "21x60"), "'21x60' must be latent frames x height x width"),
         (("--grids", "1x4x4,99x4x4"), "99x4x4 is not within"),
+        (("--frames", "0"), "num_frames is 0"),
         (("--device", "cuda:7"), "cuda:7"),
+        (("--attention", "flsh"), "did you mean 'flash'"),
+        (("--random-weights", "--weights", "org/name"), "--weights and --random-weights"),
+        (("--out", "/proc/here.json"), "'/proc' is not writable"),
+        (("--out", "/"), "'/' is a folder"),
     ],
 )
 def test_calibrate_refuses_what_is_written_wrong(dvg: Dvg, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -136,6 +141,20 @@ def test_calibrate_refuses_what_is_written_wrong(dvg: Dvg, tmp_path: Path, argum
     (line,) = done.exception.mistakes
     assert words in line
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--guidance", "nan", "finite"),
+        ("--guidance", "-3", "equal to 0"),
+        ("--steps", "0", "equal to 1"),
+        ("--device-name", "", "1"),
+    ],
+)
+def test_plan_checks_its_options_like_a_spec(dvg: Dvg, option: str, value: str, words: str) -> None:
+    (line,) = dvg("plan", option, value).exception.mistakes
+    assert words in line
 
 
 def test_plan_takes_one_form_of_budget_and_shows_what_it_predicts(dvg: Dvg) -> None:

@@ -80,10 +80,19 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         (("--attention", "flsh"), ["'flsh'", "did you mean 'flash'"]),
         (("--solver", "unipcc"), ["unipcc", "'unipc'"]),
         (("--planner", "dgv"), ["dgv", "'temporal-only'"]),
+        (("--planner", "full", "--budget", "0.5"), ["planner full spends"]),
+        (("--planner", "fixed", "--speedup", "2"), ["planner fixed spends"]),
     ],
 )
 def test_options_that_are_not_known_or_do_not_go_together(options: tuple[str, ...], words: list[str], tmp_path: Path) -> None:
     refused(generate(T2V, tmp_path, "--weights", checkpoint(T2V), *options), tmp_path, words)
+
+
+def test_a_device_that_is_not_here_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    done = dvg("generate", "a red circle", "--device", "cuda:99", "--out", tmp_path / "v.mp4")
+    assert done.returncode == 2
+    assert "'cuda:99' is not here" in errors(done)[0]
+    assert "diffusers" not in imported(done)
 
 
 def adapter(file: Path, layer: str) -> Path:

@@ -94,14 +94,26 @@ def test_every_mistake_is_told_at_once_with_the_rule_and_the_choices() -> None:
         ({"arms": {"a b/c": {}}}, ["a b/c", "letters"]),
         ({"arms": {"a": {"dvg": {"transition_rates": [0.5, 0.4]}}}}, ["transition_rates"]),
         ({"cluster": {"heavy_ranks": 0}}, ["cluster.heavy_ranks"]),
+        ({"cluster": {"compile": "maybe"}}, ["cluster.compile: ", "'auto', True or False"]),
+        ({"prompts": 3}, ["prompts: must be a list of prompts, or the path"]),
+        ({"prompts": [{"prompt": "a", "imagee": "x.png"}]}, ["'prompts.0.imagee'", "did you mean 'image'"]),
+        ({"prompts": ["a", {"prompt": "a", "image": 3}]}, ["prompts.1.image: ", "string"]),
+        ({"prompts": [{"prompt": "a", "id": "a/b"}]}, ["prompts.0.id: ", "pattern"]),
+        ({"prompts": [7]}, ["prompts.0: "]),
+        ({"name": "../elsewhere"}, ["name: ", "run folder"]),
+        ({"weights": ""}, ["weights: "]),
     ],
 )
 def test_bad_input_names_the_value_the_rule_and_the_choices(change: dict[str, Any], words: list[str]) -> None:
-    told = mistakes(spec(**change))
-    text = "\n".join(told)
-    assert all("\n" not in line for line in told)
+    (line,) = {told.removeprefix("arm full").removeprefix("arm dvg") for told in mistakes(spec(**change))}  # one for each arm
+    assert "\n" not in line
     for word in words:
-        assert word in text
+        assert word in line
+
+
+def test_a_plain_run_is_the_same_whatever_dvg_does() -> None:
+    arms = build_sweep(spec(arms={"full": {"planner": "full"}, "dvg": {}}, sweep={"dvg.sharpness": [1.0, 2.6]}), ROOT).arms
+    assert [arm.planner for arm in arms] == ["full", "dvg", "dvg"]
 
 
 def test_an_infeasible_budget_is_refused_before_anything_runs_and_names_feasible_ones() -> None:

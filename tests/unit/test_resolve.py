@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from orchestrator.actions import full_action
-from orchestrator.config import AttentionName, ClusterConfig, Sweep, build_sweep
+from orchestrator.config import ClusterConfig, Sweep, build_sweep
 from orchestrator.geometry import MODELS
 from orchestrator.mistakes import ConfigError
+from orchestrator.options import AttentionName
 from stages.attention import names
 from tests.checkpoints import checkpoint, first_frame
 
@@ -95,6 +96,12 @@ def test_one_sweep_holds_arms_with_and_without_a_first_frame(tmp_path: Path) -> 
     arms = {"t2v": arm(T2V), "i2v": arm(I2V, image="f.png"), "t": arm(TI2V), "ti": arm(TI2V, image="f.png")}
     made = sweep(tmp_path, arms)
     assert [(item.arm, item.image is not None) for item in made.items] == [("t2v", 0), ("i2v", 1), ("t", 0), ("ti", 1)]
+
+
+def test_prompts_without_a_first_frame_are_told_in_one_line_for_each_arm(tmp_path: Path) -> None:
+    told = mistakes(tmp_path, {"a": arm(I2V), "b": arm(I2V), "c": arm(T2V)}, prompts=["one", "two", "three"], seeds=[0, 1])
+    assert [line.partition(":")[0] for line in told] == ["arm a", "arm b"]
+    assert all("3 prompts have" in line and "'one-" in line for line in told)
 
 
 def test_a_jsonl_file_names_images_beside_the_spec(tmp_path: Path) -> None:
