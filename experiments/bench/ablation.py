@@ -116,14 +116,12 @@ BLOCKS = ("image-aligned-", "image-", "earlier-aligned-", "earlier-", "aligned-"
 def measure(
     models: Mapping[str, Lockstep], variants: Sequence[Variant], clips: Sequence[Clip], judges: Judges, args: argparse.Namespace
 ) -> list[Row]:
-    """A row per variant and clip, for as many clips as the time allows."""
+    """A row per variant and clip, for as many as the time allows."""
     rows: list[tuple[Row, Future[Row]]] = []
     deadline = Deadline(args.minutes)
     for part in batches(clips):
-        if deadline.reached():
-            break
         videos: dict[str, Any] = {}
-        for variant in variants:
+        for variant in itertools.takewhile(lambda _: not deadline.reached(), variants):
             model, planner = models[variant.weights], variant.make(args.budget, args.steps)
             played = play(model, planner, part, variant.with_image)
             videos[variant.name] = model.videos(played.latents)
@@ -188,6 +186,7 @@ def summarise(rows: Sequence[Row], variants: Sequence[Variant]) -> list[dict[str
             {
                 "variant": variant.name,
                 "what": variant.what,
+                "videos": len(own),
                 "density": statistics.mean(row["density"] for row in own),
                 "density_executed": statistics.mean(row["executed"] for row in own),
                 "actions": dict(Counter(row["action"] for row in own).most_common()),
@@ -212,14 +211,20 @@ def report(summary: Sequence[Mapping[str, Any]], cpu_s: Mapping[str, float]) -> 
         shown = [_cell(figures.get("psnr"), 2), _cell(figures.get("ssim"), 3), _cell(figures["score"], 1, 100)]
         shown += [_cell(figures[key], 1, 100) for key in COLUMNS]
         timing = [f"{entry['density_executed']:.3f}", f"{cpu_s[entry['variant']]:.2f}" if entry["variant"] in cpu_s else ""]
-        values.append([entry["variant"], entry["what"], *shown, *timing])
-        if entry["base"] not in (None, entry["variant"]):
+        values.append([entry["variant"], entry["what"], str(entry["videos"]), *shown, *timing])
+        if entry["base"] != entry["variant"]:
             gaps = entry["differences"]
-            cells = [_gap(gaps.get("psnr"), 2), _gap(gaps.get("ssim"), 3), _gap(gaps["score"], 1, 100)]
+            cells = [_gap(gaps.get("psnr"), 2), _gap(gaps.get("ssim"), 3), _gap(gaps.get("score"), 1, 100)]
             changes.append(
-                [entry["variant"], entry["base"], *cells, _gap(gaps["background"], 1, 100), _gap(gaps["direction"], 1, 100)]
+                [
+                    entry["variant"],
+                    entry["base"],
+                    *cells,
+                    _gap(gaps.get("background"), 1, 100),
+                    _gap(gaps.get("direction"), 1, 100),
+                ]
             )
-    header = ("variant", "what", "PSNR", "SSIM", "all attributes", *COLUMNS, "executed", "CPU s")
+    header = ("variant", "what", "videos", "PSNR", "SSIM", "all attributes", *COLUMNS, "executed", "CPU s")
     second = ("variant", "minus", "PSNR (dB)", "SSIM", "all attributes (points)", "background", "direction")
     return table(header, values) + "\n" + table(second, changes)
 
@@ -243,7 +248,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=GEOMETRY.default_steps)
     parser.add_argument("--budget", type=float, default=0.5)
     parser.add_argument("--variants", nargs="*", choices=[variant.name for variant in VARIANTS], help="default: all")
-    parser.add_argument("--minutes", type=float, help="stop early, with fewer clips")
+    parser.add_argument("--minutes", type=float, help="stop early, with fewer rows")
     parser.add_argument("--workers", type=int, default=2, help="processes that judge")
     parser.add_argument("--weights", type=pathlib.Path, default=embedded.FOLDER)
     parser.add_argument("--earlier", type=pathlib.Path, help="folder of the weights before images and transitions were trained")

@@ -141,21 +141,26 @@ def by_prompt(rows: Sequence[Row], key: str) -> dict[int, list[float]]:
     """The values of one figure that are there, by prompt."""
     found: dict[int, list[float]] = {}
     for row in rows:
-        value = attribute(row, key) if key in ATTRIBUTES else row.get(key)
-        if value is not None:
-            found.setdefault(row["prompt"], []).append(float(value))
+        if (value := _figure(row, key)) is not None:
+            found.setdefault(row["prompt"], []).append(value)
     return found
 
 
-def difference(rows: Sequence[Row], base: Sequence[Row], key: str) -> tuple[float, float, float]:
-    """Paired by prompt and seed: mean and interval of ``rows`` minus ``base``."""
-    known = {(row["prompt"], row["seed"]): row for row in base}
+def difference(rows: Sequence[Row], base: Sequence[Row], key: str) -> tuple[float, float, float] | None:
+    """Paired by prompt and seed: mean and interval of ``rows`` minus ``base``; None where there is no pair."""
+    known = {(row["prompt"], row["seed"]): _figure(row, key) for row in base}
     found: dict[int, list[float]] = {}
     for row in rows:
-        pair = [attribute(r, key) if key in ATTRIBUTES else r.get(key) for r in (row, known[row["prompt"], row["seed"]])]
-        if pair[0] is not None and pair[1] is not None:
-            found.setdefault(row["prompt"], []).append(float(pair[0]) - float(pair[1]))
-    return interval(found)
+        ours, theirs = _figure(row, key), known.get((row["prompt"], row["seed"]))
+        if ours is not None and theirs is not None:
+            found.setdefault(row["prompt"], []).append(ours - theirs)
+    return interval(found) if found else None
+
+
+def _figure(row: Row, key: str) -> float | None:
+    if key in ATTRIBUTES:
+        return attribute(row, key)
+    return None if row.get(key) is None else float(row[key])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
