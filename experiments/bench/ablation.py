@@ -78,20 +78,9 @@ PARTS = (
     Variant("together", "fitted, trilinear, rising shifts", knobs={**FITTED, "resize": "trilinear", "shifts": RISING}),
 )  # fmt: skip
 BY_NAME = {part.name: part for part in PARTS}
-ALIGNED_TOO = (
-    "dvg",
-    "released",
-    "paper-scoring",
-    "no-demand",
-    "temporal-only",
-    "spatial-only",
-    "fixed",
-    "linear-upsampling",
-    "anchor-linear",
-    "no-smoothing",
-    "rising-shifts",
-    "more-full-steps",
-)
+ALIGNED_TOO = ("dvg", "released", "paper-scoring", "fitted", "no-demand", "temporal-only", "spatial-only", "fixed",
+               "linear-upsampling", "anchor-linear", "no-smoothing", "rising-shifts", "more-full-steps", "under-extrapolated",
+               "together")  # fmt: skip
 IMAGE_TOO = ("released", "fitted", "no-demand", "temporal-only", "spatial-only", "fixed", "together")
 ENCODED = {"image_condition": "encode"}
 VARIANTS = (
