@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.actions import DvgConfig
 from orchestrator.budgets import Target
 from orchestrator.cost import CostModel
-from orchestrator.geometry import ModelGeometry, SolverName
+from orchestrator.geometry import ModelGeometry, SolverName, model
 from orchestrator.types import Item, VideoShape
 
 PlannerName = Literal["full", "dvg", "temporal-only", "spatial-only", "fixed"]
@@ -39,7 +39,7 @@ class Arm(BaseModel):
     weights: str | None = None
     """A folder in diffusers format; None means what ships with the project (``wan-mini`` only)."""
     revision: str = ""
-    """Fingerprint of the weights, so that changed weights are not mistaken for finished work."""
+    """Fingerprint of weights and adapters, so that changed weights are not mistaken for finished work."""
     lora: tuple[LoraSpec, ...] = ()
     planner: PlannerName
     budget: float | None = None
@@ -71,7 +71,8 @@ class Arm(BaseModel):
     @property
     def refine_parts(self) -> frozenset[str]:
         """The parts of the model that the later stages need beyond the transformer."""
-        return frozenset({"text"}) if self.planner != "full" and self.dvg.image_condition == "encode" else frozenset()
+        places = self.planner != "full" and self.dvg.image_condition == "encode" and model(self.model).image != "none"
+        return frozenset({"encoder"}) if places else frozenset()
 
     def under_its_shift(self, geometry: ModelGeometry) -> ModelGeometry:
         """The model as this arm samples it."""
@@ -85,9 +86,12 @@ class Arm(BaseModel):
 def item_key(arm: Arm, prompt: str, seed: int, image_sha256: str = "") -> str:
     """Sixteen hex digits that change whenever anything that shapes the video changes, and never otherwise.
 
-    An image counts by its bytes, not by its path; predicted cost counts where it chooses the actions.
+    Images, weights and adapters count by their bytes (``revision`` stands for the latter two), not by where they lie;
+    predicted cost counts where it chooses the actions.
     """
-    idle = {"target", "cost"} if arm.target is None else set()
+    idle: dict[str, Any] = {"weights": True, "lora": {"__all__": {"path"}}}
+    if arm.target is None:
+        idle |= {"target": True, "cost": True}
     settings = json.dumps(arm.model_dump(mode="json", exclude=idle), sort_keys=True)
     parts = (settings, prompt, str(seed), *([image_sha256] if image_sha256 else []))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -106,7 +106,7 @@ class ClipWorker:
         parts = self.parts
         if "text" in self.parts:
             parts = parts.union(*(arm.sketch_parts for arm in arms))
-        if "transformer" in self.parts:
+        if "transformer" in self.parts and "text" not in self.parts:  # which brings that encoder anyway
             parts = parts.union(*(arm.refine_parts for arm in arms))
         return parts
 

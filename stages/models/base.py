@@ -17,7 +17,11 @@ from stages.resize import Axes
 from stages.sampling import NoiseLevel
 
 ALL_PARTS = frozenset({"text", "transformer", "vae"})
-"""``text`` holds every encoder of the prompt and the image, and the VAE's encoder where an image needs it."""
+"""``text`` holds every encoder of the prompt and the image. Beside these there is ``encoder``, the VAE's encoder alone, for
+workers that place images and encode no prompts."""
+
+ENCODING = frozenset({"text", "encoder"})
+"""Either of these brings the VAE's encoder, for models that take an image."""
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Self-attention over ``[B, heads, tokens, head_dim]`` queries, keys and values."""
@@ -127,7 +131,7 @@ class Model(Protocol):
         ...
 
     def place(self, condition: Condition, axes: Axes, mode: ImageMode) -> Placed:
-        """The condition on the cells ``axes`` of the final grid. ``encode`` needs the VAE's encoder (part "text")."""
+        """The condition on the cells ``axes`` of the final grid. ``encode`` needs the part "text" or "encoder"."""
         ...
 
     def start(self, noise: Tensor, placed: Placed) -> Tensor:

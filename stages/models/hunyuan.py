@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
 from stages.memory import Turns, modules_of, working_bytes
-from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
+from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.hunyuan_parts import load_text, load_transformer, load_vae
 from stages.models.hunyuan_text import Summary, TextEncoder
 from stages.models.hunyuan_transformer import HunyuanTransformer, Prompt
@@ -135,7 +135,7 @@ class HunyuanModel:
 
     def _encode_frame(self, frame: Tensor) -> Tensor:
         with self.turns.turn("vae"):
-            return self._part(self.parts.encoder, "text")(frame)
+            return self._part(self.parts.encoder, "encoder")(frame)
 
     def _part(self, part: Part | None, name: str) -> Part:
         if part is None:
@@ -146,7 +146,7 @@ class HunyuanModel:
 def load_hunyuan(geometry: ModelGeometry, folder: Path, loading: Loading) -> HunyuanModel:
     """Load parts of a checkpoint that fits ``geometry`` (``stages.models.checkpoint`` tells)."""
     has_text, decodes = "text" in loading.parts, "vae" in loading.parts
-    encodes = has_text and geometry.image == "required"
+    encodes = not loading.parts.isdisjoint(ENCODING) and geometry.image == "required"
     vae = load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
     text, summary = load_text(folder, geometry, loading) if has_text else (None, None)
     parts = HunyuanParts(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
 from stages.memory import Turns, modules_of, working_bytes
-from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
+from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.hunyuan15_parts import Guider, load_encoders, load_guider, load_transformer, load_vae
 from stages.models.hunyuan15_text import Hunyuan15Encoders
 from stages.models.hunyuan15_transformer import Hunyuan15Transformer, PromptMemory
@@ -121,7 +121,7 @@ class Hunyuan15Model:
 
     def _encode_frame(self, pixels: Tensor) -> Tensor:
         with self.turns.turn("vae"):
-            return self._part(self.parts.image_encoder, "text")(pixels)
+            return self._part(self.parts.image_encoder, "encoder")(pixels)
 
     def _memory(self, branch: Branch) -> PromptMemory:
         """A prompt's projections live as long as its encoding."""
@@ -144,7 +144,7 @@ def _given(image: Tensor | None) -> Tensor:
 def load_hunyuan15(geometry: ModelGeometry, folder: Path, loading: Loading) -> Hunyuan15Model:
     """Load the parts that ``loading`` names. Raises ValueError for weights that do not fit ``geometry``."""
     wanted, takes_image = loading.parts, geometry.image == "required"
-    encodes, decodes = "text" in wanted and takes_image, "vae" in wanted
+    encodes, decodes = not wanted.isdisjoint(ENCODING) and takes_image, "vae" in wanted
     vae = load_vae(geometry, folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
     parts = Parts(
         load_encoders(geometry, folder, loading) if "text" in wanted else None,

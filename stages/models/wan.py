@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
 from stages.memory import Turns, modules_of, working_bytes
-from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request
+from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.wan_decoder import WanDecoder, WanEncoder
 from stages.models.wan_image import ImageTokens, first_frame, padded, pick, resized, with_mask
 from stages.models.wan_parts import Index, load_experts, load_image_tokens, load_text, load_vae, read_index
@@ -150,7 +150,7 @@ class WanModel:
 
     def _encode_frame(self, frame: Tensor, num_frames: int) -> Tensor:
         """Latent of a first frame: alone, or with nothing after it for models that take it beside the noise."""
-        encoder = self._part(self.parts.encoder, "text")
+        encoder = self._part(self.parts.encoder, "encoder")
         with self.turns.turn("vae"):
             latent: Tensor = encoder(frame if self.holds_first_frame else padded(frame, num_frames))
         return latent
@@ -165,11 +165,11 @@ def load_wan(geometry: ModelGeometry, folder: Path, loading: Loading) -> WanMode
     """Load parts of a checkpoint, the folder of which ``stages.models.weights`` has found and checked."""
     index = read_index(folder)
     has_text, decodes = "text" in loading.parts, "vae" in loading.parts
-    encodes = has_text and _takes_image(geometry, index)
+    encodes = not loading.parts.isdisjoint(ENCODING) and _takes_image(geometry, index)
     vae = load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
     parts = WanParts(
         text=load_text(folder, loading) if has_text else None,
-        image_tokens=load_image_tokens(folder, loading) if encodes and "image_encoder" in index.components else None,
+        image_tokens=load_image_tokens(folder, loading) if has_text and "image_encoder" in index.components else None,
         encoder=WanEncoder(vae) if encodes else None,
         experts=load_experts(folder, geometry, loading) if "transformer" in loading.parts else (),
         decoder=WanDecoder(vae) if decodes else None,

@@ -13,7 +13,6 @@ from tests.arms import ARM
 
 CHANGES = [
     {"model": "wan2.1-1.3b"},
-    {"weights": "folder"},
     {"revision": "abc"},
     {"lora": (LoraSpec(path="a"),)},
     {"lora": (LoraSpec(path="a", scale=0.5),)},
@@ -26,7 +25,7 @@ CHANGES = [
     {"guidance_low": 2.0},
     {"negative_prompt": "blurred"},
     {"num_frames": 37},
-    {"dvg": DvgConfig(image_condition="encode")},
+    {"dvg": DvgConfig(image_condition="index")},
     {"dvg": DvgConfig(initial_noise="coordinate")},
     {"dvg": DvgConfig(meanflow_clean="zero")},
     {"dvg": DvgConfig(stale_timesteps=True)},
@@ -51,6 +50,14 @@ def test_an_image_counts_by_its_bytes_and_not_by_its_path() -> None:
     first, moved, other = (make_item(ARM, "p", "a cat", 1, path, sha) for path, sha in [("a", "12"), ("b", "12"), ("a", "34")])
     assert first.item_key == moved.item_key != other.item_key
     assert (moved.image, moved.image_sha256) == ("b", "12")
+
+
+def test_weights_and_adapters_count_by_their_revision_and_not_by_where_they_lie() -> None:
+    lora = LoraSpec(path="a", scale=0.5)
+    one = ARM.model_copy(update={"weights": "/here", "lora": (lora,), "revision": "12+34"})
+    moved = one.model_copy(update={"weights": "/there", "lora": (lora.model_copy(update={"path": "b"}),)})
+    assert item_key(one, "a cat", 1) == item_key(moved, "a cat", 1)
+    assert item_key(one, "a cat", 1) != item_key(one.model_copy(update={"revision": "12+56"}), "a cat", 1)
 
 
 @pytest.mark.parametrize("image,sha256", [("a.png", ""), (None, "ab12")])

@@ -151,15 +151,15 @@ def test_the_arm_and_the_item_say_what_is_loaded_and_encoded(monkeypatch: pytest
         a.name: a
         for a in (
             arm("plain", "dvg", 0.5, guidance_low=2.0, negative_prompt="no"),
-            arm("encoded", "dvg", 0.5, lora=lora, dvg=DvgConfig(image_condition="encode", demand_space="pixels")),
+            arm("indexed", "dvg", 0.5, lora=lora, dvg=DvgConfig(image_condition="index", demand_space="pixels")),
         )
     }
     worker = ClipWorker(arms, frozenset({"transformer"}), "cpu", attention="torch", compile_blocks=False)
     worker.warm_up()
     on = ("wan-mini", str(checkpoint()), "cpu")
     assert loads == [
-        (*on, frozenset({"transformer"}), (), False, "torch"),
-        (*on, frozenset({"transformer", "text"}), (Lora("a.safetensors", 0.5, "low"),), False, "torch"),
+        (*on, frozenset({"transformer", "encoder"}), (), False, "torch"),
+        (*on, frozenset({"transformer"}), (Lora("a.safetensors", 0.5, "low"),), False, "torch"),
     ]
     picture = tmp_path / "cat.png"
     picture.write_bytes(b"a cat")
