@@ -25,6 +25,8 @@ AUTO = "auto"
 LENGTHS = (1_024, 4_096, 16_384)
 """Tokens of the measurement: a small grid, where launches cost, to one bound by arithmetic alone."""
 NUM_ROUNDS = 5
+FEW = 256
+"""Tokens enough to make a kernel compile itself."""
 
 Rates = dict[str, dict[str, float]]
 """TFLOP/s by kernel, by number of tokens (as text, as in the file)."""
@@ -98,7 +100,9 @@ def choose(name: str, device: torch.device, heads: int, head_dim: int, dtype: to
         return opaque(_on_request(name, device)) if device.type == "cuda" else _on_request(name, device)
     if device.type != "cuda" or dtype == torch.float32:
         return F.scaled_dot_product_attention
-    return opaque(_by_length(fastest(device, heads, head_dim, dtype)))
+    return opaque(
+        _by_length(fastest(device, heads, head_dim, dtype), torch.empty(1, FEW, heads, head_dim, device=device, dtype=dtype))
+    )
 
 
 def _on_request(name: str, device: torch.device) -> Attention:
@@ -110,9 +114,15 @@ def _on_request(name: str, device: torch.device) -> Attention:
     return make()
 
 
-def _by_length(chosen: Mapping[int, str]) -> Attention:
-    """The kernel that is best for the nearest of the lengths measured, by the number of keys."""
-    kernels = {length: KERNELS[name][1]() for length, name in chosen.items()}
+def _by_length(chosen: Mapping[int, str], sample: Tensor) -> Attention:
+    """The kernel that is best for the nearest of the lengths measured, by the number of keys.
+
+    Each runs once on ``sample [B, tokens, heads, head_dim]``: those that compile themselves do it now, not within a clip.
+    """
+    made = {name: KERNELS[name][1]() for name in set(chosen.values())}
+    for kernel in made.values():
+        kernel(*[sample.transpose(1, 2)] * 3)
+    kernels = {length: made[name] for length, name in chosen.items()}
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return kernels[nearest_length(k.shape[2], kernels)](q, k, v)

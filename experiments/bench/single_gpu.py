@@ -8,7 +8,6 @@ sizes real. Each command repeats a control forward, so that commands on differen
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import pathlib
 import statistics
@@ -46,13 +45,12 @@ MEDIUM = {"hunyuan": (9, 60, 60), "hunyuan15": (16, 21, 25), "wan": (16, 44, 48)
 CLIPS = {"hv": (25, 0.5), "hv15-t2v": (25, 0.5), "hv15-i2v": (25, 0.5), "hv15-i2v-12": (12, 0.5), "wan": (25, 0.5)}
 
 
-def repeated(call: Callable[[], object], warm: int = 1) -> list[float]:
-    """Seconds of several calls after ``warm`` unmeasured ones: the longer, the fewer."""
-    for _ in range(warm):
-        call()
+def repeated(call: Callable[[], object]) -> list[float]:
+    """Seconds of calls after unmeasured ones: the longer, the fewer."""
     first = event_s(call)
-    more = 1 if first > 5 else 2 if first > 1 else 8
-    return [first, *(event_s(call) for _ in range(more))]
+    if first < 0.5:
+        call()
+    return [event_s(call) for _ in range(1 if first > 2 else 3 if first > 0.5 else 9)]
 
 
 def one_forward(model: Any, subject: Subject, condition: Any, grid: Grid) -> Callable[[], object]:
@@ -67,7 +65,7 @@ def measured(model: Any, subject: Subject, grid: Grid, with_floor: bool) -> dict
     """One forward of one branch on a grid; with its floor, the products and attentions of it timed alone."""
     condition = single_gpu_models.condition(subject, branches=1)
     torch.cuda.reset_peak_memory_stats()
-    seconds = repeated(one_forward(model, subject, condition, grid), warm=3 if math.prod(grid) < 40_000 else 1)
+    seconds = repeated(one_forward(model, subject, condition, grid))
     row: dict[str, Any] = {
         "grid": grid,
         "tokens": subject.geometry.num_tokens(grid),
@@ -112,8 +110,13 @@ def stock_decode(subject: Subject) -> dict[str, Any]:
     vae = single_gpu_models.vae(subject.geometry.family)
     z = single_gpu_models.noise(1, subject.geometry.latent_channels, *subject.grid)
     torch.cuda.reset_peak_memory_stats()
-    seconds = [event_s(lambda: vae.decode(z, return_dict=False)) for _ in range(2)]
+    seconds = [event_s(lambda: vae.decode(z, return_dict=False)) for _ in range(num_decodes(subject))]
     return {"seconds": seconds, "best_s": min(seconds), "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+
+
+def num_decodes(subject: Subject) -> int:
+    """A decode of a quarter of a minute needs no warm-up."""
+    return 1 if subject.geometry.family == "hunyuan" else 2
 
 
 def our_decode(model: Any, z: torch.Tensor, repeats: int) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def passages(subject: Subject, num_steps: int, budget: float, action: Action) ->
         transitions[f"{index + 1}-{index + 2}"] = statistics.median(carry)
     return {
         "transitions_s": transitions,
-        "plan_s": statistics.median(repeated(lambda: plan.decide(sketch), warm=2)),
+        "plan_s": statistics.median(repeated(lambda: plan.decide(sketch))),
         "list_s": statistics.median(repeated(planner)),
     }
 
@@ -194,7 +197,7 @@ def rows(name: str, skip_stock: bool, figures: dict[str, Any]) -> None:
     steps, budget, _ = KEY_ROWS[name][0]
     figures["passages"] = passages(subject, steps, budget, action)
     tell("passages", figures["passages"])
-    figures["decode"] = our_decode(model, _latent(subject, subject.grid), repeats=2)
+    figures["decode"] = our_decode(model, _latent(subject, subject.grid), num_decodes(subject))
     figures["control"] = measured(model, subject, CONTROL[subject.geometry.family], with_floor=False)
 
 
@@ -211,10 +214,10 @@ def clip(name: str, figures: dict[str, Any]) -> None:
     modules = tuple(single_gpu_models.transformer(subject) for _ in range(num_experts))
     model = single_gpu_models.ours(subject, modules, single_gpu_models.vae(subject.geometry.family))
     condition = single_gpu_models.condition(subject)
-    warm_up = one_forward(model, subject, condition, CONTROL[subject.geometry.family])
-    warm_s = event_s(warm_up)
     steps, budget = CLIPS[name]
     planner = make_planner("dvg", subject.geometry, subject.shape, steps, budget, DvgConfig.for_model(subject.geometry))
+    warm_s = event_s(one_forward(model, subject, condition, CONTROL[subject.geometry.family]))
+    warm_s += event_s(lambda: planner.decide(_latent(subject, planner.first().grid)))
     boundary, first_s = run_stages(model, planner, start(model, planner, condition, 0), 1)
     decision = boundary.decision
     if decision is None:
