@@ -122,15 +122,17 @@ def _too_few_steps(run: Run) -> str:
 
 
 def _weights(model: geometry.ModelGeometry, weights: str | None, mistakes: list[str]) -> tuple[str | None, str]:
-    """Where the weights are, exactly, and their fingerprint: a commit, or names and sizes of a folder's files."""
+    """Where the weights are, exactly, and their fingerprint: a commit, or one of the files that are loaded."""
     if weights is None and model.name == embedded.NAME:
-        return None, fingerprint(embedded.FOLDER, contents=True)
+        return None, fingerprint(embedded.FOLDER)
     pinned, wrong = check_weights(model, weights)
     mistakes.extend(wrong)
     if pinned is None or wrong:
         return pinned, ""
     source = repository(pinned)
-    return pinned, (source.revision or "") if source else fingerprint(pathlib.Path(pinned))
+    return pinned, (source.revision or "") if source else fingerprint(
+        pathlib.Path(pinned), (*checkpoint.patterns(model), "*/*.bin")
+    )
 
 
 def _folder(weights: str | None) -> pathlib.Path:

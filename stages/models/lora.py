@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages.models.weights import Repository, fingerprint, snapshot
+from stages.models.weights import Repository, snapshot
 
 if TYPE_CHECKING:
     from stages.models.base import Lora
@@ -74,7 +75,7 @@ def check_lora(path: str, transformer: Path | None = None) -> tuple[str, str]:
         raise ValueError(f"lora {path!r} is for another model: {wrong}")
     remote = _remote(path)
     if remote is None:
-        return str(file.resolve()), fingerprint(file, contents=True)
+        return str(file.resolve()), hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     commit = file.parents[len(Path(remote.file).parts) - 1 if remote.file else 0].name
     return str(_Remote(Repository(remote.source.name, commit), remote.file)), commit
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from stages.models import checkpoint
 REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 ORIGINAL_FORMATS = ("*.pth", "*.pt", "*.ckpt", "*.safetensors", "*.gguf")
 """Files at the top of a folder that show another format than diffusers'."""
+NUM_SAMPLES, SAMPLE_BYTES = 64, 1 << 14
+"""What a fingerprint reads of a large file: 1 MiB in all."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,24 @@ def _fetch(source: Repository, patterns: tuple[str, ...], *, local: bool) -> Pat
     return Path(folder)
 
 
-def fingerprint(path: Path, *, contents: bool = False) -> str:
-    """Twelve hex digits of a file or a folder: names and sizes, or with ``contents`` names and bytes."""
+def fingerprint(folder: Path, patterns: Sequence[str] = ("**/*",)) -> str:
+    """Twelve hex digits of the files below ``folder`` that match: their names, sizes and bytes, of large files samples."""
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update((file.name if file == path else file.relative_to(path).as_posix()).encode())
-        digest.update(file.read_bytes() if contents else str(file.stat().st_size).encode())
+    for file in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        digest.update(str(file.stat().st_size).encode())
+        for sample in _samples(file):
+            digest.update(sample)
     return digest.hexdigest()[:12]
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    """All of a small file; of a large one pieces spread evenly: other weights of the same shapes differ in nearly every byte."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= NUM_SAMPLES * SAMPLE_BYTES:
+            yield stream.read()
+            return
+        for index in range(NUM_SAMPLES):
+            stream.seek((size - SAMPLE_BYTES) * index // (NUM_SAMPLES - 1))
+            yield stream.read(SAMPLE_BYTES)

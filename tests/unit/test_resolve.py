@@ -18,7 +18,7 @@ from orchestrator.geometry import MODELS
 from orchestrator.mistakes import ConfigError
 from orchestrator.options import AttentionName
 from stages.attention import names
-from tests.checkpoints import checkpoint, first_frame
+from tests.checkpoints import checkpoint, copied, first_frame
 
 T2V, I2V, TI2V, EXPERTS = "wan2.1-1.3b", "wan2.1-i2v-14b", "wan2.2-ti2v-5b", "wan2.2-a14b"
 SMALL = {"frames": 17, "height": 64, "width": 96, "steps": 8}
@@ -128,6 +128,21 @@ def test_an_image_for_a_model_that_takes_none_is_refused_and_names_those_that_do
         assert "takes no image" in told
         assert I2V in told
         assert T2V not in told.split("models that do")[1]
+
+
+def test_a_folder_of_weights_is_known_by_what_is_loaded_from_it(tmp_path: Path) -> None:
+    def keys(folder: Path) -> set[str]:
+        return {item.item_key for item in sweep(tmp_path, {"a": {"model": T2V, "weights": str(folder)}}).items}
+
+    folder = copied(T2V, tmp_path)
+    first = keys(folder)
+    (folder / "README.md").write_text("notes")
+    (folder / "samples").mkdir()
+    (folder / "samples" / "one.mp4").write_bytes(b"video")
+    assert keys(folder) == keys(folder / "vae" / "..") == keys(checkpoint(T2V)) == first
+    (weights,) = (folder / "transformer").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert keys(folder) != first
 
 
 def lora(path: Path, value: float = 1.0) -> Path:

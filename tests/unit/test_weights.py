@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,16 @@ def test_a_fingerprint_changes_with_the_files_and_not_with_the_place(tmp_path: P
     assert fingerprint(one) == fingerprint(other)
     (one / "vae" / "more.txt").write_text("x")
     assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one, ["transformer/*"]) == fingerprint(other, ["transformer/*"])
+
+
+def test_weights_trained_on_in_place_have_another_fingerprint(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    prints = set()
+    for seed in (1, 1, 2):
+        file.write_bytes(random.Random(seed).randbytes(3 << 20))
+        prints.add(fingerprint(tmp_path))
+    assert len(prints) == 2
 
 
 ASK = """
