@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from experiments.bench.common import save
 from experiments.bench.lockstep import Lockstep
 from experiments.bench.studies_common import (
     COLUMNS,
@@ -36,6 +35,7 @@ from experiments.bench.studies_common import (
     difference,
     interval,
     play,
+    save_rows,
     score,
     table,
     write,
@@ -263,7 +263,7 @@ def main() -> None:
     judges.close()
     summary = summarise(rows, [v for v in VARIANTS if any(row["variant"] == v.name for row in rows)])
     figures = {"prompts": args.prompts, "seeds": args.seeds, "steps": args.steps, "budget": args.budget, "cpu_denoise_s": cpu_s}
-    save(args.out, "ablation", {**figures, "summary": summary, "rows": rows})
+    save_rows(args.out, "ablation", {**figures, "summary": summary}, rows)
     text = report(summary, cpu_s)
     write(args.out.with_suffix(".md"), text)
     print(text)

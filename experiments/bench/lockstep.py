@@ -22,7 +22,7 @@ from experiments.embedded import vae as autoencoder
 from experiments.embedded.sampling import Sampler
 from orchestrator.types import Action, Decision, Stage
 from stages.models.base import ImageMode
-from stages.models.wan_image import pick, resized
+from stages.models.first_frame import pick, resized
 from stages.planners.passage import first_noise
 from stages.planners.task import Planner, Task
 from stages.resize import Axes, nested_axes

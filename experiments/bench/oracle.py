@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
+import json
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,6 @@ import torch
 from torch import Tensor
 
 from experiments.bench.ablation import ALIGNED, PARTS
-from experiments.bench.common import save
 from experiments.bench.lockstep import Lockstep
 from experiments.bench.oracle_report import report, summarise
 from experiments.bench.studies_common import (
@@ -35,12 +36,15 @@ from experiments.bench.studies_common import (
     batches,
     clips_of,
     play,
+    save_rows,
     score,
     write,
 )
 from experiments.embedded.scenes import held_out_scenes, training_scenes
 from experiments.metrics.quality import compare_many
-from orchestrator.types import Action, Decision
+from orchestrator.actions import DvgConfig, action_list
+from orchestrator.matching import decide
+from orchestrator.types import Action, Decision, Demand
 from stages.demand import SPATIAL, TEMPORAL, Pixels, brightness
 from stages.models import embedded
 from stages.planners.dvg import DvgPlanner
@@ -110,7 +114,8 @@ def study(
             raise RuntimeError("no action left a sketch")
         for i, clip in enumerate(part):
             row = {"split": split, "setting": setting.name, "prompt": clip.number, "seed": clip.seed}
-            row |= {"demands": demands(model, seen[i : i + 1]), "chosen": choices(model, seen[i : i + 1], budget, num_steps)}
+            measured = demands(model, seen[i : i + 1])
+            row |= {"demands": measured, "chosen": choices(measured, budget, num_steps)}
             made.append(Made(row, found[i]))
         sketches.append(seen.half().cpu())
         print(f"{time.strftime('%X')} {split} {setting.name}: {len(made)} clips", flush=True)
@@ -125,9 +130,15 @@ def demands(model: Lockstep, x0: Tensor) -> dict[str, float]:
     }
 
 
-def choices(model: Lockstep, x0: Tensor, budget: float, num_steps: int) -> dict[str, str]:
-    """What each rule chooses for a sketch."""
-    return {rule.name: rule.make(budget, num_steps).decide(x0, model.pixels).action.name for rule in RULES}
+def choices(measured: Mapping[str, float], budget: float, num_steps: int) -> dict[str, str]:
+    """What each rule chooses for a sketch, given every measure of it."""
+    return {rule.name: _choice(DvgConfig.for_model(GEOMETRY, rule.knobs), measured, budget, num_steps) for rule in RULES}
+
+
+def _choice(config: DvgConfig, measured: Mapping[str, float], budget: float, num_steps: int) -> str:
+    names = (f"{config.demand_space} {name}" for name in (config.spatial_demand, config.temporal_demand))
+    actions = action_list(GEOMETRY, GEOMETRY.default_shape, num_steps, budget, config)
+    return decide(actions, Demand(*(measured[name] for name in names)), config).action.name
 
 
 def main() -> None:
@@ -141,10 +152,25 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--minutes", type=float, help="stop early, with fewer settings")
     parser.add_argument("--workers", type=int, default=2, help="processes that judge")
+    parser.add_argument("--rows", type=pathlib.Path, help="JSON of an earlier run: apply today's rules to it, run nothing")
     parser.add_argument("--weights", type=pathlib.Path, default=embedded.FOLDER)
     parser.add_argument("--sketches", type=pathlib.Path, help="npz to keep the measured clean latents in")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
+    rows = again(args) if args.rows else run(args)
+    summary = summarise(rows)
+    save_rows(args.out, "oracle", {"budget": args.budget, "steps": args.steps, "summary": summary}, rows)
+    write(args.out.with_suffix(".md"), report(summary))
+    print(report(summary))
+
+
+def again(args: argparse.Namespace) -> list[Row]:
+    """Rows of an earlier run with what the rules of today choose."""
+    rows = json.loads(args.rows.read_text())["rows"]
+    return [{**row, "chosen": choices(row["demands"], args.budget, args.steps)} for row in rows]
+
+
+def run(args: argparse.Namespace) -> list[Row]:
     torch.set_float32_matmul_precision("high")
     model, judges = Lockstep(args.weights, args.device, GEOMETRY.default_guidance), Judges(args.workers)
     splits = {"held-out": clips_of(held_out_scenes()[: args.prompts], range(args.seeds))}
@@ -154,21 +180,17 @@ def main() -> None:
     made: list[Made] = []
     sketches: dict[str, Any] = {}
     with torch.inference_mode():
-        for split, clips in splits.items():
-            for name in args.settings:
-                if deadline.reached():
-                    break
-                part, seen = study(model, SETTINGS[name], clips, judges, args.budget, args.steps, split)
-                made += part
-                sketches[f"{split} {name}"] = seen.numpy()
+        for split, name in itertools.product(splits, args.settings):
+            if deadline.reached():
+                break
+            part, seen = study(model, SETTINGS[name], splits[split], judges, args.budget, args.steps, split)
+            made += part
+            sketches[f"{split} {name}"] = seen.numpy()
     rows = [one.judged() for one in made]
     judges.close()
-    figures: Mapping[str, Any] = {"budget": args.budget, "steps": args.steps, "summary": summarise(rows)}
-    save(args.out, "oracle", {**figures, "rows": rows})
     if args.sketches:
         np.savez_compressed(args.sketches, **sketches)
-    write(args.out.with_suffix(".md"), report(figures["summary"]))
-    print(report(figures["summary"]))
+    return rows
 
 
 if __name__ == "__main__":

@@ -71,9 +71,18 @@ def _figures(rows: Sequence[Row], choose: Choice) -> dict[str, Any]:
         for row, name in zip(rows, chosen, strict=True)
     ]
     entry["lost_db"] = _interval(rows, gaps)
+    ours, theirs = (
+        [row["actions"][name]["psnr"] for row, name in zip(rows, names, strict=True)] for names in (chosen, _all(rows))
+    )
+    entry["minus_dvg"] = _interval(rows, [a - b for a, b in zip(ours, theirs, strict=True)])
     ranks = [rank(row, name) for row, name in zip(rows, chosen, strict=True)]
     entry |= {f"top{k}": statistics.mean(r < k for r in ranks) for k in (1, 2)}
     return entry
+
+
+def _all(rows: Sequence[Row]) -> list[str]:
+    """What DVG chooses at the defaults."""
+    return [row["chosen"]["dvg"] for row in rows]
 
 
 def rank(row: Row, name: str) -> int:
@@ -86,8 +95,11 @@ def _random(rows: Sequence[Row]) -> dict[str, Any]:
     entry: dict[str, Any] = {"actions": {}}
     for key in (*CRITERIA, "background"):
         entry[key] = _interval(rows, [_mean([row["actions"][name][key] for name in feasible(row)]) for row in rows])
-    gaps = [max(v := [row["actions"][a]["psnr"] for a in feasible(row)]) - statistics.mean(v) for row in rows]
-    return {**entry, "lost_db": _interval(rows, gaps), "top1": 1 / len(feasible(rows[0])), "top2": 2 / len(feasible(rows[0]))}
+    psnrs = [[row["actions"][a]["psnr"] for a in feasible(row)] for row in rows]
+    entry["lost_db"] = _interval(rows, [max(values) - statistics.mean(values) for values in psnrs])
+    dvg = [row["actions"][name]["psnr"] for row, name in zip(rows, _all(rows), strict=True)]
+    entry["minus_dvg"] = _interval(rows, [statistics.mean(values) - chosen for values, chosen in zip(psnrs, dvg, strict=True)])
+    return {**entry, "top1": 1 / len(feasible(rows[0])), "top2": 2 / len(feasible(rows[0]))}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -105,7 +117,18 @@ def _interval(rows: Sequence[Row], values: Sequence[float | None]) -> tuple[floa
 
 def report(summary: Sequence[Mapping[str, Any]]) -> str:
     """One Markdown table a setting."""
-    header = ("choice", "PSNR", "lost (dB)", "top-1", "top-2", "SSIM", "all attributes", "background", "most chosen")
+    header = (
+        "choice",
+        "PSNR",
+        "lost to the best (dB)",
+        "minus DVG (dB)",
+        "top-1",
+        "top-2",
+        "SSIM",
+        "all attributes",
+        "background",
+        "most chosen",
+    )
     text = ""
     for setting in dict.fromkeys(entry["setting"] for entry in summary):
         lines = [_line(entry) for entry in summary if entry["setting"] == setting]
@@ -115,11 +138,13 @@ def report(summary: Sequence[Mapping[str, Any]]) -> str:
 
 def _line(entry: Mapping[str, Any]) -> list[str]:
     psnr, lost, ssim, score, background = (entry[key] for key in ("psnr", "lost_db", "ssim", "score", "background"))
+    gap = entry["minus_dvg"]
     most = ", ".join(f"{name} {count}" for name, count in entry["actions"].items())
     return [
         entry["choice"],
         f"{psnr[0]:.2f} ({psnr[1]:.2f} to {psnr[2]:.2f})",
         f"{lost[0]:.2f} ({lost[1]:.2f} to {lost[2]:.2f})",
+        f"{gap[0]:+.2f} ({gap[1]:+.2f} to {gap[2]:+.2f})",
         f"{entry['top1']:.0%}",
         f"{entry['top2']:.0%}",
         f"{ssim[0]:.3f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import pathlib
 import time
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from experiments.bench.common import facts
 from experiments.bench.lockstep import Clips, Lockstep, Played
 from experiments.embedded.captions import caption
-from experiments.embedded.checker import ATTRIBUTES, check
-from experiments.embedded.judging import first_frames, likeness_of, says_direction
+from experiments.embedded.checker import ATTRIBUTES
+from experiments.embedded.judging import first_frames, judge, says_direction
 from experiments.embedded.scenes import Scene
 from orchestrator.actions import DvgConfig
 from orchestrator.geometry import model as geometry_of
@@ -96,23 +98,26 @@ def play(model: Lockstep, planner: Planner, clips: Sequence[Clip], with_image: b
 
 
 class Judges:
-    """Processes that look at videos while the next ones are made."""
+    """Processes that look at videos while the next ones are made; with none of them, this one looks at once."""
 
     def __init__(self, num_workers: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(num_workers, context, torch.set_num_threads, (1,))
+        self.pool = ProcessPoolExecutor(num_workers, context, torch.set_num_threads, (1,)) if num_workers else None
 
     def submit(self, video: NDArray[np.uint8], scene: Scene, with_image: bool) -> Future[Row]:
-        return self.pool.submit(judge, video, scene, with_image)
+        if self.pool:
+            return self.pool.submit(verdict, video, scene, with_image)
+        done: Future[Row] = Future()
+        done.set_result(verdict(video, scene, with_image))
+        return done
 
     def close(self) -> None:
-        self.pool.shutdown()
+        if self.pool:
+            self.pool.shutdown()
 
 
-def judge(video: NDArray[np.uint8], scene: Scene, with_image: bool) -> Row:
-    """The checker's verdicts, and closeness to the scene whose first frame was given."""
-    row: Row = {**check(video, scene), "says_direction": says_direction(scene)}
-    return row | (likeness_of(video, scene) if with_image else {})
+def verdict(video: NDArray[np.uint8], scene: Scene, with_image: bool) -> Row:
+    return {**judge(video, scene, with_image), "says_direction": says_direction(scene)}
 
 
 def score(row: Row) -> float:
@@ -167,6 +172,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     return "\n".join(lines) + "\n"
+
+
+def save_rows(path: pathlib.Path, name: str, figures: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Figures with the facts of the run, then one short line a row."""
+    head = json.dumps({"benchmark": name, **facts(), **figures}, indent=1)
+    lines = ",\n".join(json.dumps(_rounded(row), separators=(",", ":")) for row in rows)
+    write(path, f'{head[:-2]},\n "rows": [\n{lines}\n]}}\n')
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def write(path: pathlib.Path, text: str) -> None:

@@ -27,9 +27,8 @@ import torch
 
 from experiments.embedded import vae as autoencoder
 from experiments.embedded.captions import caption
-from experiments.embedded.checker import check
 from experiments.embedded.export import MAX_BYTES
-from experiments.embedded.judging import shares
+from experiments.embedded.judging import first_frames, judge, medians, pixels, shares
 from experiments.embedded.render import render
 from experiments.embedded.sampling import Sampler, contact_sheet
 from experiments.embedded.scenes import BACKGROUNDS, Scene, held_out_scenes
@@ -39,7 +38,7 @@ from orchestrator.geometry import model as geometry_of
 from stages import sketch
 from stages.denoise import run_stages
 from stages.models import embedded
-from stages.models.base import Model, load
+from stages.models.base import Model, Request, load
 from stages.planners.base import Planner, make_planner
 
 TARGETS = {"colour": 0.95, "shape": 0.90, "direction": 0.90, "speed": 0.85, "background": 0.90}
@@ -59,11 +58,12 @@ def _model(device: str) -> Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """``budget`` None: every step on the full grid; otherwise DVG at that budget."""
+    """``budget`` None: every step on the full grid; otherwise DVG at that budget. ``with_image`` gives the first frame."""
 
     guidance: float
     device: str
     budget: float | None = None
+    with_image: bool = False
 
     def planner(self) -> Planner:
         name, config = "full" if self.budget is None else "dvg", DvgConfig.for_model(GEOMETRY)
@@ -72,17 +72,27 @@ class Setting:
 
 def make_video(number: int, setting: Setting) -> np.ndarray:
     """The video uint8 [F, H, W, 3] of the held-out scene ``number``, which is also its seed."""
-    loaded, planner = _model(setting.device), setting.planner()
-    prompt = caption(held_out_scenes()[number])
-    decision, _, boundary = sketch.sketch(loaded, planner, prompt, "", setting.guidance, number)
-    boundary, _ = run_stages(loaded, planner, boundary, len(decision.action.stages))
-    return loaded.decode(boundary.x)
-
-
-def judge(number: int, setting: Setting) -> dict[str, Any]:
-    """One caption's row: what of it the video shows."""
     scene = held_out_scenes()[number]
-    return {"i": number, "caption": caption(scene), **check(make_video(number, setting), scene)}
+    with tempfile.TemporaryDirectory() as folder:
+        image = save_first_frame(scene, pathlib.Path(folder) / "first.png") if setting.with_image else None
+        request = Request(caption(scene), GEOMETRY.default_shape, setting.guidance, image=image)
+        loaded, planner = _model(setting.device), setting.planner()
+        decision, _, boundary = sketch.sketch(loaded, planner, request, number)
+    boundary, _ = run_stages(loaded, planner, boundary, len(decision.action.stages))
+    return np.concatenate(list(loaded.decode(boundary.x)))
+
+
+def save_first_frame(scene: Scene, path: pathlib.Path) -> str:
+    from PIL import Image
+
+    Image.fromarray(pixels(first_frames([scene]).transpose(0, 1))[0]).save(path)
+    return str(path)
+
+
+def judge_one(number: int, setting: Setting) -> dict[str, Any]:
+    """One caption's row: what of it the video shows, and how near it comes to the scene whose first frame it was given."""
+    scene = held_out_scenes()[number]
+    return {"i": number, "caption": caption(scene), **judge(make_video(number, setting), scene, setting.with_image)}
 
 
 def judged(number: int, setting: Setting, workers: int, rows_file: pathlib.Path | None) -> list[dict[str, Any]]:
@@ -90,7 +100,7 @@ def judged(number: int, setting: Setting, workers: int, rows_file: pathlib.Path 
     rows = {row["i"]: row for row in _read(rows_file)}
     todo = [i for i in range(number) if i not in rows]
     with ProcessPoolExecutor(max_workers=workers if setting.device == "cpu" else 1) as pool:
-        for row in pool.map(partial(judge, setting=setting), todo):
+        for row in pool.map(partial(judge_one, setting=setting), todo):
             rows[row["i"]] = row
             if rows_file:
                 with rows_file.open("a") as file:
@@ -138,6 +148,7 @@ def cpu_speed(repeats: int = 3) -> dict[str, float]:
 
 def show(result: Mapping[str, Any]) -> None:
     lines = [(name, f"{share:.1%}", TARGETS.get(name), "{:.0%}") for name, share in result["attributes"].items()]
+    lines += [(name.replace("_", ", "), f"{value:.3f}", None, "") for name, value in result["likeness"].items()]
     for name, value in result["reconstruction_db"].items():
         lines.append((f"reconstruction, {name} (dB)", f"{value:.2f}", PSNR_TARGETS_DB.get(name), "{:.0f}"))
     for name, value in result.get("cpu_speed", {}).items():
@@ -154,6 +165,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GEOMETRY.default_guidance)
     parser.add_argument("--budget", type=float, help="DVG at this budget instead of the full grid")
+    parser.add_argument("--image", action="store_true", help="give each scene's first frame")
     parser.add_argument("--workers", type=int, default=2, help="processes on a CPU")
     parser.add_argument("--clips", type=int, default=60, help="held-out scenes that are encoded and decoded")
     parser.add_argument("--rows", type=pathlib.Path, help="JSONL of each caption's result, to go on from")
@@ -167,12 +179,14 @@ def main() -> None:
         "steps": GEOMETRY.default_steps,
         "guidance": args.guidance,
         "budget": args.budget,
+        "with_image": args.image,
     }
     if args.speed:
         result["cpu_speed"] = cpu_speed()
-    setting = Setting(args.guidance, args.device, args.budget)
+    setting = Setting(args.guidance, args.device, args.budget, args.image)
     rows = judged(len(scenes), setting, args.workers, args.rows)
     result["attributes"] = shares(rows, scenes)
+    result["likeness"] = medians(rows)
     result["clips"] = args.clips
     sampler = Sampler.from_folder(embedded.FOLDER, args.device)
     result["reconstruction_db"] = reconstruction(sampler, held_out_scenes()[: args.clips])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +89,40 @@ def test_batched_clips_with_a_first_frame_equal_the_engines(model: Model, batche
     plan = planner("dvg", 0.6, image_condition=mode)
     clips = Clips(tuple(map(caption, SCENES)), SEEDS, images)
     check_equal(batched, clips, plan, one_by_one(model, plan, list(paths)))
+
+
+def run_script(main: Callable[[], None], arguments: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a study writes for one short run, as JSON."""
+    monkeypatch.setattr("sys.argv", ["study", *arguments.split(), "--steps", "6", "--workers", "0", "--out", str(out)])
+    main()
+    assert out.with_suffix(".md").read_text().startswith(("|", "###"))
+    written: dict[str, Any] = json.loads(out.read_text())
+    return written
+
+
+def test_the_ablation_compares_each_variant_with_its_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.bench import ablation
+
+    arguments = "--prompts 1 --seeds 0 --budget 0.7 --variants full dvg aligned-dvg"
+    study = run_script(ablation.main, arguments, tmp_path / "a.json", monkeypatch)
+    full, plain, aligned = study["rows"]
+    assert "psnr" not in full
+    assert aligned["psnr"] != plain["psnr"]
+    by_name = {entry["variant"]: entry for entry in study["summary"]}
+    assert by_name["dvg"]["figures"]["psnr"][0] == pytest.approx(plain["psnr"], abs=1e-3)
+    assert by_name["full"]["differences"]["score"][0] == pytest.approx(full["score"] - plain["score"], abs=1e-3)
+
+
+def test_the_oracle_is_never_worse_than_any_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.bench import oracle
+
+    arguments = "--prompts 1 --seeds 1 --budget 0.7 --settings aligned"
+    study = run_script(oracle.main, arguments, tmp_path / "o.json", monkeypatch)
+    by_choice = {entry["choice"]: entry for entry in study["summary"]}
+    best = by_choice["oracle by psnr"]
+    assert best["lost_db"][0] == 0
+    assert best["top1"] == 1
+    rules = [name for name in by_choice if name != "fixed"]
+    assert all(by_choice[name]["psnr"][0] <= best["psnr"][0] + 1e-9 for name in rules)
+    again = run_script(oracle.main, f"--budget 0.7 --rows {tmp_path / 'o.json'}", tmp_path / "again.json", monkeypatch)
+    assert [row["chosen"] for row in again["rows"]] == [row["chosen"] for row in study["rows"]]
