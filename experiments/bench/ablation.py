@@ -114,7 +114,7 @@ def measure(
             model, planner = models[variant.weights], variant.make(args.budget, args.steps)
             played = play(model, planner, part, variant.with_image)
             videos[variant.name] = model.videos(played.latents)
-            close = [{}] * len(part)
+            close: list[dict[str, float]] = [{}] * len(part)
             if variant.reference in videos:
                 close = compare_many(videos[variant.name], videos[variant.reference], model.device)
             for clip, decision, video, near in zip(part, played.decisions, videos[variant.name], close, strict=True):

@@ -6,7 +6,6 @@ holds it to the engine's latents.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +50,8 @@ class Conditions:
 
     def take(self, where: Sequence[int]) -> Conditions:
         picked = list(where)
-        return Conditions(**{f.name: v if (v := getattr(self, f.name)) is None else v[picked] for f in dataclasses.fields(self)})
+        images, latents = (None if part is None else part[picked] for part in (self.images, self.latents))
+        return Conditions(self.rows[picked], self.bias[picked], images, latents)
 
 
 @dataclass(frozen=True, eq=False)

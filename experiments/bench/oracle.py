@@ -136,9 +136,9 @@ def choices(measured: Mapping[str, float], budget: float, num_steps: int) -> dic
 
 
 def _choice(config: DvgConfig, measured: Mapping[str, float], budget: float, num_steps: int) -> str:
-    names = (f"{config.demand_space} {name}" for name in (config.spatial_demand, config.temporal_demand))
+    spatial, temporal = (measured[f"{config.demand_space} {name}"] for name in (config.spatial_demand, config.temporal_demand))
     actions = action_list(GEOMETRY, GEOMETRY.default_shape, num_steps, budget, config)
-    return decide(actions, Demand(*(measured[name] for name in names)), config).action.name
+    return decide(actions, Demand(spatial, temporal), config).action.name
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from experiments.embedded.latents import CROSSINGS, Grids
 from experiments.embedded.sampling import SHIFT
 from orchestrator.dvg_config import ResizeMode
+from orchestrator.types import Grid
 from stages.resize import nested_axes, resize, smooth
 
 RATES = (0.28, 0.50, 0.72)
@@ -55,14 +56,18 @@ def cross(source: Tensor, target: Tensor, crossing: int, estimate: Estimate) -> 
     before, start, now = levels(crossing, len(target), str(target.device))
     noise, level = torch.randn_like(source), _wide(before)
     seen = estimate((1 - level) * source + level * noise, before)
-    grids = (tuple(source.shape[2:]), tuple(target.shape[2:]))
-    axes = nested_axes(grids)  # type: ignore[arg-type]
-    y = resize(seen, *axes, random.choice(get_args(ResizeMode)))
+    small, large = nested_axes((_grid(source), _grid(target)))
+    y = resize(seen, small, large, random.choice(get_args(ResizeMode)))
     if crossing == 0 and random.random() < SMOOTHED_SHARE:
         y = smooth(y, SMOOTHING, "replicate")
     x = (1 - _wide(start)) * y + _wide(start) * torch.randn_like(y)
     velocity = (x - target) / _wide(start)
     return target + _wide(now) * velocity, now, velocity
+
+
+def _grid(latent: Tensor) -> Grid:
+    frames, height, width = latent.shape[2:]
+    return frames, height, width
 
 
 def _wide(level: Tensor) -> Tensor:
