@@ -10,28 +10,26 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
 from stages.memory import Turns, modules_of, working_bytes
+from stages.models import first_frame
+from stages.models.adapter import Adapter, to_frames
 from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.hunyuan_parts import load_text, load_transformer, load_vae
 from stages.models.hunyuan_text import Summary, TextEncoder
 from stages.models.hunyuan_transformer import HunyuanTransformer, Prompt
 from stages.models.hunyuan_vae import HunyuanDecoder, HunyuanEncoder
-from stages.models.wan_image import first_frame, pick, resized
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
 
 NOISE_SHARE = 0.999
 """Of the first latent in image-to-video; the rest is the image's latent, in every frame."""
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +43,8 @@ class HunyuanParts:
     decoder: HunyuanDecoder | None = None
 
 
-class HunyuanModel:
-    """The adapter. Asking for the work of a part that was not loaded raises RuntimeError."""
+class HunyuanModel(Adapter):
+    """The adapter."""
 
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: HunyuanParts) -> None:
         self.geometry = geometry
@@ -60,14 +58,14 @@ class HunyuanModel:
     @torch.inference_mode()
     def encode(self, request: Request) -> Condition:
         """``request.negative`` is not used, whatever the guidance: see the module."""
-        image = self._read(request)
+        image = first_frame.wanted(self.geometry, request.image, self.geometry.image == "required")
         text, summary = self._part(self.parts.text, "text"), self._part(self.parts.summary, "text")
         self.turns.settle(working_bytes(self.geometry, request.shape))
         with self.turns.turn("text"):
             branch = Branch({"text": text(request.prompt, image), "pooled": summary(request.prompt)})
         if image is None:
             return Condition(branch, None, request.guidance)
-        frame = first_frame(image, request.shape)
+        frame = first_frame.stretched(image, request.shape)
         return Condition(branch, None, request.guidance, image=frame, latent=self._encode_frame(frame))
 
     @torch.inference_mode()
@@ -102,7 +100,7 @@ class HunyuanModel:
     def _frames(self, decoder: HunyuanDecoder, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         with self.turns.turn("vae"):
             for run in decoder.runs(latent):
-                yield run[0].permute(1, 2, 3, 0).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
+                yield to_frames(run)
 
     def _prompt(self, transformer: HunyuanTransformer, branch: Branch) -> Prompt:
         """What follows from the prompt alone lives as long as the branch it came from."""
@@ -111,36 +109,19 @@ class HunyuanModel:
             self._prompts[branch] = transformer.remember(text, pooled)
         return self._prompts[branch]
 
-    def _read(self, request: Request) -> Image | None:
-        name, takes = self.geometry.name, self.geometry.image == "required"
-        if request.image is None and takes:
-            raise ValueError(f"model {name} makes video from an image: give the path of its first frame")
-        if request.image is not None and not takes:
-            raise ValueError(f"model {name} takes no image, and was given {request.image!r}")
-        if request.image is None:
-            return None
-        from stages.image import read_image
-
-        return read_image(request.image)
-
     def _cells(self, condition: Condition, latent: Tensor, axes: Axes, mode: ImageMode) -> Tensor:
         """The image's latent on the rows and columns of ``axes``; on the full grid both modes give it as it is."""
         height, width = (len(axis) for axis in axes[1:])
         if latent.shape[3:] == (height, width):
             return latent
         if mode == "index" or condition.image is None:
-            return pick(latent, axes)
+            return first_frame.pick(latent, axes)
         _, stride_h, stride_w = self.geometry.vae_stride
-        return self._encode_frame(resized(condition.image, height * stride_h, width * stride_w))
+        return self._encode_frame(first_frame.resized(condition.image, height * stride_h, width * stride_w))
 
     def _encode_frame(self, frame: Tensor) -> Tensor:
         with self.turns.turn("vae"):
             return self._part(self.parts.encoder, "encoder")(frame)
-
-    def _part(self, part: Part | None, name: str) -> Part:
-        if part is None:
-            raise RuntimeError(f"this worker loaded {self.geometry.name} without its {name!r} part")
-        return part
 
 
 def load_hunyuan(geometry: ModelGeometry, folder: Path, loading: Loading) -> HunyuanModel:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
 from stages.memory import Turns, modules_of, working_bytes
+from stages.models import first_frame
+from stages.models.adapter import Adapter, to_frames
 from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.hunyuan15_parts import Guider, load_encoders, load_guider, load_transformer, load_vae
 from stages.models.hunyuan15_text import Hunyuan15Encoders
@@ -26,8 +28,6 @@ from stages.models.hunyuan15_transformer import Hunyuan15Transformer, PromptMemo
 from stages.models.hunyuan15_vae import Hunyuan15Decoder, Hunyuan15ImageEncoder
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Parts:
     guider: Guider = field(default_factory=Guider)
 
 
-class Hunyuan15Model:
-    """The adapter. Asking for the work of a part that was not loaded raises RuntimeError."""
+class Hunyuan15Model(Adapter):
+    """The adapter."""
 
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: Parts) -> None:
         self.geometry = geometry
@@ -56,12 +56,12 @@ class Hunyuan15Model:
     @torch.inference_mode()
     def encode(self, request: Request) -> Condition:
         encoders = self._part(self.parts.encoders, "text")
-        self._check_image(request.image)
+        found = first_frame.wanted(self.geometry, request.image, self.geometry.image == "required")
         image, pixels, latent = {}, None, None
         self.turns.settle(working_bytes(self.geometry, request.shape))
         with self.turns.turn("text"):
-            if request.image is not None:
-                frame = encoders.image(request.image, request.shape.height, request.shape.width)
+            if found is not None:
+                frame = encoders.image(found, request.shape.height, request.shape.width)
                 pixels, image = frame.pixels, {"image": frame.tokens}
             positive = Branch({**encoders.prompt(request.prompt), **image})
             negative = Branch({**encoders.prompt(request.negative), **image}) if request.guidance > 1 else None
@@ -74,7 +74,7 @@ class Hunyuan15Model:
         """The image's latent in frame 0 and zeros elsewhere, beside a mask that is 1 in frame 0. Text alone needs no channels."""
         if condition.latent is None:
             return Placed(condition)
-        first = self._first_frame(condition, axes, mode)
+        first = self._first_frame(condition, condition.latent, axes, mode)
         mask = torch.ones_like(first[:, :1])
         return Placed(condition, latent=F.pad(torch.cat([first, mask], dim=1), (0, 0, 0, 0, 0, len(axes[0]) - 1)))
 
@@ -101,23 +101,15 @@ class Hunyuan15Model:
         decoder = self._part(self.parts.decoder, "vae")
         with self.turns.turn("vae"):
             for video in decoder(latent.to(self.device)):
-                yield video[0].permute(1, 2, 3, 0).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
+                yield to_frames(video)
 
-    def _check_image(self, path: str | None) -> None:
-        if path is None and self.geometry.image == "required":
-            raise ValueError(f"model {self.geometry.name!r} makes videos from an image: give it one")
-        if path is not None and self.geometry.image == "none":
-            raise ValueError(f"model {self.geometry.name!r} takes no image, but was given {path!r}")
-
-    def _first_frame(self, condition: Condition, axes: Axes, mode: ImageMode) -> Tensor:
+    def _first_frame(self, condition: Condition, latent: Tensor, axes: Axes, mode: ImageMode) -> Tensor:
         """Latent ``[1, C, 1, h, w]`` of the image on the rows and columns of ``axes``."""
-        latent, rows, columns = _given(condition.latent), list(axes[1]), list(axes[2])
-        whole = (len(rows), len(columns)) == tuple(latent.shape[3:])
-        if whole or mode == "index":
-            return latent[:, :, :, rows][..., columns].to(self.device)
-        size = (len(rows) * self.geometry.vae_stride[1], len(columns) * self.geometry.vae_stride[2])
-        pixels = F.interpolate(_given(condition.image)[:, :, 0], size, mode="bicubic", antialias=True).clamp(-1, 1)
-        return self._encode_frame(pixels.unsqueeze(2))
+        height, width = len(axes[1]), len(axes[2])
+        if mode == "index" or condition.image is None or latent.shape[3:] == (height, width):
+            return first_frame.pick(latent, axes).to(self.device)
+        _, stride_h, stride_w = self.geometry.vae_stride
+        return self._encode_frame(first_frame.resized(condition.image, height * stride_h, width * stride_w))
 
     def _encode_frame(self, pixels: Tensor) -> Tensor:
         with self.turns.turn("vae"):
@@ -129,27 +121,16 @@ class Hunyuan15Model:
             self._memories[branch] = self._part(self.parts.transformer, "transformer").remember(branch.tensors)
         return self._memories[branch]
 
-    def _part(self, part: Part | None, name: str) -> Part:
-        if part is None:
-            raise RuntimeError(f"this worker loaded {self.geometry.name} without its {name!r} part")
-        return part
-
-
-def _given(image: Tensor | None) -> Tensor:
-    if image is None:
-        raise RuntimeError("this condition was made without an image")
-    return image
-
 
 def load_hunyuan15(geometry: ModelGeometry, folder: Path, loading: Loading) -> Hunyuan15Model:
     """Load the parts that ``loading`` names. Raises ValueError for weights that do not fit ``geometry``."""
     wanted, takes_image = loading.parts, geometry.image == "required"
     encodes, decodes = not wanted.isdisjoint(ENCODING) and takes_image, "vae" in wanted
-    vae = load_vae(geometry, folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
+    vae = load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
     parts = Parts(
         load_encoders(geometry, folder, loading) if "text" in wanted else None,
         Hunyuan15ImageEncoder(vae) if encodes else None,
-        load_transformer(geometry, folder, loading) if "transformer" in wanted else None,
+        load_transformer(folder, loading) if "transformer" in wanted else None,
         Hunyuan15Decoder(vae) if decodes else None,
         load_guider(folder),
     )

@@ -1,4 +1,4 @@
-"""The parts of a HunyuanVideo-1.5 checkpoint in diffusers format, loaded and checked against the geometry."""
+"""The parts of a HunyuanVideo-1.5 checkpoint in diffusers format. ``stages.models.checkpoint`` has checked the folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
 from stages.attention import choose
+from stages.models.adapter import load_halves
 from stages.models.base import Loading
-from stages.models.checkpoint import TARGET_SIZES
 from stages.models.hunyuan15_text import Hunyuan15Encoders
 from stages.models.hunyuan15_transformer import Hunyuan15Transformer
 
@@ -60,10 +60,11 @@ def load_encoders(geometry: ModelGeometry, folder: Path, loading: Loading) -> Hu
     glyphs = _encoder(T5EncoderModel, folder / "text_encoder_2", loading)
     encoders = Hunyuan15Encoders(tokenizer, text, glyph_tokenizer, glyphs)
     if geometry.image == "required":
-        from transformers import SiglipImageProcessor, SiglipVisionModel
+        from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
         encoders.image_encoder = _encoder(SiglipVisionModel, folder / "image_encoder", loading)
-        encoders.image_processor = SiglipImageProcessor.from_pretrained(folder / "feature_extractor", local_files_only=True)
+        # The one on PIL, whether torchvision is there or not, so that an image gives the same tokens anywhere.
+        encoders.image_processor = SiglipImageProcessorPil.from_pretrained(folder / "feature_extractor", local_files_only=True)
     return encoders
 
 
@@ -71,51 +72,23 @@ def _encoder(kind: Any, folder: Path, loading: Loading) -> Any:
     return kind.from_pretrained(folder, dtype=loading.dtype, local_files_only=True).to(loading.device).eval()
 
 
-def load_transformer(geometry: ModelGeometry, folder: Path, loading: Loading) -> Hunyuan15Transformer:
+def load_transformer(folder: Path, loading: Loading) -> Hunyuan15Transformer:
+    """The transformer with its low-rank adapters merged."""
     from diffusers import HunyuanVideo15Transformer3DModel
 
     path = folder / "transformer"
-    config = HunyuanVideo15Transformer3DModel.load_config(path, local_files_only=True)
-    facts = {
-        "in_channels": (config["in_channels"], 2 * geometry.latent_channels + 1),
-        "latent_channels": (config["out_channels"], geometry.latent_channels),
-        "patch": ((config["patch_size_t"], config["patch_size"], config["patch_size"]), geometry.patch),
-        "task_type": (config["task_type"], "i2v" if geometry.image == "required" else "t2v"),
-        "use_meanflow": (config.get("use_meanflow", False), geometry.meanflow),
-        "target_size": (config.get("target_size", 640), TARGET_SIZES[geometry.default_shape.height]),
-    }
-    _check(folder, geometry, facts)
     weights: Any = HunyuanVideo15Transformer3DModel.from_pretrained(path, dtype=loading.dtype, local_files_only=True)
     if loading.lora:
         from stages.models import lora
 
         lora.merge(weights, loading.lora)
-    heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
+    heads, head_dim = weights.config.num_attention_heads, weights.config.attention_head_dim
     attention = choose(loading.attention, loading.device, heads, head_dim, loading.dtype)
     return Hunyuan15Transformer(weights.to(loading.device).eval().requires_grad_(False), attention, loading.compile)
 
 
-def load_vae(geometry: ModelGeometry, folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:
+def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:
     """An ``AutoencoderKLHunyuanVideo15`` with the halves that are asked for."""
     from diffusers import AutoencoderKLHunyuanVideo15
 
-    config = AutoencoderKLHunyuanVideo15.load_config(folder / "vae", local_files_only=True)
-    stride = (config["temporal_compression_ratio"], *[config["spatial_compression_ratio"]] * 2)
-    facts = {
-        "latent_channels": (config["latent_channels"], geometry.latent_channels),
-        "vae_stride": (stride, geometry.vae_stride),
-    }
-    _check(folder, geometry, facts)
-    vae: Any = AutoencoderKLHunyuanVideo15.from_pretrained(folder / "vae", dtype=loading.dtype, local_files_only=True)
-    if not encodes:
-        vae.encoder = None
-    if not decodes:
-        vae.decoder = None
-    return vae.to(loading.device).eval().requires_grad_(False)
-
-
-def _check(folder: Path, geometry: ModelGeometry, facts: dict[str, tuple[Any, Any]]) -> None:
-    """Plans are made from the geometry alone, so weights of other sizes would fail far from the cause."""
-    wrong = [f"{key} is {found}, not {expected}" for key, (found, expected) in facts.items() if found != expected]
-    if wrong:
-        raise ValueError(f"the weights at {str(folder)!r} are no {geometry.name}: {'; '.join(wrong)}")
+    return load_halves(AutoencoderKLHunyuanVideo15, folder, loading, encodes=encodes, decodes=decodes)

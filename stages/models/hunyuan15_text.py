@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
-
-from stages.image import read_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class Hunyuan15Encoders:
         glyphs = Stock._get_byt5_prompt_embeds(self.glyph_tokenizer, self.glyph_encoder, prompt, device)
         return {"text": _valid(*text), "glyphs": _valid(*glyphs)}
 
-    def image(self, path: str, height: int, width: int) -> FirstFrame:
+    def image(self, image: Image, height: int, width: int) -> FirstFrame:
         """The image scaled to cover ``height x width`` pixels and cropped around its centre, as SigLIP and the VAE see it."""
         from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
         from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5_image2video import (
@@ -50,7 +49,7 @@ class Hunyuan15Encoders:
         )
 
         processor = HunyuanVideo15ImageProcessor(do_resize=False)
-        image = processor.resize(read_image(path), height, width, resize_mode="crop")
+        image = processor.resize(image, height, width, resize_mode="crop")
         tokens = Stock._get_image_embeds(self.image_encoder, self.image_processor, image, self.image_encoder.device)
         return FirstFrame(processor.preprocess(image, height=height, width=width).unsqueeze(2), tokens)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.geometry import ModelGeometry
 from stages.attention import choose
+from stages.models.adapter import load_halves
 from stages.models.base import Loading
 from stages.models.hunyuan_text import LlamaText, LlavaText, Summary, TextEncoder, shorten
 from stages.models.hunyuan_transformer import HunyuanTransformer
@@ -64,12 +65,7 @@ def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) ->
     """An ``AutoencoderKLHunyuanVideo`` with the halves that are asked for."""
     from diffusers import AutoencoderKLHunyuanVideo
 
-    vae: Any = AutoencoderKLHunyuanVideo.from_pretrained(folder / "vae", dtype=loading.dtype, local_files_only=True)
-    if not encodes:
-        vae.encoder = None
-    if not decodes:
-        vae.decoder = None
-    return vae.to(loading.device).eval().requires_grad_(False)
+    return load_halves(AutoencoderKLHunyuanVideo, folder, loading, encodes=encodes, decodes=decodes)
 
 
 def _read(kind: Any, folder: Path, loading: Loading) -> Any:
@@ -85,6 +81,7 @@ def _tokenizer(folder: Path, name: str) -> Any:
 
 
 def _processor(folder: Path) -> Any:
-    from transformers import CLIPImageProcessor
+    """The one on PIL, whether torchvision is there or not, so that an image gives the same tokens anywhere."""
+    from transformers import CLIPImageProcessorPil
 
-    return CLIPImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True)
+    return CLIPImageProcessorPil.from_pretrained(folder / "image_processor", local_files_only=True)

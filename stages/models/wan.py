@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
 from stages.memory import Turns, modules_of, working_bytes
+from stages.models import first_frame
+from stages.models.adapter import Adapter, to_frames
 from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.wan_decoder import WanDecoder, WanEncoder
-from stages.models.wan_image import ImageTokens, first_frame, padded, pick, resized, with_mask
+from stages.models.wan_image import ImageTokens, padded, with_mask
 from stages.models.wan_parts import Index, load_experts, load_image_tokens, load_text, load_vae, read_index
 from stages.models.wan_text import TextEncoder
 from stages.models.wan_transformer import WanTransformer
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,8 @@ class WanParts:
     decoder: WanDecoder | None = None
 
 
-class WanModel:
-    """The adapter. Asking for the work of a part that was not loaded raises RuntimeError."""
+class WanModel(Adapter):
+    """The adapter."""
 
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, index: Index, parts: WanParts) -> None:
         self.geometry = geometry
@@ -56,7 +56,7 @@ class WanModel:
 
     @torch.inference_mode()
     def encode(self, request: Request) -> Condition:
-        image = self._read(request)
+        image = first_frame.wanted(self.geometry, request.image, self.takes_image)
         self.turns.settle(working_bytes(self.geometry, request.shape))
         with self.turns.turn("text"):
             tensors = self._image_tensors(image)
@@ -65,7 +65,7 @@ class WanModel:
         condition = Condition(positive, negative, request.guidance, request.guidance_low)
         if image is None:
             return condition
-        frame = first_frame(image, request.shape)
+        frame = first_frame.stretched(image, request.shape)
         return replace(condition, image=frame, latent=self._encode_frame(frame, request.shape.num_frames))
 
     @torch.inference_mode()
@@ -105,8 +105,7 @@ class WanModel:
     def _frames(self, decoder: WanDecoder, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         with self.turns.turn("vae"):
             for run in decoder.runs(latent):
-                levels = run[0].permute(1, 2, 3, 0).add(1).mul(127.5).round()
-                yield levels.to(torch.uint8).cpu().numpy()
+                yield to_frames(run)
 
     def _expert(self, level: NoiseLevel, condition: Condition) -> tuple[WanTransformer, float]:
         """The expert of this noise level, on whichever schedule it lies, and its guidance."""
@@ -114,18 +113,6 @@ class WanModel:
         if self.boundary is None or level.timestep >= self.boundary * 1000:
             return experts[0], condition.guidance
         return experts[-1], condition.guidance if condition.guidance_low is None else condition.guidance_low
-
-    def _read(self, request: Request) -> Image | None:
-        name = self.geometry.name
-        if request.image is None:
-            if self.geometry.image == "required":
-                raise ValueError(f"model {name} makes video from an image: give the path of its first frame")
-            return None
-        if not self.takes_image:
-            raise ValueError(f"these weights of {name} take no image, and were given {request.image!r}")
-        from stages.image import read_image
-
-        return read_image(request.image)
 
     def _image_tensors(self, image: Image | None) -> dict[str, Tensor]:
         if image is None or self.parts.image_tokens is None:
@@ -143,9 +130,9 @@ class WanModel:
         if latent.shape[2:] == (num_frames, height, width):
             return latent
         if mode == "index" or condition.image is None:
-            return pick(latent, axes)
+            return first_frame.pick(latent, axes)
         stride_t, stride_h, stride_w = self.geometry.vae_stride
-        frame = resized(condition.image, height * stride_h, width * stride_w)
+        frame = first_frame.resized(condition.image, height * stride_h, width * stride_w)
         return self._encode_frame(frame, stride_t * (len(axes[0]) - 1) + 1)
 
     def _encode_frame(self, frame: Tensor, num_frames: int) -> Tensor:
@@ -154,11 +141,6 @@ class WanModel:
         with self.turns.turn("vae"):
             latent: Tensor = encoder(frame if self.holds_first_frame else padded(frame, num_frames))
         return latent
-
-    def _part(self, part: Part | None, name: str) -> Part:
-        if part is None:
-            raise RuntimeError(f"this worker loaded {self.geometry.name} without its {name!r} part")
-        return part
 
 
 def load_wan(geometry: ModelGeometry, folder: Path, loading: Loading) -> WanModel:

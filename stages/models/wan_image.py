@@ -1,4 +1,4 @@
-"""Wan's image condition: a first frame as pixels, as CLIP tokens, as a latent, and that latent on a stage's cells.
+"""Wan's image condition beside the first frame itself: CLIP's tokens, and the channels beside the noise.
 
 Image-to-video models (Wan 2.1 and 2.2 14B) take four mask channels and the latent of "the image, then nothing" beside the
 noise; text-and-image models (Wan 2.2 5B) hold the image's latent in the first frame itself.
@@ -13,38 +13,13 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from orchestrator.types import VideoShape
-from stages.resize import Axes
-
 NUM_MASK_CHANNELS = 4
 """One for each video frame of a latent frame."""
-
-
-def first_frame(image: Image, shape: VideoShape) -> Tensor:
-    """Pixels ``[1, 3, 1, H, W]`` in [-1, 1] at the video's size, resized as the stock pipeline does."""
-    from diffusers.video_processor import VideoProcessor
-
-    pixels: Tensor = VideoProcessor().preprocess(image, height=shape.height, width=shape.width)
-    return pixels.float().unsqueeze(2)
 
 
 def padded(image: Tensor, num_frames: int) -> Tensor:
     """The first frame ``[1, 3, 1, H, W]`` and nothing after it, ``num_frames`` in all."""
     return F.pad(image, (0, 0, 0, 0, 0, num_frames - 1))
-
-
-def resized(image: Tensor, height: int, width: int) -> Tensor:
-    """The first frame at another size, without aliasing."""
-    frame = F.interpolate(image[:, :, 0], size=(height, width), mode="bicubic", antialias=True, align_corners=False)
-    return frame.clamp(-1, 1).unsqueeze(2)
-
-
-def pick(latent: Tensor, axes: Axes) -> Tensor:
-    """The cells ``axes`` of a full-size latent ``[1, C, T or 1, H, W]``; one frame stays one frame."""
-    frames, rows, columns = (torch.tensor(axis, device=latent.device) for axis in axes)
-    if latent.shape[2] > 1:
-        latent = latent.index_select(2, frames)
-    return latent.index_select(3, rows).index_select(4, columns)
 
 
 def with_mask(latent: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from orchestrator.geometry import ModelGeometry
 from stages.attention import choose
+from stages.models.adapter import load_halves
 from stages.models.base import Loading
 from stages.models.wan_image import ImageTokens
 from stages.models.wan_text import TextEncoder
@@ -76,9 +77,4 @@ def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) ->
     """An ``AutoencoderKLWan`` with the halves that are asked for, in the model's dtype."""
     from diffusers import AutoencoderKLWan
 
-    vae: Any = AutoencoderKLWan.from_pretrained(folder / "vae", dtype=loading.dtype, local_files_only=True)
-    if not encodes:
-        vae.encoder = None
-    if not decodes:
-        vae.decoder = None
-    return vae.to(loading.device).eval().requires_grad_(False)
+    return load_halves(AutoencoderKLWan, folder, loading, encodes=encodes, decodes=decodes)

@@ -15,7 +15,7 @@ from orchestrator.dvg_config import DvgConfig
 from orchestrator.geometry import model
 from orchestrator.types import VideoShape
 from stages.denoise import StepDone, run_stages, start
-from stages.models.base import Condition, ImageMode, Loading, Placed, Request
+from stages.models.base import Condition, ImageMode, Loading, Placed, Request, load
 from stages.models.hunyuan15 import Hunyuan15Model, load_hunyuan15
 from stages.models.hunyuan15_parts import Guider, load_guider
 from stages.models.tiny_hunyuan15 import build
@@ -263,9 +263,9 @@ def test_a_condition_survives_the_trip_to_another_process(tiny: Any, photo: str)
 
 
 def test_an_image_that_is_missing_or_not_wanted_is_named(tiny: Any, photo: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'hunyuanvideo-1\.5-i2v' makes videos from an image"):
+    with pytest.raises(ValueError, match=r"hunyuanvideo-1\.5-i2v makes video from an image"):
         tiny(I2V).encode(Request("a", SHAPE, 1.0))
-    with pytest.raises(ValueError, match=r"'hunyuanvideo-1\.5' takes no image"):
+    with pytest.raises(ValueError, match=r"hunyuanvideo-1\.5 take no image"):
         tiny(T2V).encode(Request("a", SHAPE, 1.0, image=photo))
     with pytest.raises(ValueError, match="does not exist"):
         tiny(I2V).encode(Request("a", SHAPE, 1.0, image=str(tmp_path / "none.png")))
@@ -274,15 +274,15 @@ def test_an_image_that_is_missing_or_not_wanted_is_named(tiny: Any, photo: str, 
 @pytest.mark.parametrize(
     ("asked", "given", "why"),
     [
-        (T2V, I2V, "task_type is i2v, not t2v"),
-        (I2V, STEP_DISTILLED, "use_meanflow is True, not False"),
-        (STEP_DISTILLED, I2V, "use_meanflow is False, not True"),
-        ("hunyuanvideo-1.5-720p", T2V, "target_size is 640, not 960"),
+        (T2V, I2V, "HunyuanVideo15Pipeline"),
+        (I2V, STEP_DISTILLED, "use_meanflow True; .* needs False"),
+        (STEP_DISTILLED, I2V, "use_meanflow False; .* needs True"),
+        ("hunyuanvideo-1.5-720p", T2V, "target_size 640; .* needs 960"),
     ],
 )
 def test_weights_of_another_variant_are_refused(asked: str, given: str, why: str, checkpoint: Any) -> None:
-    with pytest.raises(ValueError, match=f"are no {asked}: .*{why}"):
-        load_hunyuan15(model(asked), checkpoint(given), Loading(frozenset({"transformer"})))
+    with pytest.raises(ValueError, match=why):
+        load(asked, str(checkpoint(given)), parts=frozenset({"transformer"}))
 
 
 def test_work_for_a_part_that_was_not_loaded_is_refused(checkpoint: Any) -> None:

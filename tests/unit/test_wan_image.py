@@ -13,9 +13,9 @@ from PIL import Image
 from orchestrator.dvg_config import DvgConfig
 from orchestrator.types import VideoShape
 from stages.models.base import Condition, ImageMode, Request, load
+from stages.models.first_frame import resized
 from stages.models.wan import WanModel
 from stages.models.wan_decoder import WanEncoder
-from stages.models.wan_image import resized
 from stages.resize import Axes, nested_axes
 from stages.sampling import NoiseLevel
 from tests.tiny import checkpoint
