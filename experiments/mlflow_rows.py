@@ -40,9 +40,9 @@ QUALITY_METRICS: dict[str, str] = {"quality.psnr": "psnr", "quality.ssim": "ssim
 
 PARAMS = (
     *("prompt", "prompt_id", "seed", "arm", "model", "planner", "budget", "target", "action", "s2", "f2", "num_steps"),
-    *("guidance", "num_frames", "height", "width", "fps", "stage_grids"),
+    *("guidance", "num_frames", "height", "width", "fps", "stage_grids", "solver"),
 )
-TAGS = ("why", "stage_s", "degree", "device", "host", "sha256", "neutral_demand", "cost_label", "cost_device")
+TAGS = ("why", "stage_s", "image", "degree", "device", "host", "sha256", "neutral_demand", "cost_label", "cost_device")
 
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_PARAMS = 6000, 8000, 100
 """MLflow's limits for one run."""

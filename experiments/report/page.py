@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from experiments.report.charts import Point, Scatter, scatter
@@ -47,6 +48,16 @@ class Clip:
     quality: Row | None = None
     stages: tuple[StageBar, ...] = ()
     error: str = ""
+
+    @property
+    def asked(self) -> str:
+        """What the arm was to meet where that is a cost, what it was predicted to take, and the first frame."""
+        if self.record is None:
+            return ""
+        parts = [f"from {Path(self.record.image).name}"] if self.record.image else []
+        if self.record.predicted_s is not None and self.record.target and not self.record.target.startswith("density"):
+            parts.append(f"{self.record.target}: {self.record.predicted_s:.3g} s predicted ({self.record.cost_label})")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from experiments.report import write_report
 from experiments.report.charts import Point, scatter, ticks
-from experiments.report.page import build_page
+from experiments.report.page import Clip, build_page
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
 from tests.fakerun import make_failure, make_record, make_records, make_run, make_spec, quality_row
@@ -104,6 +105,13 @@ def test_arms_stand_side_by_side_in_one_order_with_action_density_and_reason(tmp
         assert record.action in page.text
         assert f"{record.density:.3f}" in page.text
     assert page.text.count("2.00×") == 1 + 3
+
+
+def test_a_clip_tells_its_first_frame_and_a_budget_in_cost_with_what_was_predicted() -> None:
+    plain = make_record(target="density=0.5", predicted_s=3.0, cost_label="uncalibrated")
+    assert [Clip("a", 1, record).asked for record in (None, plain)] == ["", ""]
+    asked = dataclasses.replace(plain, target="speedup=2", image="/some/where/fox.png")
+    assert Clip("a", 1, asked).asked == "from fox.png; speedup=2: 3 s predicted (uncalibrated)"
 
 
 def test_failures_show_their_story_and_leave_a_named_hole_in_their_prompt(tmp_path: Path) -> None:
