@@ -13,7 +13,7 @@ from stages.planners.task import Planner
 def sketch(
     model: Model, planner: Planner, request: Request, seed: int, on_step: OnStep = ignore
 ) -> tuple[Decision, dict[str, float], Boundary]:
-    """The decision, seconds (``text_s``, ``sketch_s`` and stage 1's share of it) and the boundary after stage 1.
+    """The decision, seconds (``text_s``, ``sketch_s`` and stage 1's share of it, ``compile_s`` apart) and the boundary after stage 1.
 
     A planner of one stage has nothing to sketch: the boundary is pure noise.
     """
@@ -24,7 +24,8 @@ def sketch(
     timings_s: dict[str, float] = {}
     if boundary.decision is None:
         boundary, timings_s = run_stages(model, planner, boundary, 1, on_step)
-    timings_s = {"text_s": encoded_s - started_s, "sketch_s": clock_s(model.device) - encoded_s, **timings_s}
+    sketched_s = clock_s(model.device) - encoded_s - timings_s.get("compile_s", 0.0)
+    timings_s = {"text_s": encoded_s - started_s, "sketch_s": sketched_s, **timings_s}
     if boundary.decision is None:
         raise RuntimeError("the sketch ended without a decision: the planner's first stage has no transition")
     # The boundary carries the choice, so that it alone is enough to go on from.

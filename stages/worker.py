@@ -75,7 +75,8 @@ class ClipWorker:
         stages, model = boundary.decision.action.stages, self._model(arm)
         with _explained(model, arm, f"denoising up to {_size(stages[-1].grid)}"):
             boundary, timings_s = run_stages(model, self._planner(arm), boundary, len(stages), on_step)
-        return boundary, {"refine_s": sum(timings_s.values()), **timings_s}
+        refined_s = sum(seconds for name, seconds in timings_s.items() if name.startswith("stage"))
+        return boundary, {"refine_s": refined_s, **timings_s}
 
     def decode(self, item: Item, boundary: Boundary, path: Path) -> Clip:
         """Frames and the mp4 at ``path``. Needs the part "vae"."""

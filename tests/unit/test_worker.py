@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pickle
 import subprocess
 import sys
@@ -60,6 +61,16 @@ def test_an_item_becomes_a_whole_video(worker: ClipWorker, name: str, tmp_path: 
     stages = {f"stage{k}_s" for k in range(1, len(decision.action.stages) + 1)}
     assert {*sketch_s, *refine_s, *clip.timings_s} == {"text_s", "sketch_s", "refine_s", "decode_s", "encode_s", *stages}
     assert all(seconds >= 0 for seconds in {**sketch_s, **refine_s, **clip.timings_s}.values())
+
+
+def test_seconds_of_compiling_count_apart(worker: ClipWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent_s = itertools.count(step=1000.0)
+    monkeypatch.setattr("stages.denoise.compile_seconds", lambda: next(spent_s))
+    _, sketch_s, boundary = worker.sketch(item("dvg"))
+    _, refine_s = worker.refine(item("dvg"), boundary)
+    assert (sketch_s["compile_s"], refine_s["compile_s"]) == (1000.0, 3000.0)
+    assert abs(sketch_s["sketch_s"] - sketch_s["stage1_s"]) < 500
+    assert refine_s["refine_s"] == pytest.approx(sum(refine_s[f"stage{k}_s"] for k in (2, 3, 4)))
 
 
 def test_dvg_crosses_every_grid_of_the_action_it_chose(worker: ClipWorker) -> None:
