@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from experiments.bench.common import facts
 from experiments.bench.lockstep import Lockstep
 from experiments.bench.studies_common import (
     COLUMNS,
@@ -201,7 +202,7 @@ def report(summary: Sequence[Mapping[str, Any]], cpu_s: Mapping[str, float]) -> 
         shown += [_cell(figures[key], 1, 100) for key in COLUMNS]
         timing = [f"{entry['density_executed']:.3f}", f"{cpu_s[entry['variant']]:.2f}" if entry["variant"] in cpu_s else ""]
         values.append([entry["variant"], entry["what"], str(entry["videos"]), *shown, *timing])
-        if entry["base"] != entry["variant"]:
+        if entry["base"] and entry["base"] != entry["variant"]:
             gaps = entry["differences"]
             cells = [_gap(gaps.get("psnr"), 2), _gap(gaps.get("ssim"), 3), _gap(gaps.get("score"), 1, 100)]
             changes.append(
@@ -252,9 +253,8 @@ def main() -> None:
     wanted = [v for v in wanted if v.weights == "shipped" or args.earlier]
     folders = {"shipped": args.weights, **({"earlier": args.earlier} if args.earlier else {})}
     judges = Judges(args.workers)
-    rows: list[Row] = []
-    if args.merge:
-        parts = [json.loads(path.read_text()) for path in args.merge]
+    parts = [json.loads(path.read_text()) for path in args.merge or ()]
+    if parts:
         rows, cpu_s = merged([part["rows"] for part in parts]), {k: v for part in parts for k, v in part["cpu_denoise_s"].items()}
     else:
         models = {name: Lockstep(folder, args.device, GEOMETRY.default_guidance) for name, folder in folders.items()}
@@ -262,7 +262,15 @@ def main() -> None:
         cpu_s = cpu_latency(wanted, args.cpu_latency, args.budget, args.steps, args.workers)
     judges.close()
     summary = summarise(rows, [v for v in VARIANTS if any(row["variant"] == v.name for row in rows)])
-    figures = {"prompts": args.prompts, "seeds": args.seeds, "steps": args.steps, "budget": args.budget, "cpu_denoise_s": cpu_s}
+    runs = [{key: part.get(key) for key in facts()} for part in parts]
+    figures = {
+        "runs": runs,
+        "prompts": args.prompts,
+        "seeds": args.seeds,
+        "steps": args.steps,
+        "budget": args.budget,
+        "cpu_denoise_s": cpu_s,
+    }
     save_rows(args.out, "ablation", {**figures, "summary": summary}, rows)
     text = report(summary, cpu_s)
     write(args.out.with_suffix(".md"), text)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from experiments.bench.ablation import ALIGNED, PARTS
+from experiments.bench.common import facts
 from experiments.bench.lockstep import Lockstep
 from experiments.bench.oracle_report import report, summarise
 from experiments.bench.studies_common import (
@@ -157,16 +158,21 @@ def main() -> None:
     parser.add_argument("--sketches", type=pathlib.Path, help="npz to keep the measured clean latents in")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
-    rows = again(args) if args.rows else run(args)
+    earlier = json.loads(args.rows.read_text()) if args.rows else None
+    rows = again(earlier["rows"], args) if earlier else run(args)
     summary = summarise(rows)
-    save_rows(args.out, "oracle", {"budget": args.budget, "steps": args.steps, "summary": summary}, rows)
+    figures = {
+        "runs": [{key: earlier.get(key) for key in facts()}] if earlier else [],
+        "budget": args.budget,
+        "steps": args.steps,
+    }
+    save_rows(args.out, "oracle", {**figures, "summary": summary}, rows)
     write(args.out.with_suffix(".md"), report(summary))
     print(report(summary))
 
 
-def again(args: argparse.Namespace) -> list[Row]:
+def again(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
     """Rows of an earlier run with what the rules of today choose."""
-    rows = json.loads(args.rows.read_text())["rows"]
     return [{**row, "chosen": choices(row["demands"], args.budget, args.steps)} for row in rows]
 
 
