@@ -31,7 +31,7 @@ from orchestrator.types import Action, Stage, VideoShape
 
 Kind = Literal["density", "speedup", "gpu_seconds"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-FORMS = "a share of the full run's token-steps in (0, 1], speedup=4 or gpu_seconds=120"
+FORMS = "a share of the full run's token-steps in (0, 1], speedup=3 or gpu_seconds=120"
 
 
 class Target(BaseModel):
@@ -59,7 +59,7 @@ class Target(BaseModel):
 
 
 def parse_target(value: Any) -> Target:
-    """From ``0.5``, ``"0.5"``, ``"speedup=4"``, ``{"speedup": 4}`` or a dumped Target. Raises ValueError, naming the forms."""
+    """From ``0.5``, ``"0.5"``, ``"speedup=3"``, ``{"speedup": 3}`` or a dumped Target. Raises ValueError, naming the forms."""
     if isinstance(value, Target):
         return value
     if isinstance(value, Mapping) and set(value) == set(Target.model_fields):

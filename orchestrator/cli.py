@@ -27,18 +27,20 @@ Model = Annotated[str, typer.Option(help="A model name; `dvg models` lists them.
 Weights = Annotated[
     str | None, typer.Option(help="A folder in diffusers format, or a repository of the hub; wan-mini ships with the project.")
 ]
-Frames = Annotated[int | None, typer.Option(help="Frames of the video, 4k+1.")]
+Frames = Annotated[int | None, typer.Option(help="Frames of the video, 4k+1; default, as of height and width: the model's.")]
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]
-Steps = Annotated[int | None, typer.Option(help="Solver steps.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")]
-Budget = Annotated[str | None, typer.Option(help="Share of the full token-steps, in (0, 1]; or speedup=4, gpu_seconds=120.")]
+Steps = Annotated[int | None, typer.Option(help="Solver steps; default: the model's.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale, 1 is none; default: the model's.")]
+Budget = Annotated[
+    str | None, typer.Option(help="Share of the full token-steps, in (0, 1], default 0.5; or speedup=3, gpu_seconds=120.")
+]
 Speedup = Annotated[float | None, typer.Option(help="Budget as a predicted speedup over the full run.")]
 GpuSeconds = Annotated[float | None, typer.Option(help="Budget as predicted seconds of denoising on one GPU.")]
 DeviceName = Annotated[str | None, typer.Option(help="Predict cost for the GPU of this name; default: this machine's.")]
 Calibration = Annotated[str | None, typer.Option(help="A calibration file; default: the one that fits model and device.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: the first GPU there is.")]
-Attention = Annotated[str, typer.Option(help="Attention kernel by name; auto measures.")]
+Attention = Annotated[str, typer.Option(help="cudnn, flash, flash3, flash4, efficient or math; auto measures.")]
 Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="Default: on a GPU.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -106,7 +108,7 @@ def sweep(
     out: Annotated[pathlib.Path | None, typer.Option(help="The run folder; default runs/<name of the spec>.")] = None,
     local: Annotated[bool, typer.Option("--local", help="No Ray: one item after another in this process.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts and seeds.")] = None,
-    print_config: Annotated[bool, typer.Option(help="Print the resolved sweep and stop.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved sweep and stop.")] = False,
 ) -> None:
     """Make every video of a spec. The same command again resumes: finished items are skipped."""
     from orchestrator.cli_sweep import SweepOptions, run_sweep
@@ -154,7 +156,10 @@ def calibrate(
     repeats: Annotated[int, typer.Option(min=1, help="Timed forwards of each grid; the median counts.")] = 5,
     decode: Annotated[bool, typer.Option(help="Also decode a whole video, twice.")] = True,
     random_weights: Annotated[
-        bool, typer.Option(help="Random weights of the real size: for planning before the weights are at hand. Needs a GPU.")
+        bool,
+        typer.Option(
+            "--random-weights", help="Random weights of the real size: for planning before the weights are at hand. Needs a GPU."
+        ),
     ] = False,
     device: Device = "auto",
     attention: Attention = "auto",

@@ -84,7 +84,7 @@ class ArmOptions(BaseModel):
     """First frame for the prompts that have none of their own."""
     planner: PlannerName | None = None
     budget: BudgetOption | None = None
-    """A share of the full run's token-steps in (0, 1], ``speedup=4`` or ``gpu_seconds=120``."""
+    """A share of the full run's token-steps in (0, 1], ``speedup=3`` or ``gpu_seconds=120``."""
     calibration: str | None = Field(None, min_length=1)
     """A calibration file; None: the one that fits model and device, of ``dvg calibrate``."""
     device_name: str | None = Field(None, min_length=1)
@@ -101,7 +101,7 @@ class ArmOptions(BaseModel):
     frames: int | None = Field(None, ge=1)
     height: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
-    fps: int | None = Field(None, ge=1)
+    fps: int | None = Field(None, ge=1, le=1000)
     dvg: dict[str, Any] = Field(default_factory=dict)
     """Knobs of :class:`orchestrator.dvg_config.DvgConfig`; those not given have the model's or the released value."""
 

@@ -160,7 +160,7 @@ class Record:
     finished_at: str
     """UTC, ISO 8601."""
     target: str = ""
-    """The budget as it was asked for: ``density=0.5``, ``speedup=4`` or ``gpu_seconds=120``; empty without one."""
+    """The budget as it was asked for: ``density=0.5``, ``speedup=3`` or ``gpu_seconds=120``; empty without one."""
     predicted_s: float | None = None
     """What ``denoise_s`` was predicted to be, on one device of the kind that ``cost_device`` names."""
     cost_label: str = ""

@@ -62,7 +62,7 @@ def test_an_arms_own_kind_of_budget_replaces_the_shared_one(tmp_path: Path) -> N
     ("keys", "words"),
     [
         ({"budget": "speedup=0.5"}, "speedup must be at least 1"),
-        ({"budget": "sped=2"}, "speedup=4"),
+        ({"budget": "sped=2"}, "speedup=3"),
         ({"budget": {"speedup": 2, "gpu_seconds": 3}}, "gpu_seconds=120"),
         ({"budget": "speedup=50"}, "Nearest speedup"),
         ({"budget": "gpu_seconds=0.01"}, "Nearest gpu_seconds"),

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shlex
+import textwrap
+from typing import Any
 
 import pytest
+import yaml
 from typer.main import get_command
+from typer.testing import CliRunner
 
+from orchestrator import calibration, cli_generate, images, resolve
 from orchestrator.cli import app
+from orchestrator.config import build_sweep
 from orchestrator.geometry import MODELS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -34,3 +41,40 @@ def test_commands_and_options_of_dvg_are_real(guide: pathlib.Path) -> None:
         assert name in commands, name
         known = {flag for option in commands[name].params for flag in (*option.opts, *option.secondary_opts)}
         assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known, (name, rest)
+
+
+class Admitted(Exception):
+    """What stands where a model would be loaded."""
+
+
+@pytest.fixture
+def everything_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """Weights, adapters and images that an example names exist; nothing is loaded."""
+
+    def admit(*_: Any) -> None:
+        raise Admitted
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(calibration.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(resolve, "check_weights", lambda model, weights: (f"/nowhere/{weights}", []))
+    monkeypatch.setattr(resolve, "check_lora", lambda path, transformer: (path, "00"))
+    monkeypatch.setattr(images.FirstFrames, "check", lambda self, image: (image, "00"))
+    monkeypatch.setattr(cli_generate, "_make", admit)
+
+
+@pytest.mark.usefixtures("everything_is_there")
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_examples_of_generate_and_plan_are_accepted_as_they_stand(guide: pathlib.Path) -> None:
+    for line in re.findall(r"^ +(?:\.venv/bin/)?dvg ((?:generate|plan) .+)$", guide.read_text(), re.MULTILINE):
+        done = CliRunner().invoke(app, shlex.split(line, comments=True))
+        assert done.exit_code == 0 or isinstance(done.exception, Admitted), (line, done.exception)
+
+
+@pytest.mark.usefixtures("everything_is_there")
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_examples_of_specs_are_accepted_as_they_stand(guide: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    blocks = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+|(?<=```yaml\n)[^`]+", guide.read_text(), re.MULTILINE)
+    for block in map(textwrap.dedent, blocks):
+        if re.match(r"\s*(model|prompts|lora):", block):
+            assert build_sweep({"prompts": ["a red circle"], **yaml.safe_load(block)}, tmp_path).items, block
