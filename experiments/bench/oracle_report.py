@@ -29,6 +29,8 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def choosers(rows: Sequence[Row], training: Sequence[Row]) -> dict[str, Choice]:
     """Every way of choosing: the oracle, each rule, each action for all videos, the best such one on training captions."""
     rules: dict[str, Choice] = {f"oracle by {key}": _best(key) for key in CRITERIA}
+    if all(_others(row, rows) for row in rows):
+        rules["oracle of another seed"] = _best_of_others(rows)
     rules |= {name: _rule(name) for name in rows[0]["chosen"]}
     if training:
         rules |= {f"constant fitted by {key}": _always(best_constant(training, key)) for key in CRITERIA}
@@ -41,6 +43,15 @@ def _best(key: str) -> Choice:
         return max(names, key=lambda name: (row["actions"][name][key], row["actions"][name]["psnr"]))
 
     return choose
+
+
+def _best_of_others(rows: Sequence[Row]) -> Choice:
+    """The best action for the same prompt under another seed: how much of the choice is the prompt's at all."""
+    return lambda row: _best("psnr")(_others(row, rows)[0])
+
+
+def _others(row: Row, rows: Sequence[Row]) -> list[Row]:
+    return [other for other in rows if other["prompt"] == row["prompt"] and other["seed"] != row["seed"]]
 
 
 def _rule(name: str) -> Choice:
