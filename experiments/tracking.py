@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from experiments.metrics.quality import load_quality
 from experiments.mlflow_rows import milliseconds
+from orchestrator.config import read_yaml
 from orchestrator.ledger import Ledger, RunLock, write_atomic
 from orchestrator.mistakes import RunError, without_password
 from orchestrator.paths import RunPaths
@@ -149,7 +148,7 @@ def mirror(run_dir: Path, uri: str | None = None) -> Changes:
     paths = RunPaths(run_dir)
     if not paths.config.exists():
         raise ValueError(f"{str(run_dir)!r} holds no {paths.config.name}: give the folder that `dvg sweep` wrote")
-    spec = yaml.safe_load(paths.config.read_text(encoding="utf-8"))
+    spec = read_yaml(paths.config)
     if uri:
         spec["tracking"] = {**(spec.get("tracking") or {}), "uri": uri}
     with RunLock(paths):

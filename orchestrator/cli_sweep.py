@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.arms import Arm
-from orchestrator.config import Sweep, load_sweep
+from orchestrator.config import Sweep, load_sweep, read_yaml
 from orchestrator.ledger import Ledger, RunLock, write_atomic
 from orchestrator.manifest import update_manifest
 from orchestrator.mistakes import ConfigError
@@ -276,7 +276,7 @@ def run_report(run: pathlib.Path) -> None:
     paths = RunPaths(run)
     if not paths.config.is_file():
         raise ConfigError([f"{str(run)!r} is no run folder: it has no {paths.config.name}"])
-    spec = yaml.safe_load(paths.config.read_text())
+    spec = read_yaml(paths.config)
     with locked(paths):
         ledger = open_ledger(paths)
         refuse_missing_videos(paths, ledger.records())
@@ -293,4 +293,5 @@ def run_track(run: pathlib.Path, uri: str | None) -> None:
         changes = mirror(run, uri)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
-    Console().print(f"mirrored: {changes}")
+    told = f"mirrored {changes.num_records} records: {changes.num_added} runs added, {changes.num_updated} updated"
+    Console().print(told, highlight=False)

@@ -148,8 +148,8 @@ def test_overrides_reach_nested_keys_and_bad_ones_say_the_form(tmp_path: pathlib
         load_sweep(path, ["budget"])
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", ""])
-def test_a_spec_that_is_no_mapping_is_refused_in_one_line(tmp_path: pathlib.Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "prompts: [a]\nsteps: 8\nsteps: 9"])
+def test_a_spec_that_is_no_mapping_or_says_a_thing_twice_is_refused_in_one_line(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_sweep(tmp_path / "s.yaml")

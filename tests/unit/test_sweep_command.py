@@ -85,6 +85,17 @@ def test_a_recorded_video_that_is_gone_is_named(tmp_path: Path, spec: Path, work
             again()
 
 
+@pytest.mark.parametrize("text", ["", "- a", "a: ["])
+def test_a_broken_config_of_a_run_is_told_in_one_line(tmp_path: Path, text: str) -> None:
+    paths = RunPaths(tmp_path)
+    paths.config.write_text(text)
+    with pytest.raises(ConfigError, match=paths.config.name) as caught:
+        run_report(tmp_path)
+    assert len(caught.value.mistakes) == 1
+    with pytest.raises(ConfigError, match=paths.config.name):
+        run_track(tmp_path, None)
+
+
 def test_a_run_in_use_is_neither_reported_nor_mirrored(tmp_path: Path, spec: Path, worker: Worker) -> None:
     out = tmp_path / "run"
     run_sweep(spec, [], out, LOCAL)
