@@ -197,5 +197,5 @@ def load(
     exact = on.type == "cpu" or name == embedded.NAME
     compiled = on.type == "cuda" if compile_blocks is None else compile_blocks
     loading = Loading(parts, on, torch.float32 if exact else torch.bfloat16, lora, compiled, attention)
-    folder = embedded.FOLDER if weights is None and name == embedded.NAME else find_weights(geometry, weights)
+    folder = embedded.FOLDER if weights is None and name == embedded.NAME else find_weights(geometry, weights, parts)
     return families.load_family(geometry, folder, loading)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,18 @@ INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 CONFIGS = (INDEX, "*/config.json", SCHEDULER)
 """Enough of a repository to tell whether it is the model."""
-FILES = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja")
+SMALL_FILES = ("*/*.json", "*/*.txt", "*/*.model", "*/*.jinja")
+WEIGHT_FILES = ("*/*.safetensors",)
 """What the components of a checkpoint are made of, below their folders."""
+PARTS = frozenset({"text", "encoder", "transformer", "vae"})
+"""What a model may be loaded in: see ``stages.models.base``."""
+WEIGHTS = {
+    "text_encoder": frozenset({"text"}),
+    "image_encoder": frozenset({"text"}),
+    "transformer": frozenset({"transformer"}),
+    "vae": frozenset({"text", "encoder", "vae"}),
+}
+"""The parts that need a component's weights, by how the component's name begins; the other components have none."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +79,18 @@ def components(geometry: ModelGeometry) -> tuple[str, ...]:
     return (*family.components, *experts, "vae", *(family.image_components if looks else ()))
 
 
-def patterns(geometry: ModelGeometry) -> list[str]:
-    """The files of a repository that a model is loaded from."""
-    return [INDEX, SCHEDULER, *(pattern.replace("*/", f"{name}/", 1) for name in components(geometry) for pattern in FILES)]
+def patterns(geometry: ModelGeometry, parts: Set[str] = PARTS) -> list[str]:
+    """The files of a repository that these parts of a model are loaded from."""
+    found = [INDEX, SCHEDULER]
+    for name in components(geometry):
+        kinds = SMALL_FILES if _needed_by(name).isdisjoint(parts) else SMALL_FILES + WEIGHT_FILES
+        found += [pattern.replace("*/", f"{name}/", 1) for pattern in kinds]
+    return found
+
+
+def _needed_by(component: str) -> Set[str]:
+    """The parts that a component's weights are for; none if it has no weights."""
+    return next((parts for beginning, parts in WEIGHTS.items() if component.startswith(beginning)), frozenset())
 
 
 @dataclass(frozen=True)
@@ -94,17 +113,17 @@ def schedule(folder: Path) -> Schedule:
     return Schedule(SOLVERS.get(config.get("_class_name", "")), float(shift) if isinstance(shift, int | float) else None)
 
 
-def mistakes(geometry: ModelGeometry, folder: Path, *, configs_only: bool = False) -> list[str]:
+def mistakes(geometry: ModelGeometry, folder: Path, parts: Set[str] = PARTS) -> list[str]:
     """Why the checkpoint in ``folder`` is not ``geometry``'s model, one line each; empty when it is.
 
-    ``configs_only`` leaves the weight files out: of a repository they may not be downloaded yet.
+    Weight files are looked at only of ``parts``: those of a repository may not be downloaded yet, or not be needed here.
     """
     index = _read(folder / INDEX)
     if isinstance(index, str):
         return [f"{INDEX} {index}"]
     found = list(_pipeline(geometry, index))
     for name in components(geometry):
-        found += _component(geometry, folder, index, name, configs_only)
+        found += _component(geometry, folder, index, name, parts)
     return found
 
 
@@ -127,19 +146,15 @@ def _named(index: Mapping[str, Any], component: str) -> str | None:
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
 
-def _component(geometry: ModelGeometry, folder: Path, index: Mapping[str, Any], name: str, configs_only: bool) -> Iterator[str]:
+def _component(geometry: ModelGeometry, folder: Path, index: Mapping[str, Any], name: str, parts: Set[str]) -> Iterator[str]:
     if _named(index, name) is None:
         yield f"component {name!r} is missing ({INDEX} does not name it); {geometry.name} needs {', '.join(components(geometry))}"
-    elif _has_weights(name):
+    elif needed_by := _needed_by(name):
         yield from _config(geometry, folder / name, name)
-        if not configs_only:
+        if not needed_by.isdisjoint(parts):
             yield from _weight_files(folder / name)
-    elif not configs_only and not (folder / name).is_dir():
+    elif parts and not (folder / name).is_dir():
         yield f"component {name!r} is missing: there is no folder of that name"
-
-
-def _has_weights(component: str) -> bool:
-    return component.startswith(("text_encoder", "transformer", "vae", "image_encoder"))
 
 
 def _config(geometry: ModelGeometry, folder: Path, name: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +39,21 @@ def repository(weights: str) -> Repository | None:
     return Repository(match["name"], match["revision"]) if match else None
 
 
-def find_weights(geometry: ModelGeometry, weights: str | None) -> Path:
-    """The folder that ``weights`` names, downloaded if need be. Raises ValueError, with what to do, if it holds no such model."""
+def find_weights(geometry: ModelGeometry, weights: str | None, parts: Set[str] = checkpoint.PARTS) -> Path:
+    """The folder that ``weights`` names, with the weights of ``parts`` at least, downloaded if need be.
+
+    Raises ValueError, with what to do, if it holds no such model.
+    """
     if weights is None:
         raise ValueError(needs_weights(geometry))
     found = repository(weights)
     if found is None:
         folder = Path(weights)
     else:
-        folder = snapshot(found, checkpoint.patterns(geometry), geometry.hub)
-        if checkpoint.mistakes(geometry, folder):  # a cache that was filled in part may not know that it is incomplete
-            folder = download(found, checkpoint.patterns(geometry), geometry.hub)
-    if wrong := folder_mistakes(geometry, weights, folder):
+        folder = snapshot(found, checkpoint.patterns(geometry, parts), geometry.hub)
+        if checkpoint.mistakes(geometry, folder, parts):  # a cache that was filled in part may not know that it is incomplete
+            folder = download(found, checkpoint.patterns(geometry, parts), geometry.hub)
+    if wrong := folder_mistakes(geometry, weights, folder, parts):
         raise ValueError("; ".join(wrong))
     return folder
 
@@ -80,7 +83,7 @@ def check_weights(geometry: ModelGeometry, weights: str | None) -> tuple[str | N
         folder = snapshot(found, checkpoint.CONFIGS, geometry.hub)
     except ValueError as error:
         return weights, [f"{error}; no folder {weights!r} is here either"]
-    wrong = checkpoint.mistakes(geometry, folder, configs_only=True)
+    wrong = checkpoint.mistakes(geometry, folder, frozenset())
     return str(Repository(found.name, folder.name)), [f"weights {weights!r}: {line}" for line in wrong]
 
 
@@ -91,11 +94,11 @@ def needs_weights(geometry: ModelGeometry) -> str:
     )
 
 
-def folder_mistakes(geometry: ModelGeometry, weights: str, folder: Path) -> list[str]:
-    """Everything wrong with a local folder, each line naming what the user wrote."""
+def folder_mistakes(geometry: ModelGeometry, weights: str, folder: Path, parts: Set[str] = checkpoint.PARTS) -> list[str]:
+    """Everything wrong with a local folder that is to hold ``parts``, each line naming what the user wrote."""
     if not (folder / checkpoint.INDEX).is_file():
         return [f"weights {weights!r} {_no_folder(folder)}{_published(geometry.hub)}"]
-    return [f"weights {weights!r}: {line}" for line in checkpoint.mistakes(geometry, folder)]
+    return [f"weights {weights!r}: {line}" for line in checkpoint.mistakes(geometry, folder, parts)]
 
 
 def _no_folder(folder: Path) -> str:

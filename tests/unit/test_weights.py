@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.geometry import MODELS, model
 from stages.models import checkpoint as checkpoints
+from stages.models.base import load
 from stages.models.weights import check_weights, find_weights, fingerprint, repository
 from tests.checkpoints import checkpoint, copied, edit_json
 from tests.fakehub import COMMIT, serve
@@ -158,7 +159,7 @@ def test_weights_trained_on_in_place_have_another_fingerprint(tmp_path: Path) ->
 
 
 ASK = """
-import sys
+import os, sys
 from orchestrator.geometry import model
 from stages.models.weights import check_weights, find_weights
 geometry = model("wan2.1-1.3b")
@@ -166,7 +167,8 @@ for weights in sys.argv[1:]:
     pinned, wrong = check_weights(geometry, weights)
     print(pinned, *wrong)
     assert "torch" not in sys.modules
-    print(find_weights(geometry, pinned) if not wrong else "")
+    parts = frozenset(os.environ.get("ONLY_PART", "text transformer vae").split())
+    print(find_weights(geometry, pinned, parts) if not wrong else "")
 """
 
 
@@ -194,6 +196,29 @@ def test_a_repository_is_pinned_to_its_commit_downloaded_once_and_then_needs_no_
     assert "Bearer sesame" in hub.tokens
     assert not any(b"sesame" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert ask(tmp_path, "me/tiny", HF_HUB_OFFLINE="1") == online[:2]
+
+
+def test_of_a_repository_only_the_weights_of_the_parts_that_are_loaded_are_fetched(tmp_path: Path) -> None:
+    def weights() -> set[str]:
+        return {name.split("/")[0] for name in hub.asked if name.endswith(".safetensors")}
+
+    with serve("me/tiny", checkpoint(T2V)) as hub:
+        ask(tmp_path, "me/tiny", HF_ENDPOINT=hub.endpoint, ONLY_PART="vae")
+        assert weights() == {"vae"}
+        ask(tmp_path, "me/tiny", HF_ENDPOINT=hub.endpoint, ONLY_PART="transformer")
+        assert weights() == {"vae", "transformer"}
+        ask(tmp_path, "me/tiny", HF_ENDPOINT=hub.endpoint)
+        assert weights() == {"vae", "transformer", "text_encoder"}
+
+
+@pytest.mark.parametrize("name", [T2V, "wan2.1-i2v-14b", "wan2.2-i2v-a14b", HUNYUAN, "hunyuanvideo-1.5-i2v"])
+@pytest.mark.parametrize("part", ["text", "transformer", "encoder", "vae"])
+def test_what_is_fetched_for_a_part_is_enough_to_load_it(name: str, part: str, tmp_path: Path) -> None:
+    for pattern in checkpoints.patterns(model(name), {part}):
+        for file in checkpoint(name).glob(pattern):
+            (tmp_path / file.relative_to(checkpoint(name))).parent.mkdir(exist_ok=True)
+            (tmp_path / file.relative_to(checkpoint(name))).symlink_to(file)
+    assert load(name, str(tmp_path), parts=frozenset({part})).geometry.name == name
 
 
 def test_without_a_hub_and_a_cache_one_line_says_how_to_fetch(tmp_path: Path) -> None:
