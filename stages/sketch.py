@@ -13,7 +13,7 @@ from stages.planners.task import Planner
 def sketch(
     model: Model, planner: Planner, request: Request, seed: int, on_step: OnStep = ignore
 ) -> tuple[Decision, dict[str, float], Boundary]:
-    """The decision, seconds (``text_s``, ``sketch_s`` and stage 1's share of it, ``compile_s`` apart) and the boundary after stage 1.
+    """The decision, seconds and the boundary after stage 1. ``sketch_s`` holds ``stage1_s``, not ``text_s`` and ``compile_s``.
 
     A planner of one stage has nothing to sketch: the boundary is pure noise.
     """
