@@ -75,3 +75,20 @@ def test_an_arm_survives_json() -> None:
 def test_a_bad_lora_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         LoraSpec.model_validate(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "planner", "mode", "parts"),
+    [
+        ("wan2.2-ti2v-5b", "dvg", "encode", {"encoder"}),
+        ("hunyuanvideo-i2v", "fixed", "encode", {"encoder"}),
+        ("hunyuanvideo-i2v", "dvg", "index", set()),
+        ("hunyuanvideo-i2v", "full", "encode", set()),
+        ("hunyuanvideo", "dvg", "encode", set()),
+    ],
+)
+def test_later_stages_load_the_vaes_encoder_where_an_image_is_encoded_again(
+    name: str, planner: str, mode: str, parts: set[str]
+) -> None:
+    arm = ARM.model_copy(update={"model": name, "planner": planner, "dvg": DvgConfig.model_validate({"image_condition": mode})})
+    assert arm.refine_parts == parts
