@@ -58,7 +58,7 @@ def _local(path: str, found: Path) -> Path:
     if files:
         raise ValueError(f"lora {path!r} holds {len(files)} files; name one: {', '.join(file.name for file in files)}")
     rule = "give a .safetensors file, a folder with one, or a repository: org/name or org/name/file.safetensors"
-    raise ValueError(f"lora {path!r} is not there: {rule}")
+    raise ValueError(f"lora {path!r} {'holds no .safetensors file' if found.is_dir() else 'is not there'}: {rule}")
 
 
 def check_lora(path: str, transformer: Path | None = None) -> tuple[str, str]:

@@ -137,7 +137,7 @@ def test_an_adapter_is_found_in_a_folder_and_known_by_its_bytes(tmp_path: Path) 
     ("make", "words"),
     [
         (lambda path: None, ["is not there", "org/name"]),
-        (lambda path: path.mkdir(), ["is not there"]),
+        (lambda path: path.mkdir(), ["holds no .safetensors file", "org/name"]),
         (lambda path: path.write_bytes(b"x"), [".safetensors"]),
         (lambda path: (path.mkdir(), *((path / f"{i}.safetensors").touch() for i in range(2))), ["2 files", "0.safetensors, 1"]),
         (lambda path: (path.mkdir(), (path / "a.safetensors").write_bytes(b"x")), ["no complete safetensors file"]),
