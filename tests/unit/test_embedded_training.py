@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from experiments.embedded import text, transformer
 from experiments.embedded.crossing import cross, crossing_of, levels
@@ -64,16 +64,19 @@ def test_noise_levels_around_a_crossing_fall_from_its_start(crossing: int) -> No
 
 
 @pytest.mark.parametrize("crossing", [0, 1, 2])
-def test_the_way_from_a_crossing_ends_in_the_clean_latent(crossing: int) -> None:
-    torch.manual_seed(1)
-    small, target = torch.randn(3, 4, 2, 4, 4), torch.randn(3, 4, 3, 6, 6)
-
-    def estimate(x: Tensor, sigma: Tensor) -> Tensor:
-        assert x.shape == small.shape
-        return small
-
-    x, sigma, velocity = cross(small, target, crossing, estimate)
-    torch.testing.assert_close(x - sigma.view(-1, 1, 1, 1, 1) * velocity, target, atol=1e-4, rtol=1e-4)
+def test_clips_of_one_crossing_set_out_from_one_place_to_their_clean_latents(crossing: int) -> None:
+    """x(now) = clean + now v, and clean + begin v is the re-noised small clip, whatever is clean."""
+    small, clean = torch.randn(3, 4, 2, 4, 4), torch.randn(2, 3, 4, 3, 6, 6)
+    ways = []
+    for target in clean:
+        torch.manual_seed(1)
+        random.seed(1)
+        ways.append(cross(small, target, crossing, lambda x, sigma: small))
+    (x, now, v), (_, _, other) = ways
+    torch.testing.assert_close(x - now.view(-1, 1, 1, 1, 1) * v, clean[0], atol=1e-4, rtol=1e-4)
+    begin = ((clean[0] - clean[1]) / (other - v)).flatten(1)
+    torch.testing.assert_close(begin, begin[:, :1].expand_as(begin), atol=1e-3, rtol=1e-3)
+    assert (now <= begin[:, 0] + 1e-4).all()
 
 
 @needs_weights
