@@ -23,6 +23,7 @@ NUM_CALLS = 12
 """Calls per recording: gaps between launches are not part of a floor."""
 LONG = 8_192
 """Rows from which fewer calls do."""
+STEADY_S = 0.08
 NUM_WEIGHTS = 3
 """Weights in turn, so that a product reads its own from memory as it does in a forward."""
 
@@ -124,8 +125,12 @@ def _random(*shape: int) -> Tensor:
 
 
 def _recorded_s(call: Callable[[], Tensor], num_rows: int) -> float:
-    """Seconds of one call: the median round of a CUDA graph of several."""
-    num_calls, rounds = (NUM_CALLS, 5) if num_rows < LONG else (3, 3)
+    """Seconds of one call: the median round of a CUDA graph of several.
+
+    Rounds go on for ``STEADY_S`` before those that count, because clocks fall under load: a floor at clocks that a whole
+    forward cannot hold would be none.
+    """
+    num_calls = NUM_CALLS if num_rows < LONG else 3
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -133,7 +138,9 @@ def _recorded_s(call: Callable[[], Tensor], num_rows: int) -> float:
         for _ in range(num_calls):
             call()
     graph.replay()
-    return statistics.median(event_s(graph.replay) for _ in range(rounds)) / num_calls
+    num_rounds = max(3, int(STEADY_S / event_s(graph.replay)))
+    rounds = [event_s(graph.replay) for _ in range(2 * num_rounds)]
+    return statistics.median(rounds[num_rounds:]) / num_calls
 
 
 def event_s(call: Callable[[], object]) -> float:

@@ -22,6 +22,7 @@ from stages.models.base import Branch, Condition
 NUM_PROMPT = 60
 """Valid text tokens: a prompt of two sentences."""
 BF16 = torch.bfloat16
+DEVICE = "cuda"
 Forward = Callable[[Grid], Any]
 """One stock forward of one branch on a grid of latent cells."""
 
@@ -58,7 +59,7 @@ SUBJECTS = {
 
 
 def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, device="cuda", dtype=BF16)
+    return torch.randn(shape, device=DEVICE, dtype=BF16)
 
 
 def transformer(subject: Subject) -> Any:
@@ -72,7 +73,7 @@ def transformer(subject: Subject) -> Any:
 
 
 def _on_gpu(make: Callable[[], Any]) -> Any:
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         return make()
 
 
@@ -115,17 +116,17 @@ def stock_forward(subject: Subject, module: Any) -> Forward:
 
 
 def _mask(length: int, valid: int) -> Tensor:
-    return (torch.arange(length, device="cuda") < valid)[None].to(BF16)
+    return (torch.arange(length, device=DEVICE) < valid)[None].to(BF16)
 
 
 def _stock_hunyuan(module: Any, subject: Subject, grid: Grid) -> Any:
-    told = torch.full((1,), 900.0, device="cuda", dtype=BF16)
-    text, pooled, scale = noise(1, 256, 4096), noise(1, 768), torch.full((1,), 6000.0, device="cuda", dtype=BF16)
+    told = torch.full((1,), 900.0, device=DEVICE, dtype=BF16)
+    text, pooled, scale = noise(1, 256, 4096), noise(1, 768), torch.full((1,), 6000.0, device=DEVICE, dtype=BF16)
     return module(noise(1, 16, *grid), told, text, _mask(256, NUM_PROMPT), pooled, guidance=scale, return_dict=False)
 
 
 def _stock_hunyuan15(module: Any, subject: Subject, grid: Grid) -> Any:
-    told = torch.full((1,), 900.0, device="cuda", dtype=BF16)
+    told = torch.full((1,), 900.0, device=DEVICE, dtype=BF16)
     image = noise(1, 729, 1152) * (subject.geometry.image != "none")
     after = {"timestep_r": told - 20} if subject.geometry.meanflow else {}
     return module(
@@ -135,7 +136,7 @@ def _stock_hunyuan15(module: Any, subject: Subject, grid: Grid) -> Any:
 
 
 def _stock_wan(module: Any, subject: Subject, grid: Grid) -> Any:
-    told = torch.full((1,), 900, device="cuda")
+    told = torch.full((1,), 900, device=DEVICE)
     return module(noise(1, 16, *grid), told, noise(1, 512, 4096), return_dict=False)
 
 
@@ -149,7 +150,7 @@ _STOCK: dict[str, Callable[[Any, Subject, Grid], Any]] = {
 def ours(subject: Subject, modules: tuple[Any, ...], decoder: Any = None, attention: str = "auto", compiled: bool = True) -> Any:
     """The adapter over stock modules (Wan: the high-noise expert, then the low-noise one), which it may take apart."""
     geometry = subject.geometry
-    kernel = choose(attention, torch.device("cuda"), geometry.heads, geometry.head_dim)
+    kernel = choose(attention, torch.device(DEVICE), geometry.heads, geometry.head_dim)
     return _OURS[geometry.family](geometry, modules, decoder, kernel, compiled)
 
 
@@ -160,7 +161,7 @@ def _our_hunyuan(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any
 
     network = HunyuanTransformer(modules[0], kernel, compiled)
     parts = HunyuanParts(transformer=network, decoder=None if decoder is None else HunyuanDecoder(decoder))
-    return HunyuanModel(geometry, torch.device("cuda"), BF16, parts)
+    return HunyuanModel(geometry, torch.device(DEVICE), BF16, parts)
 
 
 def _our_hunyuan15(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any, kernel: Any, compiled: bool) -> Any:
@@ -170,7 +171,7 @@ def _our_hunyuan15(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: A
 
     network = Hunyuan15Transformer(modules[0], kernel, compiled)
     parts = Parts(transformer=network, decoder=None if decoder is None else Hunyuan15Decoder(decoder))
-    return Hunyuan15Model(geometry, torch.device("cuda"), BF16, parts)
+    return Hunyuan15Model(geometry, torch.device(DEVICE), BF16, parts)
 
 
 def _our_wan(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any, kernel: Any, compiled: bool) -> Any:
@@ -181,7 +182,7 @@ def _our_wan(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any, ke
 
     experts = tuple(WanTransformer(module, kernel, kernel, compiled) for module in modules)
     parts = WanParts(experts=experts, decoder=None if decoder is None else WanDecoder(decoder))
-    return WanModel(geometry, torch.device("cuda"), BF16, Index(frozenset(), geometry.boundary, False), parts)
+    return WanModel(geometry, torch.device(DEVICE), BF16, Index(frozenset(), geometry.boundary, False), parts)
 
 
 _OURS: dict[str, Callable[..., Any]] = {"hunyuan": _our_hunyuan, "hunyuan15": _our_hunyuan15, "wan": _our_wan}
