@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
@@ -70,6 +71,7 @@ def _model_row(model: geometry.ModelGeometry) -> dict[str, Any]:
 
 def run_build_tiny(name: str, folder: pathlib.Path) -> None:
     """Build it. Raises ConfigError for an unknown model or a folder that holds something."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # diffusers brings DeepSpeed in, which tells at length what it looked for
     from stages.models import tiny
 
     try:
