@@ -10,9 +10,11 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from PIL import Image
 from safetensors.torch import save_file
 
-from stages.models.base import Lora
+from stages.models.base import Loading, Lora, Placed
+from stages.models.hunyuan import load_hunyuan
+from stages.sampling import NoiseLevel, initial_noise
 from tests.checkpoints import checkpoint
-from tests.unit.hunyuan_runs import I2V, PROMPT, T2V, photo, request, run, stock, stock_run, tiny
+from tests.unit.hunyuan_runs import GUIDANCE, I2V, PROMPT, SEED, SHAPE, T2V, on_whole, photo, request, run, stock, stock_run, tiny
 
 LONG = "a red circle moves left over the blue square and " * 80
 ADAPTED = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff_context.net.2", "single_transformer_blocks.1.proj_mlp")
@@ -50,6 +52,29 @@ def test_the_prompt_the_image_and_the_guidance_all_matter_and_the_negative_promp
     assert not torch.allclose(run(model, request(I2V, guidance=1.0)), base, atol=1e-3)
     assert not torch.allclose(run(tiny(T2V), request(T2V)), run(tiny(T2V), request(T2V, guidance=1.0)), atol=1e-3)
     assert torch.equal(run(model, request(I2V, negative="slow green square")), base)
+
+
+@pytest.mark.parametrize("name", [T2V, I2V])
+@torch.inference_mode()
+def test_in_bfloat16_a_forward_is_as_close_to_float32_as_the_stock_one(name: str) -> None:
+    placed = on_whole(tiny(name), request(name))
+    x = placed.pin(initial_noise(tiny(name).geometry.latent_grid(SHAPE), 16, SEED))
+    exact = tiny(name).denoise(x, NoiseLevel(0.7, 700.0, 650.0), placed)
+    loading = Loading(frozenset({"transformer"}), dtype=torch.bfloat16)
+    found = load_hunyuan(tiny(name).geometry, checkpoint(name), loading).denoise(x, NoiseLevel(0.7, 700.0, 650.0), placed)
+    assert found.dtype == torch.float32
+    stock_v = placed.pin(_stock_forward(name, x, 700.0, placed))
+    assert (found - exact)[:, :, 1:].norm() < 1.1 * (stock_v - exact)[:, :, 1:].norm()
+
+
+def _stock_forward(name: str, x: torch.Tensor, timestep: float, placed: Placed) -> torch.Tensor:
+    """diffusers' own forward in bfloat16."""
+    half = torch.bfloat16
+    weights = HunyuanVideoTransformer3DModel.from_pretrained(checkpoint(name) / "transformer", torch_dtype=half)
+    text, pooled = (placed.condition.positive.tensors[key].to(half) for key in ("text", "pooled"))
+    guidance = torch.tensor([GUIDANCE], dtype=half) * 1000 if weights.config.guidance_embeds else None
+    told = x.to(half), torch.tensor([timestep]), text, torch.ones(text.shape[:2], dtype=torch.long), pooled
+    return weights(*told, guidance=guidance, return_dict=False)[0].float()
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 4, 5, 9], ids=lambda n: f"{n} latent frames")
