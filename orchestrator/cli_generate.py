@@ -63,7 +63,7 @@ def run_generate(
         console.print(f"[yellow]warning:[/] {arm.model} does not know: {escape(', '.join(words))}; {known}", highlight=False)
     try:
         decision, timings_s, clip = _make(arm, item, out, console, replace(machine, device=device))
-    except (ValueError, RuntimeError) as error:  # weights that do not load, memory that does not suffice, latents not finite
+    except (OSError, ValueError, RuntimeError) as error:  # weights that do not load, a lack of memory or disk, latents not finite
         raise RunError(" ".join(str(error).split())) from error
     timings_s |= clip.timings_s
     if as_json:
@@ -109,6 +109,8 @@ def _writable(out: pathlib.Path) -> pathlib.Path:
     out = out.absolute()
     if out.suffix.lower() != ".mp4":
         raise ConfigError([f"--out {str(out)!r} must end in .mp4"])
+    if out.is_dir():
+        raise ConfigError([f"--out {str(out)!r} is a folder; give the file to write"])
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ConfigError([f"--out {str(out)!r}: folder {str(out.parent)!r} does not exist or is not writable"])
     return out

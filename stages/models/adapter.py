@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
 from stages.models.base import Loading
+from stages.models.pretrained import pretrained
 
 Part = TypeVar("Part")
 
@@ -28,12 +29,12 @@ class Adapter:
 
 def load_halves(kind: Any, folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:
     """The autoencoder ``kind`` in ``folder / "vae"``, in the model's dtype, with the halves that are asked for."""
-    vae: Any = kind.from_pretrained(folder / "vae", dtype=loading.dtype, local_files_only=True)
+    vae = pretrained(kind, folder / "vae", loading.dtype)
     if not encodes:
         vae.encoder = None
     if not decodes:
         vae.decoder = None
-    return vae.to(loading.device).eval().requires_grad_(False)
+    return vae.to(loading.device).requires_grad_(False)
 
 
 def to_frames(video: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,10 @@ TARGET_SIZES = {480: 640, 720: 960}
 """HunyuanVideo-1.5: side in pixels of the square whose area the checkpoints for these heights were trained on."""
 
 
+WHOLE_NUMBERS = ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "in_channels", "patch_size_t")
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+
+
 def components(geometry: ModelGeometry) -> tuple[str, ...]:
     """The sub-folders that a model is loaded from."""
     family = FAMILIES[geometry.family]
@@ -110,7 +115,8 @@ def schedule(folder: Path) -> Schedule:
     if not isinstance(config, dict):
         return Schedule()
     shift = config.get("flow_shift", config.get("shift"))
-    return Schedule(SOLVERS.get(config.get("_class_name", "")), float(shift) if isinstance(shift, int | float) else None)
+    legal = isinstance(shift, int | float) and 0 < shift < math.inf
+    return Schedule(SOLVERS.get(config.get("_class_name", "")), shift if legal else None)
 
 
 def mistakes(geometry: ModelGeometry, folder: Path, parts: Set[str] = PARTS) -> list[str]:
@@ -155,6 +161,19 @@ def _component(geometry: ModelGeometry, folder: Path, index: Mapping[str, Any], 
             yield from _weight_files(folder / name)
     elif parts and not (folder / name).is_dir():
         yield f"component {name!r} is missing: there is no folder of that name"
+    elif parts:
+        yield from _tokenizer_files(folder / name, _named(index, name))
+
+
+def _tokenizer_files(folder: Path, kind: str | None) -> Iterator[str]:
+    """What is missing or torn among the files of a component that has no weights."""
+    for path in sorted(folder.glob("*.json")):
+        text = path.read_bytes().strip()
+        if not (text.startswith(b"{") and text.endswith(b"}")):
+            yield f"{folder.name}/{path.name} is not valid JSON, or cut short"
+    vocabularies = [path for pattern in VOCABULARIES for path in folder.glob(pattern)]
+    if folder.name.startswith("tokenizer") and kind != "ByT5Tokenizer" and not vocabularies:  # bytes need no vocabulary
+        yield f"{folder.name} holds no vocabulary ({', '.join(VOCABULARIES)})"
 
 
 def _config(geometry: ModelGeometry, folder: Path, name: str) -> Iterator[str]:
@@ -162,11 +181,14 @@ def _config(geometry: ModelGeometry, folder: Path, name: str) -> Iterator[str]:
     if isinstance(config, str):
         yield f"{name}/config.json {config}"
         return
+    if name.startswith("transformer"):
+        if odd := [key for key in WHOLE_NUMBERS if not isinstance(config.get(key, 0), int)]:
+            yield f"{name}/config.json has {odd[0]} {config[odd[0]]!r}; it must be a whole number"
+            return
+        yield from _other_size(geometry, name, config)
     for key, found, needed in _facts(geometry, name, config):
         if found != needed:
             yield f"{name}/config.json has {key} {found}; {geometry.name} needs {needed}"
-    if name.startswith("transformer"):
-        yield from _other_size(geometry, name, config)
 
 
 def _facts(geometry: ModelGeometry, name: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -223,7 +245,7 @@ def _in_channels(geometry: ModelGeometry) -> int:
 
 def _patch(config: Mapping[str, Any], geometry: ModelGeometry) -> tuple[int, ...]:
     size = config.get("patch_size", geometry.patch)
-    return (config.get("patch_size_t", 1), size, size) if isinstance(size, int) else tuple(size)
+    return (config.get("patch_size_t", 1), size, size) if isinstance(size, int) else tuple(size or ())
 
 
 def _weight_files(folder: Path) -> Iterator[str]:

@@ -15,6 +15,7 @@ from stages.models.adapter import load_halves
 from stages.models.base import Loading
 from stages.models.hunyuan15_text import Hunyuan15Encoders
 from stages.models.hunyuan15_transformer import Hunyuan15Transformer
+from stages.models.pretrained import pretrained
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,21 @@ def load_encoders(geometry: ModelGeometry, folder: Path, loading: Loading) -> Hu
 
 
 def _encoder(kind: Any, folder: Path, loading: Loading) -> Any:
-    return kind.from_pretrained(folder, dtype=loading.dtype, local_files_only=True).to(loading.device).eval()
+    return pretrained(kind, folder, loading.dtype).to(loading.device)
 
 
 def load_transformer(folder: Path, loading: Loading) -> Hunyuan15Transformer:
     """The transformer with its low-rank adapters merged."""
     from diffusers import HunyuanVideo15Transformer3DModel
 
-    path = folder / "transformer"
-    weights: Any = HunyuanVideo15Transformer3DModel.from_pretrained(path, dtype=loading.dtype, local_files_only=True)
+    weights = pretrained(HunyuanVideo15Transformer3DModel, folder / "transformer", loading.dtype)
     if loading.lora:
         from stages.models import lora
 
         lora.merge(weights, loading.lora)
     heads, head_dim = weights.config.num_attention_heads, weights.config.attention_head_dim
     attention = choose(loading.attention, loading.device, heads, head_dim, loading.dtype)
-    return Hunyuan15Transformer(weights.to(loading.device).eval().requires_grad_(False), attention, loading.compile)
+    return Hunyuan15Transformer(weights.to(loading.device).requires_grad_(False), attention, loading.compile)
 
 
 def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:

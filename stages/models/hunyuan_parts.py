@@ -12,6 +12,7 @@ from stages.models.adapter import load_halves
 from stages.models.base import Loading
 from stages.models.hunyuan_text import LlamaText, LlavaText, Summary, TextEncoder, shorten
 from stages.models.hunyuan_transformer import HunyuanTransformer
+from stages.models.pretrained import pretrained
 
 
 def load_text(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[TextEncoder, Summary]:
@@ -20,7 +21,7 @@ def load_text(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    summary = _read(CLIPTextModel, folder / "text_encoder_2", loading).to(loading.device)
+    summary = pretrained(CLIPTextModel, folder / "text_encoder_2", loading.dtype).to(loading.device)
     tokenizer = _tokenizer(folder, "tokenizer")
     takes_image = geometry.image == "required"
     encoder = _load_llava(folder, loading) if takes_image else _load_llama(folder, loading)
@@ -31,7 +32,7 @@ def load_text(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[
 def _load_llama(folder: Path, loading: Loading) -> Any:
     from transformers import LlamaModel
 
-    encoder = _read(LlamaModel, folder / "text_encoder", loading)
+    encoder = pretrained(LlamaModel, folder / "text_encoder", loading.dtype)
     shorten(encoder)
     return encoder.to(loading.device)
 
@@ -40,7 +41,7 @@ def _load_llava(folder: Path, loading: Loading) -> Any:
     """Without the head that predicts words."""
     from transformers import LlavaForConditionalGeneration
 
-    encoder = _read(LlavaForConditionalGeneration, folder / "text_encoder", loading).model
+    encoder = pretrained(LlavaForConditionalGeneration, folder / "text_encoder", loading.dtype).model
     shorten(encoder.language_model)
     return encoder.to(loading.device)
 
@@ -49,16 +50,14 @@ def load_transformer(folder: Path, loading: Loading) -> HunyuanTransformer:
     """The transformer with its low-rank adapters merged."""
     from diffusers import HunyuanVideoTransformer3DModel
 
-    weights: Any = HunyuanVideoTransformer3DModel.from_pretrained(
-        folder / "transformer", dtype=loading.dtype, local_files_only=True
-    )
+    weights: Any = pretrained(HunyuanVideoTransformer3DModel, folder / "transformer", loading.dtype)
     if loading.lora:
         from stages.models import lora
 
         lora.merge(weights, loading.lora)
     heads, head_dim = weights.config.num_attention_heads, weights.config.attention_head_dim
     attention = choose(loading.attention, loading.device, heads, head_dim, loading.dtype)
-    return HunyuanTransformer(weights.to(loading.device).eval().requires_grad_(False), attention, loading.compile)
+    return HunyuanTransformer(weights.to(loading.device).requires_grad_(False), attention, loading.compile)
 
 
 def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:
@@ -66,10 +65,6 @@ def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) ->
     from diffusers import AutoencoderKLHunyuanVideo
 
     return load_halves(AutoencoderKLHunyuanVideo, folder, loading, encodes=encodes, decodes=decodes)
-
-
-def _read(kind: Any, folder: Path, loading: Loading) -> Any:
-    return kind.from_pretrained(folder, dtype=loading.dtype, local_files_only=True).eval()
 
 
 def _tokenizer(folder: Path, name: str) -> Any:

@@ -11,6 +11,7 @@ from orchestrator.geometry import ModelGeometry
 from stages.attention import choose
 from stages.models.adapter import load_halves
 from stages.models.base import Loading
+from stages.models.pretrained import pretrained
 from stages.models.wan_image import ImageTokens
 from stages.models.wan_text import TextEncoder
 from stages.models.wan_transformer import WanTransformer
@@ -39,8 +40,8 @@ def load_text(folder: Path, loading: Loading) -> TextEncoder:
 
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=loading.dtype, local_files_only=True)
-    return TextEncoder(tokenizer, encoder.to(loading.device).eval())
+    encoder = pretrained(UMT5EncoderModel, folder / "text_encoder", loading.dtype)
+    return TextEncoder(tokenizer, encoder.to(loading.device))
 
 
 def load_image_tokens(folder: Path, loading: Loading) -> ImageTokens:
@@ -48,8 +49,8 @@ def load_image_tokens(folder: Path, loading: Loading) -> ImageTokens:
     from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
     processor = CLIPImageProcessorPil.from_pretrained(folder / "image_processor", local_files_only=True)
-    encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=loading.dtype, local_files_only=True)
-    return ImageTokens(processor, encoder.to(loading.device).eval())
+    encoder = pretrained(CLIPVisionModel, folder / "image_encoder", loading.dtype)
+    return ImageTokens(processor, encoder.to(loading.device))
 
 
 def load_experts(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[WanTransformer, ...]:
@@ -65,12 +66,12 @@ def load_experts(folder: Path, geometry: ModelGeometry, loading: Loading) -> tup
 def _load_weights(folder: Path, loading: Loading, expert: Literal["high", "low"]) -> Any:
     from diffusers import WanTransformer3DModel
 
-    weights: Any = WanTransformer3DModel.from_pretrained(folder, dtype=loading.dtype, local_files_only=True)
+    weights: Any = pretrained(WanTransformer3DModel, folder, loading.dtype)
     if loading.lora:
         from stages.models import lora
 
         lora.merge(weights, loading.lora, expert)
-    return weights.to(loading.device).eval().requires_grad_(False)
+    return weights.to(loading.device).requires_grad_(False)
 
 
 def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:

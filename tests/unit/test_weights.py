@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from orchestrator.geometry import MODELS, model
 from stages.models import checkpoint as checkpoints
@@ -90,6 +92,47 @@ def test_a_missing_shard_is_told(tmp_path: Path) -> None:
     }
     (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(listing))
     assert ["lacks 1 of its weight files" in line and "00001-of-00002" in line for line in mistakes(T2V, folder)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("tokenizer/tokenizer.json", None, ["tokenizer holds no vocabulary", "tokenizer.json"]),
+        ("tokenizer/tokenizer.json", "{]", ["tokenizer/tokenizer.json", "cut short"]),
+        ("transformer/config.json", {"num_layers": "many"}, ["num_layers 'many'", "whole number"]),
+        ("transformer/config.json", {"num_attention_heads": None}, ["num_attention_heads None"]),
+        ("transformer/config.json", {"patch_size": None}, ["patch_size ()", "(1, 2, 2)"]),
+    ],
+)
+def test_small_files_that_are_torn_lost_or_odd_are_told(file: str, change: object, words: list[str], tmp_path: Path) -> None:
+    folder = copied(T2V, tmp_path)
+    if change is None:
+        (folder / file).unlink()
+    elif isinstance(change, dict):
+        edit_json(folder / file, **change)
+    else:
+        (folder / file).write_text(str(change))
+    (line,) = mistakes(T2V, str(folder))
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "transformer", "vae"])
+@pytest.mark.parametrize("name", [T2V, HUNYUAN, "hunyuanvideo-1.5"])
+def test_a_tensor_that_is_missing_is_told_by_name_and_not_made_up(name: str, component: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    (file,) = (folder / component).glob("*.safetensors")
+    tensors = load_file(file)
+    lost = min(tensors)
+    save_file({key: tensor for key, tensor in tensors.items() if key != lost}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{component}' lacks 1 tensors of a \w+, '.*{re.escape(lost)[-12:]}'"):
+        load(name, str(folder))
+
+
+def test_a_shift_that_is_none_is_not_taken_from_a_checkpoint(tmp_path: Path) -> None:
+    folder = copied(HUNYUAN, tmp_path)
+    for shift in (-1, 0, float("inf"), "many", None):
+        edit_json(folder / checkpoints.SCHEDULER, shift=shift)
+        assert checkpoints.schedule(folder).shift is None
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
