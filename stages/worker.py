@@ -27,7 +27,8 @@ ModelKey = tuple[str, str | None, tuple[LoraSpec, ...]]
 class ClipWorker:
     """Holds the models of the arms on one device; loads ``parts`` of each when it is first asked for.
 
-    The same item gives the same bytes on every worker of the same device kind and thread count.
+    The same item gives the same bytes on every worker of the same device kind and thread count; on GPUs also of the same
+    attention kernel, and of memory that lets the VAE decode in equal pieces.
     """
 
     def __init__(

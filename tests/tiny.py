@@ -1,20 +1,18 @@
-"""Tiny Wan checkpoints with random weights, each made once and shared by all tests of a process."""
+"""The tiny Wan checkpoints, and what their prompts may say."""
 
 from __future__ import annotations
 
-import functools
-import tempfile
 from pathlib import Path
 
 from orchestrator.geometry import model
-from stages.models.tiny_wan import TEXT_DIM, WORDS, build
+from stages.models.tiny_wan import TEXT_DIM, WORDS
+from tests import checkpoints
 
 __all__ = ["GEOMETRY", "TEXT_DIM", "WORDS", "checkpoint"]
 
 GEOMETRY = model("wan-mini")
 
 
-@functools.cache
-def checkpoint(name: str = "wan-mini") -> Path:
+def checkpoint(name: str = GEOMETRY.name) -> Path:
     """The folder of a tiny checkpoint of the Wan model ``name``."""
-    return build(name, Path(tempfile.mkdtemp(prefix=f"tiny-{name}-")))
+    return checkpoints.checkpoint(name)

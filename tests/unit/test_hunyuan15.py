@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from stages.denoise import StepDone, run_stages, start
 from stages.models.base import Condition, ImageMode, Loading, Placed, Request, load
 from stages.models.hunyuan15 import Hunyuan15Model, load_hunyuan15
 from stages.models.hunyuan15_parts import Guider, load_guider
-from stages.models.tiny_hunyuan15 import build
 from stages.planners import make_planner
 from stages.resize import nested_axes
 from stages.sampling import NoiseLevel, initial_noise
+from tests.checkpoints import checkpoint
 
 T2V, DISTILLED = "hunyuanvideo-1.5", "hunyuanvideo-1.5-distilled"
 I2V, STEP_DISTILLED = "hunyuanvideo-1.5-i2v", "hunyuanvideo-1.5-i2v-step-distilled"
@@ -30,28 +31,9 @@ GRID = (3, 3, 5)
 GLYPHS = 'a shop sign reads "open", and “late”'
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    built: dict[str, Path] = {}
-
-    def find(name: str) -> Path:
-        if name not in built:
-            built[name] = build(name, tmp_path_factory.mktemp(name))
-        return built[name]
-
-    return find
-
-
-@pytest.fixture(scope="module")
-def tiny(checkpoint: Any) -> Any:
-    loaded: dict[str, Hunyuan15Model] = {}
-
-    def find(name: str) -> Hunyuan15Model:
-        if name not in loaded:
-            loaded[name] = load_hunyuan15(model(name), checkpoint(name), Loading())
-        return loaded[name]
-
-    return find
+@functools.cache
+def tiny(name: str) -> Hunyuan15Model:
+    return load_hunyuan15(model(name), checkpoint(name), Loading())
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +78,7 @@ def full_run(tiny: Hunyuan15Model, request: Request, steps: int) -> Tensor:
 
 @pytest.mark.parametrize("name", [T2V, DISTILLED])
 @pytest.mark.parametrize("prompt", ["a", GLYPHS])
-def test_a_full_run_from_text_equals_the_stock_pipeline(name: str, prompt: str, tiny: Any, checkpoint: Any) -> None:
+def test_a_full_run_from_text_equals_the_stock_pipeline(name: str, prompt: str) -> None:
     guidance = model(name).default_guidance
     expected = stock_latents(stock(name, checkpoint(name)), prompt, "dull", 5, height=SHAPE.height, width=SHAPE.width)
     found = full_run(tiny(name), Request(prompt, SHAPE, guidance, "dull"), 5)
@@ -106,9 +88,7 @@ def test_a_full_run_from_text_equals_the_stock_pipeline(name: str, prompt: str, 
 
 @pytest.mark.parametrize("name", [I2V, STEP_DISTILLED])
 @pytest.mark.parametrize("prompt", ["a", GLYPHS])
-def test_a_full_run_from_an_image_equals_the_stock_pipeline(
-    name: str, prompt: str, tiny: Any, checkpoint: Any, photo: str
-) -> None:
+def test_a_full_run_from_an_image_equals_the_stock_pipeline(name: str, prompt: str, photo: str) -> None:
     geometry = model(name)
     expected = stock_latents(stock(name, checkpoint(name)), prompt, "dull", 5, image=Image.open(photo))
     size = VideoShape(SHAPE.num_frames, expected.shape[3] * 16, expected.shape[4] * 16, 24)
@@ -117,14 +97,14 @@ def test_a_full_run_from_an_image_equals_the_stock_pipeline(
     assert (found - expected).abs().max() < 1e-5
 
 
-def test_the_guidance_asked_for_decides_over_the_checkpoint(tiny: Any, checkpoint: Any) -> None:
+def test_the_guidance_asked_for_decides_over_the_checkpoint() -> None:
     pipeline = stock(DISTILLED, checkpoint(DISTILLED))
     pipeline.guider.guidance_scale = 4.0
     expected = stock_latents(pipeline, "a", "dull", 3, height=SHAPE.height, width=SHAPE.width)
     assert (full_run(tiny(DISTILLED), Request("a", SHAPE, 4.0, "dull"), 3) - expected).abs().max() < 1e-5
 
 
-def test_without_guidance_there_is_one_branch_and_the_negative_prompt_does_not_count(tiny: Any) -> None:
+def test_without_guidance_there_is_one_branch_and_the_negative_prompt_does_not_count() -> None:
     condition = tiny(T2V).encode(Request("a", SHAPE, 1.0, "dull"))
     assert condition.negative is None
     assert tiny(T2V).encode(Request("a", SHAPE, 1.1, "dull")).negative is not None
@@ -143,7 +123,7 @@ def test_branches_are_combined_as_the_shipped_guider_does(tmp_path: Path) -> Non
         load_guider(tmp_path)
 
 
-def test_only_the_text_of_the_prompt_is_kept_and_only_quoted_words_are_glyphs(tiny: Any) -> None:
+def test_only_the_text_of_the_prompt_is_kept_and_only_quoted_words_are_glyphs() -> None:
     tensors = tiny(T2V).encode(Request("a cat", SHAPE, 1.0)).positive.tensors
     assert tensors["text"].shape == (1, len("a cat") + 1, 32)  # the end of the message is one token
     assert tensors["glyphs"].shape == (1, 0, 24)
@@ -152,7 +132,7 @@ def test_only_the_text_of_the_prompt_is_kept_and_only_quoted_words_are_glyphs(ti
 
 
 @pytest.mark.parametrize("name", [T2V, STEP_DISTILLED])
-def test_in_bfloat16_a_forward_is_as_close_to_float32_as_the_stock_one(name: str, tiny: Any, checkpoint: Any, photo: str) -> None:
+def test_in_bfloat16_a_forward_is_as_close_to_float32_as_the_stock_one(name: str, photo: str) -> None:
     image = photo if model(name).image == "required" else None
     condition = tiny(name).encode(Request(GLYPHS, SHAPE, 1.0, image=image))
     placed = tiny(name).place(condition, nested_axes((GRID,))[0], "index")
@@ -188,7 +168,7 @@ def _stock_forward(weights: Any, x: Tensor, level: NoiseLevel, placed: Placed) -
     return out.float()
 
 
-def test_a_prompt_is_projected_once_and_forgotten_with_it(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_is_projected_once_and_forgotten_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     transformer = tiny(T2V).parts.transformer
     remember = transformer.remember
@@ -201,7 +181,7 @@ def test_a_prompt_is_projected_once_and_forgotten_with_it(tiny: Any, monkeypatch
 COARSE = (2, 2, 3)
 
 
-def test_an_indexed_condition_holds_cells_of_the_full_latent_at_the_first_frame_only(tiny: Any, photo: str) -> None:
+def test_an_indexed_condition_holds_cells_of_the_full_latent_at_the_first_frame_only(photo: str) -> None:
     condition = tiny(I2V).encode(Request("a", SHAPE, 1.0, image=photo))
     axes = nested_axes((COARSE, GRID))[0]
     latent = tiny(I2V).place(condition, axes, "index").latent
@@ -213,7 +193,7 @@ def test_an_indexed_condition_holds_cells_of_the_full_latent_at_the_first_frame_
     assert not latent[:, :, 1:].any()
 
 
-def test_an_encoded_condition_is_the_latent_of_the_image_made_smaller(tiny: Any, photo: str) -> None:
+def test_an_encoded_condition_is_the_latent_of_the_image_made_smaller(photo: str) -> None:
     condition = tiny(I2V).encode(Request("a", SHAPE, 1.0, image=photo))
     axes = nested_axes((COARSE, GRID))[0]
     small = torch.nn.functional.interpolate(condition.image[:, :, 0], (32, 48), mode="bicubic", antialias=True).clamp(-1, 1)
@@ -223,7 +203,7 @@ def test_an_encoded_condition_is_the_latent_of_the_image_made_smaller(tiny: Any,
 
 
 @pytest.mark.parametrize("mode", ["index", "encode"])
-def test_on_the_full_rows_and_columns_a_condition_is_the_full_latent(mode: ImageMode, tiny: Any, photo: str) -> None:
+def test_on_the_full_rows_and_columns_a_condition_is_the_full_latent(mode: ImageMode, photo: str) -> None:
     condition = tiny(I2V).encode(Request("a", SHAPE, 1.0, image=photo))
     for grid in (GRID, (2, *GRID[1:])):
         placed = tiny(I2V).place(condition, nested_axes((grid, GRID))[0], mode)
@@ -239,7 +219,7 @@ def test_on_the_full_rows_and_columns_a_condition_is_the_full_latent(mode: Image
         (STEP_DISTILLED, DvgConfig(meanflow_clean="zero")),
     ],
 )
-def test_dvg_runs_from_a_small_grid_to_the_full_one(name: str, config: DvgConfig, tiny: Any, photo: str) -> None:
+def test_dvg_runs_from_a_small_grid_to_the_full_one(name: str, config: DvgConfig, photo: str) -> None:
     geometry, shape = model(name), VideoShape(33, 96, 160, 24)
     image = photo if geometry.image == "required" else None
     planner = make_planner("dvg", geometry, shape, 12, 0.5, config)
@@ -254,7 +234,7 @@ def test_dvg_runs_from_a_small_grid_to_the_full_one(name: str, config: DvgConfig
     assert boundary.x.isfinite().all()
 
 
-def test_a_condition_survives_the_trip_to_another_process(tiny: Any, photo: str) -> None:
+def test_a_condition_survives_the_trip_to_another_process(photo: str) -> None:
     condition = tiny(I2V).encode(Request(GLYPHS, SHAPE, 6.0, "dull", image=photo))
     again = Condition.unpack(condition.pack())
     x, level, axes = initial_noise(GRID, 32, seed=1), NoiseLevel(0.64, 640.0, 512.0), nested_axes((GRID,))[0]
@@ -262,7 +242,7 @@ def test_a_condition_survives_the_trip_to_another_process(tiny: Any, photo: str)
     assert torch.equal(*runs)
 
 
-def test_an_image_that_is_missing_or_not_wanted_is_named(tiny: Any, photo: str, tmp_path: Path) -> None:
+def test_an_image_that_is_missing_or_not_wanted_is_named(photo: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"hunyuanvideo-1\.5-i2v makes video from an image"):
         tiny(I2V).encode(Request("a", SHAPE, 1.0))
     with pytest.raises(ValueError, match=r"hunyuanvideo-1\.5 take no image"):
@@ -280,12 +260,12 @@ def test_an_image_that_is_missing_or_not_wanted_is_named(tiny: Any, photo: str, 
         ("hunyuanvideo-1.5-720p", T2V, "target_size 640; .* needs 960"),
     ],
 )
-def test_weights_of_another_variant_are_refused(asked: str, given: str, why: str, checkpoint: Any) -> None:
+def test_weights_of_another_variant_are_refused(asked: str, given: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         load(asked, str(checkpoint(given)), parts=frozenset({"transformer"}))
 
 
-def test_work_for_a_part_that_was_not_loaded_is_refused(checkpoint: Any) -> None:
+def test_work_for_a_part_that_was_not_loaded_is_refused() -> None:
     nothing = load_hunyuan15(model(T2V), checkpoint(T2V), Loading(frozenset()))
     with pytest.raises(RuntimeError, match="without its 'text' part"):
         nothing.encode(Request("a", SHAPE, 1.0))

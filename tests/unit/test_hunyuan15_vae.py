@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from orchestrator.geometry import model
 from stages.models import hunyuan15_vae
 from stages.models.base import Loading
 from stages.models.hunyuan15 import Hunyuan15Model, load_hunyuan15
-from stages.models.tiny_hunyuan15 import build
 from stages.sampling import initial_noise
+from tests.checkpoints import checkpoint
 
 NAME = "hunyuanvideo-1.5"
 GRID = (5, 2, 3)
@@ -24,18 +23,13 @@ FRAME = 4 * 32 * 48
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(NAME, tmp_path_factory.mktemp(NAME))
+def tiny() -> Hunyuan15Model:
+    return load_hunyuan15(model(NAME), checkpoint(NAME), Loading(frozenset({"vae"})))
 
 
 @pytest.fixture(scope="module")
-def tiny(folder: Path) -> Hunyuan15Model:
-    return load_hunyuan15(model(NAME), folder, Loading(frozenset({"vae"})))
-
-
-@pytest.fixture(scope="module")
-def stock(folder: Path) -> Any:
-    return AutoencoderKLHunyuanVideo15.from_pretrained(folder / "vae", dtype=torch.float32)
+def stock() -> Any:
+    return AutoencoderKLHunyuanVideo15.from_pretrained(checkpoint(NAME) / "vae", dtype=torch.float32)
 
 
 @pytest.mark.parametrize("frames_at_once", [1, 2, 3, 5])
