@@ -14,6 +14,9 @@ import yaml
 from orchestrator.mistakes import ConfigError, unknown
 
 
+MAX_SUFFIX = 40
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` on top of ``base``, nested mappings merged; None in ``over`` leaves what ``base`` says."""
     result = dict(copy.deepcopy(base))
@@ -65,8 +68,8 @@ def expand_points(
 
 
 def _suffixes(knob: str, values: Sequence[Any]) -> list[str]:
-    """One for each value; where two values would read alike, a hash of the value tells them apart."""
-    plain = [_suffix(knob, value) for value in values]
+    """One for each value, short enough for a file's name; where two would read alike, a hash of the value tells them apart."""
+    plain = [_suffix(knob, value)[:MAX_SUFFIX] for value in values]
     hashes = [hashlib.sha256(repr(value).encode()).hexdigest()[:6] for value in values]
     return [f"{name}-{digest}" if plain.count(name) > 1 else name for name, digest in zip(plain, hashes, strict=True)]
 

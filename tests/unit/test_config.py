@@ -203,6 +203,13 @@ def test_a_password_never_gets_as_far_as_the_run_folder() -> None:
     assert build_sweep(spec(tracking={"uri": "https://tracking.example:5000"}), ROOT).tracking.uri
 
 
+def test_an_arm_swept_over_long_values_still_has_a_name_that_a_folder_can_have() -> None:
+    prompts = ["a red circle " * n for n in (30, 31)]
+    arms = build_sweep(spec(arms={"dvg": {}}, sweep={"negative": prompts}), ROOT).arms
+    assert len({arm.name for arm in arms}) == 2
+    assert all(len(arm.name) <= 60 for arm in arms)
+
+
 def test_values_that_read_alike_in_a_file_name_still_make_arms_of_their_own() -> None:
     arms = build_sweep(spec(arms={"dvg": {}}, sweep={"negative": ["a,b", "a;b", "plain"]}), ROOT).arms
     assert len({arm.name for arm in arms}) == 3

@@ -125,3 +125,9 @@ def test_a_prompt_or_seed_no_model_can_take_is_refused_in_one_line(tmp_path: Pat
     with pytest.raises(ConfigError, match=says) as told:
         run_generate(prompt, seed, {}, tmp_path / "v.mp4", as_json=True)
     assert len(told.value.mistakes) == 1
+
+
+def test_a_video_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "v.mp4").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        run_generate("a red circle", 0, {}, tmp_path / "v.mp4", False)
