@@ -247,8 +247,8 @@ def refuse_other_settings(sweep: Sweep, records: Sequence[Record]) -> None:
     if other:
         raise ConfigError(
             [
-                f"this run folder holds videos of arm {', '.join(sorted(other))} made with other settings, weights or predicted costs; "
-                "choose another --out or give the arm another name"
+                f"this run folder holds videos of arm {', '.join(sorted(other))} made with other settings, weights or predicted "
+                "costs; choose another --out or give the arm another name"
             ]
         )
 

@@ -13,7 +13,6 @@ import yaml
 
 from orchestrator.mistakes import ConfigError, unknown
 
-
 MAX_SUFFIX = 40
 
 
