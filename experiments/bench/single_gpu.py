@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import signal
 import statistics
+import sys
 from typing import Any
 
 import torch
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--skip-stock", action="store_true")
     parser.add_argument("--known", type=pathlib.Path, help="folder with the rows of an earlier command")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # so that what was measured is saved
     for name in args.subjects:
         figures: dict[str, Any] = {"subject": name, "kind": args.kind}
         try:
