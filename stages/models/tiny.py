@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from orchestrator.geometry import model
+from orchestrator.geometry import ModelGeometry, model
 
 
 def build(name: str, folder: Path) -> None:
@@ -12,22 +13,29 @@ def build(name: str, folder: Path) -> None:
 
     Raises ValueError for an unknown model, or for a folder that exists and is not empty.
     """
-    family = model(name).family
+    geometry = model(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder {str(folder)!r} is not empty: a checkpoint is written to a new or an empty folder")
+    import torch
+
     _quiet()
-    if family == "hunyuan":
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _pipeline(geometry).save_pretrained(folder)
+
+
+def _pipeline(geometry: ModelGeometry) -> Any:
+    if geometry.family == "hunyuan":
         from stages.models import tiny_hunyuan
 
-        tiny_hunyuan.build(name, folder)
-    elif family == "hunyuan15":
+        return tiny_hunyuan.pipeline(geometry)
+    if geometry.family == "hunyuan15":
         from stages.models import tiny_hunyuan15
 
-        tiny_hunyuan15.build(name, folder)
-    else:
-        from stages.models import tiny_wan
+        return tiny_hunyuan15.pipeline(geometry)
+    from stages.models import tiny_wan
 
-        tiny_wan.build(name, folder)
+    return tiny_wan.pipeline(geometry)
 
 
 def _quiet() -> None:

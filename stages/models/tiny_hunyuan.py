@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from orchestrator.geometry import ModelGeometry, model
+from orchestrator.geometry import ModelGeometry
 
 TEXT_DIM, VISION_DIM, POOLED_DIM = 32, 16, 16
 NUM_HEADS, HEAD_DIM = 4, 16
@@ -40,29 +39,22 @@ WORDS = [
 ]
 
 
-def build(name: str, folder: Path, seed: int = 0) -> Path:
-    """Write the checkpoint of a HunyuanVideo model to ``folder``; the same seed gives the same weights."""
+def pipeline(geometry: ModelGeometry) -> Any:
+    """The stock pipeline of a HunyuanVideo model, its weights drawn by torch's generator."""
     from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
 
-    geometry = model(name)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        tokenizer, tokenizer_2 = _tokenizer(), _clip_tokenizer()
-        parts: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "tokenizer_2": tokenizer_2,
-            "text_encoder_2": _clip(len(tokenizer_2)),
-            "transformer": _transformer(geometry),
-            "vae": _vae(geometry),
-            "scheduler": FlowMatchEulerDiscreteScheduler(shift=geometry.full_shift),
-        }
-        if geometry.image == "required":
-            llava, processor = _llava(tokenizer), _processor()
-            pipeline: Any = HunyuanVideoImageToVideoPipeline(**parts, text_encoder=llava, image_processor=processor)
-        else:
-            pipeline = HunyuanVideoPipeline(**parts, text_encoder=_llama(len(tokenizer)))
-    pipeline.save_pretrained(folder)
-    return folder
+    tokenizer, tokenizer_2 = _tokenizer(), _clip_tokenizer()
+    parts: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer_2,
+        "text_encoder_2": _clip(len(tokenizer_2)),
+        "transformer": _transformer(geometry),
+        "vae": _vae(geometry),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=geometry.full_shift),
+    }
+    if geometry.image == "required":
+        return HunyuanVideoImageToVideoPipeline(**parts, text_encoder=_llava(tokenizer), image_processor=_processor())
+    return HunyuanVideoPipeline(**parts, text_encoder=_llama(len(tokenizer)))
 
 
 def _template_words() -> list[str]:
@@ -142,9 +134,9 @@ def _llava(tokenizer: Any) -> Any:
 
 
 def _processor() -> Any:
-    from transformers import CLIPImageProcessor
+    from transformers import CLIPImageProcessorPil
 
-    return CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    return CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
 
 
 def _clip(num_words: int) -> Any:

@@ -6,12 +6,11 @@ The stock ``HunyuanVideo15Pipeline`` and ``HunyuanVideo15ImageToVideoPipeline`` 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from orchestrator.geometry import ModelGeometry, model
+from orchestrator.geometry import ModelGeometry
 from stages.models.checkpoint import TARGET_SIZES
 
 NUM_HEADS, ROPE_DIMS = 4, (4, 4, 4)
@@ -26,16 +25,8 @@ CHAT = (
 )
 
 
-def build(name: str, folder: Path, seed: int = 0) -> Path:
-    """Write a checkpoint of the HunyuanVideo-1.5 model ``name`` to ``folder``; the same seed gives the same weights."""
-    geometry = model(name)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        _pipeline(geometry).save_pretrained(folder)
-    return folder
-
-
-def _pipeline(geometry: ModelGeometry) -> Any:
+def pipeline(geometry: ModelGeometry) -> Any:
+    """The stock pipeline of a HunyuanVideo-1.5 model, its weights drawn by torch's generator."""
     from diffusers import (
         ClassifierFreeGuidance,
         FlowMatchEulerDiscreteScheduler,
@@ -99,7 +90,7 @@ def _glyph_encoder() -> Any:
 
 
 def _image_parts() -> dict[str, Any]:
-    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+    from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
     config = SiglipVisionConfig(
         hidden_size=IMAGE_DIM,
@@ -110,7 +101,7 @@ def _image_parts() -> dict[str, Any]:
         patch_size=IMAGE_PATCH,
     )
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return {"image_encoder": SiglipVisionModel(config), "feature_extractor": SiglipImageProcessor(size=size)}
+    return {"image_encoder": SiglipVisionModel(config), "feature_extractor": SiglipImageProcessorPil(size=size)}
 
 
 def _transformer(geometry: ModelGeometry) -> Any:

@@ -5,13 +5,12 @@ The stock ``WanPipeline`` and ``WanImageToVideoPipeline`` load them with ``from_
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from orchestrator.catalogue import WAN_MINI
-from orchestrator.geometry import ModelGeometry, model
+from orchestrator.geometry import ModelGeometry
 
 WORDS = (
     *("a", "the", "red", "green", "blue", "circle", "square", "moves", "left"),
@@ -22,16 +21,8 @@ IMAGE_DIM = 24
 NUM_HEADS, HEAD_DIM = 4, 12
 
 
-def build(name: str, folder: Path, seed: int = 0) -> Path:
-    """Write a checkpoint of the Wan model ``name`` to ``folder``; the same seed gives the same weights."""
-    geometry = model(name)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        _pipeline(geometry).save_pretrained(folder)
-    return folder
-
-
-def _pipeline(geometry: ModelGeometry) -> Any:
+def pipeline(geometry: ModelGeometry) -> Any:
+    """The stock pipeline of a Wan model, its weights drawn by torch's generator."""
     from diffusers import WanImageToVideoPipeline, WanPipeline
 
     tokenizer = _tokenizer()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,9 +10,9 @@ from orchestrator.types import VideoShape
 from stages.models import hunyuan15_vae
 from stages.models.base import Loading, Request
 from stages.models.hunyuan15 import Hunyuan15Model, load_hunyuan15
-from stages.models.tiny_hunyuan15 import build
 from stages.resize import nested_axes
 from stages.sampling import NoiseLevel, initial_noise
+from tests.checkpoints import checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -22,9 +20,9 @@ NAME = "hunyuanvideo-1.5"
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Hunyuan15Model]:
-    folder: Path = build(NAME, tmp_path_factory.mktemp(NAME))
-    return {device: load_hunyuan15(model(NAME), folder, Loading(device=torch.device(device))) for device in ("cpu", "cuda")}
+def loaded() -> dict[str, Hunyuan15Model]:
+    devices = (torch.device("cpu"), torch.device("cuda"))
+    return {on.type: load_hunyuan15(model(NAME), checkpoint(NAME), Loading(device=on)) for on in devices}
 
 
 @pytest.mark.parametrize("channels", [8, 128, 1024])
