@@ -49,6 +49,12 @@ def test_an_arm_holds_its_models_solver_guidance_and_a_fingerprint_of_its_weight
     assert (third.guidance, third.guidance_low) == (4.0, 1.5)
 
 
+def test_a_step_costs_two_branches_if_either_expert_is_guided(tmp_path: Path) -> None:
+    guidances = {"none": (1.0, 1.0), "high": (4.0, 1.0), "low": (1.0, 3.0)}
+    arms = {name: arm(EXPERTS, guidance=high, guidance_low=low) for name, (high, low) in guidances.items()}
+    assert [found.cost and found.cost.num_branches for found in sweep(tmp_path, arms).arms] == [1, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("model", "settings", "words"),
     [
