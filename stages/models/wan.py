@@ -131,6 +131,8 @@ class WanModel(Adapter):
             return latent
         if mode == "index" or condition.image is None:
             return first_frame.pick(latent, axes)
+        if latent.shape[3:] == (height, width):  # the encoder is causal: of fewer frames it gives the first latent ones
+            return latent[:, :, :num_frames]
         stride_t, stride_h, stride_w = self.geometry.vae_stride
         frame = first_frame.resized(condition.image, height * stride_h, width * stride_w)
         return self._encode_frame(frame, stride_t * (len(axes[0]) - 1) + 1)

@@ -104,6 +104,23 @@ def test_encode_mode_is_a_shorter_video_of_the_image_made_smaller(name: str, ima
     assert (found[:, -expected.shape[1] :] - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("name", BESIDE)
+def test_at_full_height_and_width_encode_mode_is_the_shorter_video_without_encoding_again(
+    name: str, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, condition = loaded(name), encoded(name, image)
+    assert condition.image is not None
+    _, height, width = model.geometry.latent_grid(SHAPE)
+    axes = nested_axes(((2, height, width), model.geometry.latent_grid(SHAPE)))[0]
+    expected = model._encode_frame(condition.image, 5)
+    monkeypatch.setattr(model, "_encode_frame", None)
+    found = model.place(condition, axes, "encode").latent
+    assert found is not None
+    assert (found[:, -expected.shape[1] :] - expected).abs().max() < 1e-5
+    indexed = model.place(condition, axes, "index").latent
+    assert not torch.allclose(found, indexed, atol=1e-3)  # type: ignore[arg-type]
+
+
 def test_a_smaller_first_frame_keeps_its_layout_and_has_no_finer_pattern_left() -> None:
     frame = torch.full((1, 3, 1, 64, 96), -1.0)
     frame[..., 48:] = 1
