@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from experiments.bench.single_gpu_models import SUBJECTS, Subject
@@ -19,6 +19,7 @@ from orchestrator.calibration import StepRow
 from orchestrator.types import Action, Grid
 
 Figures = dict[str, Any]
+INTERPOLATED = " (interpolated)"
 
 
 def clock_of(subject: Subject, figures: Figures) -> tuple[Clock, float]:
@@ -62,7 +63,7 @@ def dvg_rows(subject: Subject, figures: Figures) -> Iterator[Figures]:
 
 
 def _named(action: Action, clock: Clock) -> str:
-    return action.name if clock.is_measured(action) else f"{action.name} (interpolated)"
+    return action.name if clock.is_measured(action) else f"{action.name}{INTERPOLATED}"
 
 
 def summary(name: str, figures: Figures) -> Figures:
@@ -100,12 +101,18 @@ def table(found: Figures) -> str:
     head = "| steps | budget | actions | slowest | mean | fastest | our full, same steps | full / mean |"
     lines += ["", head + (" stock / mean |" if stock_s else ""), "|" + "---|" * (9 if stock_s else 8)]
     for row in found["rows"]:
-        slow, mean, fast = (row["denoise_s"][what] for what in ("slowest", "mean", "fastest"))
+        slow, fast = (_seconds(row, what) for what in ("slowest", "fastest"))
+        mean = row["denoise_s"]["mean"]
         cells = [str(row["steps"]), f"{row['budget']:g}", str(row["num_actions"])]
-        cells += [f"{slow:.1f} s", f"{mean:.1f} s", f"{fast:.1f} s", f"{row['full_s']:.1f} s", f"{row['full_s'] / mean:.2f}"]
+        cells += [slow, f"{mean:.1f} s", fast, f"{row['full_s']:.1f} s", f"{row['full_s'] / mean:.2f}"]
         cells += [f"{stock_s / mean:.1f}"] if stock_s else []
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def _seconds(row: Figures, what: str) -> str:
+    about = "~" if row["actions"][what].endswith(INTERPOLATED) else ""
+    return f"{about}{row['denoise_s'][what]:.1f} s"
 
 
 def _facts(found: Figures, subject: Subject) -> list[str]:
@@ -123,14 +130,27 @@ def _facts(found: Figures, subject: Subject) -> list[str]:
     return lines
 
 
-def floors(figures: Figures) -> str:
+def floors(rows: Iterable[Figures], how: str) -> list[str]:
     """Step time over the floor, as Markdown rows."""
-    rows = sorted((row for row in figures["grids"] if "floor_s" in row), key=lambda row: row["tokens"])
-    return "\n".join(
-        f"| {figures['subject']} | {'x'.join(map(str, row['grid']))} | {row['tokens']:,} | {row['median_s']:.4f} | "
-        f"{row['floor_s']:.4f} | {row['over_floor']:.3f} | {row['matmul_tflops']:.0f} | {row['attention_tflops']:.0f} |"
-        for row in rows
-    )
+    return [
+        f"| {row['subject']} | {'x'.join(map(str, row['grid']))} | {row['tokens']:,} | {row['median_s']:.4f} | "
+        f"{row['floor_s']:.4f} | {row['over_floor']:.3f} | {row['matmul_tflops']:.0f} | {row['attention_tflops']:.0f} | {how} |"
+        for row in sorted(rows, key=lambda row: (row["subject"], row["tokens"]))
+    ]
+
+
+def floor_table(files: Iterable[Figures]) -> str:
+    """Long recordings run at the clocks that a forward holds, short ones at higher ones."""
+    lines: list[str] = []
+    for file in files:
+        if file["kind"] == "floors":
+            lines += floors(file["rows"], "long")
+        elif file["kind"] == "clip":
+            lines += floors([{"subject": file["subject"], **row} for row in file.get("floors", [])], "long")
+        else:
+            rows = [{"subject": file["subject"], **row} for row in file["grids"] if "floor_s" in row]
+            lines += floors(rows, "short")
+    return "\n".join(sorted(lines))
 
 
 def clips(figures: Figures) -> str:
@@ -143,7 +163,10 @@ def clips(figures: Figures) -> str:
 
 FLOOR_HEAD = (
     "## Forward over its floor (every product and attention timed alone at its own shape)\n\n"
-    "| subject | grid | tokens | s | floor s | ratio | matmul TFLOP/s | attention TFLOP/s |\n|---|---|---|---|---|---|---|---|"
+    "Alone: `long` recordings run at the clocks that a whole forward holds, `short` ones (three calls, three times, from 8,192\n"
+    "rows) at clocks up to 8 % higher, which makes their ratios larger.\n\n"
+    "| subject | grid | tokens | s | floor s | ratio | matmul TFLOP/s | attention TFLOP/s | alone |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 CLIP_HEAD = (
     "## Complete clips through the engine against the sum of their parts\n\n"
@@ -157,15 +180,16 @@ def compose(files: dict[str, Figures]) -> tuple[Figures, str]:
     whole = [file for file in files.values() if file["kind"] == "clip"]
     found = {name: summary(name, measured[name]) for name in SUBJECTS if name in measured}
     first = next(iter(measured.values()))
-    commits = ", ".join(sorted({str(file["commit"]) for file in files.values()}))
+    commits = ", ".join(sorted({str(file["commit"]) for file in files.values() if "commit" in file}))
     head = (
         f"# One {first['device']}: stock diffusers against ours\n\n"
         f"torch {first['torch']}, {first['date']}, commits {commits}. "
         "Random weights at real sizes in bf16; median seconds of a forward per grid times the forwards that run, plus "
         "transitions and plan. Warm-up and compilation are not in the seconds.\n"
     )
-    parts = [head, *(table(row) for row in found.values())]
-    parts += [FLOOR_HEAD + "\n" + "\n".join(floors(file) for file in measured.values()) + "\n"]
+    notes = [line for file in files.values() if file["kind"] == "notes" for line in file["lines"]]
+    parts = [head, *([*notes, ""] if notes else []), *(table(row) for row in found.values())]
+    parts += [FLOOR_HEAD + "\n" + floor_table(file for file in files.values() if file["kind"] != "notes") + "\n"]
     if whole:
         parts += [CLIP_HEAD + "\n" + "\n".join(clips(file) for file in whole) + "\n"]
     return {"summaries": found, "measured": files}, "\n".join(parts)
