@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_16_BITS = 2**16 - 1
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -23,10 +26,23 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     if not image.has_transparency_data:
         return image.convert("RGB")
     layers = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Of 16 bits a pixel, which Pillow would cut off at white. Raises ValueError for more."""
+    whole = image.convert("I")
+    _, brightest = cast(tuple[int, int], whole.getextrema())
+    if brightest > MAX_16_BITS:
+        raise ValueError("its pixels have 32 bits; save it with 8 or 16")
+    return whole.point(lambda value: value * (255 / MAX_16_BITS)).convert("L")
 
 
 def image_sha256(path: str | Path) -> str:

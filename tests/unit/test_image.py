@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,6 +18,18 @@ def test_every_mode_of_image_becomes_rgb_with_transparency_on_white(tmp_path: Pa
         Image.new(mode, (4, 3), colour).save(tmp_path / f"{mode}.png")
         image = read_image(tmp_path / f"{mode}.png")
         assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 3), expected)
+
+
+def test_sixteen_bits_a_pixel_keep_their_shades_and_numbers_without_a_scale_are_refused(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "16.png")
+    shades = np.asarray(read_image(tmp_path / "16.png"))[..., 0].ravel()
+    assert np.abs(shades.astype(int) - np.arange(256)).max() <= 1
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "f.tiff")
+    Image.fromarray((ramp * 9).astype(np.int32)).save(tmp_path / "32.tiff")
+    for name in ("f.tiff", "32.tiff"):
+        with pytest.raises(ValueError, match="8 or 16"):
+            read_image(tmp_path / name)
 
 
 def test_a_photo_taken_on_its_side_is_turned_upright(tmp_path: Path) -> None:
