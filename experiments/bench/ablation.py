@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from experiments.bench.ablation_merge import merged
 from experiments.bench.common import facts
 from experiments.bench.lockstep import Lockstep
 from experiments.bench.studies_common import (
@@ -99,6 +100,7 @@ VARIANTS = (
     *(BY_NAME[name].but("earlier-", reference="earlier-full", weights="earlier") for name in ("dvg", "fixed")),
     *(BY_NAME[name].but("earlier-aligned-", ALIGNED, reference="earlier-full", weights="earlier") for name in ("dvg", "fixed")),
 )  # fmt: skip
+FIGURES = ("psnr", "ssim", "score", *COLUMNS, "first_psnr", "next_psnr", "scene_psnr", "scene_ssim")
 BLOCKS = ("image-aligned-", "image-", "earlier-aligned-", "earlier-", "aligned-", "")
 """Prefixes of the variants' names, a longer one before what it begins with; each block is told apart from its own ``dvg``."""
 
@@ -167,11 +169,7 @@ def summarise(rows: Sequence[Row], variants: Sequence[Variant]) -> list[dict[str
     for variant in variants:
         own = [row for row in rows if row["variant"] == variant.name]
         base = [row for row in rows if row["variant"] == base_of(variant)]
-        keys = [
-            key
-            for key in ("psnr", "ssim", "score", *COLUMNS, "first_psnr", "next_psnr", "scene_psnr", "scene_ssim")
-            if key in own[0]
-        ]
+        gaps = {key: difference(own, base, key) for key in FIGURES}
         found.append(
             {
                 "variant": variant.name,
@@ -180,9 +178,9 @@ def summarise(rows: Sequence[Row], variants: Sequence[Variant]) -> list[dict[str
                 "density": statistics.mean(row["density"] for row in own),
                 "density_executed": statistics.mean(row["executed"] for row in own),
                 "actions": dict(Counter(row["action"] for row in own).most_common()),
-                "figures": {key: interval(by_prompt(own, key)) for key in keys},
+                "figures": {key: interval(values) for key in FIGURES if (values := by_prompt(own, key))},
                 "base": base_of(variant) if base else None,
-                "differences": {key: difference(own, base, key) for key in keys if base and key in base[0]},
+                "differences": {key: gap for key, gap in gaps.items() if gap},
             }
         )
     return found
@@ -199,7 +197,7 @@ def report(summary: Sequence[Mapping[str, Any]], cpu_s: Mapping[str, float]) -> 
     for entry in summary:
         figures = entry["figures"]
         shown = [_cell(figures.get("psnr"), 2), _cell(figures.get("ssim"), 3), _cell(figures["score"], 1, 100)]
-        shown += [_cell(figures[key], 1, 100) for key in COLUMNS]
+        shown += [_cell(figures.get(key), 1, 100) for key in COLUMNS]
         timing = [f"{entry['density_executed']:.3f}", f"{cpu_s[entry['variant']]:.2f}" if entry["variant"] in cpu_s else ""]
         values.append([entry["variant"], entry["what"], str(entry["videos"]), *shown, *timing])
         if entry["base"] and entry["base"] != entry["variant"]:
@@ -243,9 +241,7 @@ def main() -> None:
     parser.add_argument("--weights", type=pathlib.Path, default=embedded.FOLDER)
     parser.add_argument("--earlier", type=pathlib.Path, help="folder of the weights before images and transitions were trained")
     parser.add_argument("--cpu-latency", type=int, default=0, help="prompts timed through the engine on two CPU threads")
-    parser.add_argument(
-        "--merge", type=pathlib.Path, nargs="*", help="JSON of earlier runs: summarise them together, run nothing"
-    )
+    parser.add_argument("--merge", type=pathlib.Path, nargs="*", help="JSON of earlier runs, the oracle's too: run nothing")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
@@ -255,7 +251,7 @@ def main() -> None:
     judges = Judges(args.workers)
     parts = [json.loads(path.read_text()) for path in args.merge or ()]
     if parts:
-        rows, cpu_s = merged([part["rows"] for part in parts]), {k: v for part in parts for k, v in part["cpu_denoise_s"].items()}
+        rows, cpu_s = merged(parts, VARIANTS), {k: v for part in parts for k, v in part.get("cpu_denoise_s", {}).items()}
     else:
         models = {name: Lockstep(folder, args.device, GEOMETRY.default_guidance) for name, folder in folders.items()}
         rows = measure(models, wanted, clips_of(held_out_scenes()[: args.prompts], args.seeds), judges, args)
@@ -275,14 +271,6 @@ def main() -> None:
     text = report(summary, cpu_s)
     write(args.out.with_suffix(".md"), text)
     print(text)
-
-
-def merged(parts: Sequence[Sequence[Row]]) -> list[Row]:
-    """Rows of several runs; of a video that was made twice the first."""
-    found: dict[tuple[str, int, int], Row] = {}
-    for row in itertools.chain(*parts):
-        found.setdefault((row["variant"], row["prompt"], row["seed"]), row)
-    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def score(row: Row) -> float:
 
 def attribute(row: Row, name: str) -> float | None:
     """1 or 0; None where there is nothing to see. A direction counts where the caption says one."""
-    value = row[name]
+    value = row.get(name)
     return None if value is None or (name == "direction" and not row["says_direction"]) else float(value)
 
 
