@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.vae_policy import run_pixels
+
 MAX_CHUNK_PIXELS = 1 << 22
 """Pixels decoded at once (frames x height x width): about 1 GiB per activation of the widest layer in bf16."""
 LAYOUT = torch.channels_last_3d
@@ -83,7 +85,8 @@ class Hunyuan15Decoder:
     def _chunk_lengths(self, z: Tensor) -> list[int]:
         """The first latent frame makes one frame of video only, so it goes with the following run."""
         stride_t, stride = self.stride
-        length = max(1, MAX_CHUNK_PIXELS // (stride_t * stride * stride * z.shape[3] * z.shape[4]))
+        most = run_pixels("hunyuan15", z.device, MAX_CHUNK_PIXELS)
+        length = max(1, most // (stride_t * stride * stride * z.shape[3] * z.shape[4]))
         rest = z.shape[2] - 1
         lengths = [length] * (rest // length) + [rest % length] * (rest % length > 0)
         return [1 + lengths[0], *lengths[1:]] if lengths else [1]

@@ -13,6 +13,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 from torch import Tensor, nn
 
+from stages.vae_policy import run_pixels
+
 MAX_CHUNK_PIXELS = 1 << 20
 """Pixels coded at once (frames x height x width), which bounds the memory of the widest layer."""
 
@@ -41,7 +43,8 @@ class WanDecoder:
     def _chunk_lengths(self, z: Tensor) -> list[int]:
         """Latent frames per chunk. The first latent frame is one video frame, the others four each, so it goes alone."""
         stride_t, stride = self.vae.config.scale_factor_temporal, self.vae.config.scale_factor_spatial
-        return _lengths(z.shape[2] - 1, stride_t * stride * stride * z.shape[3] * z.shape[4])
+        most = run_pixels("wan", z.device, MAX_CHUNK_PIXELS)
+        return _lengths(z.shape[2] - 1, stride_t * stride * stride * z.shape[3] * z.shape[4], most)
 
 
 class WanEncoder:
@@ -55,7 +58,7 @@ class WanEncoder:
     def __call__(self, video: Tensor) -> Tensor:
         x = patchify(video.to(self.vae.device, self.vae.dtype), self.vae.config.patch_size or 1)
         stride_t = self.vae.config.scale_factor_temporal
-        lengths = _lengths((video.shape[2] - 1) // stride_t, stride_t * video.shape[3] * video.shape[4])
+        lengths = _lengths((video.shape[2] - 1) // stride_t, stride_t * video.shape[3] * video.shape[4], MAX_CHUNK_PIXELS)
         chunks = x.contiguous(memory_format=torch.channels_last_3d).split([1, *(n * stride_t for n in lengths[1:])], dim=2)
         cache: list[Tensor | None] = [None] * self.num_caches
         moments = torch.cat([self.vae.encoder(chunk, feat_cache=cache, feat_idx=[0]) for chunk in chunks], dim=2)
@@ -80,7 +83,7 @@ def _prepare(half: nn.Module) -> int:
     return sum(isinstance(module, WanCausalConv3d) for module in half.modules())
 
 
-def _lengths(rest: int, pixels: int) -> list[int]:
+def _lengths(rest: int, pixels: int, most: int) -> list[int]:
     """Latent frames per chunk: one alone, then the ``rest`` of them; each covers ``pixels``."""
-    length = max(1, MAX_CHUNK_PIXELS // pixels)
+    length = max(1, most // pixels)
     return [1, *[length] * (rest // length), *([rest % length] if rest % length else [])]

@@ -93,5 +93,12 @@ def test_a_decoder_takes_no_more_at_once_than_fits(family: str, free: int) -> No
     assert not vae_policy.needs_tiles(family, pixels, free)
 
 
-def test_on_a_cpu_the_caches_decide() -> None:
-    assert vae_policy.run_pixels("wan", torch.device("cpu"), on_cpu=123) == 123
+def test_on_a_cpu_and_where_memory_is_enough_the_most_that_is_worth_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert vae_policy.run_pixels("wan", torch.device("cpu"), most=123) == 123
+    monkeypatch.setattr(vae_policy, "free_bytes", lambda device: 80 * GIB)
+    assert vae_policy.run_pixels("wan", torch.device("cuda"), most=123) == 123
+
+
+def test_on_a_gpu_short_of_memory_less_is_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae_policy, "free_bytes", lambda device: GIB)
+    assert vae_policy.run_pixels("wan", torch.device("cuda"), most=1 << 20) == vae_policy.pixels_at_once("wan", GIB) < 1 << 20
