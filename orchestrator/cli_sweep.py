@@ -161,11 +161,12 @@ class _Run:
 
     def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, progress: Progress) -> None:
         if self.options.local:
+            from orchestrator.cli_generate import find_device
             from orchestrator.local import run_local
             from stages.worker import ClipWorker
 
             config = self.sweep.cluster
-            device = "cuda" if config.gpus_per_rank else "cpu"
+            device = find_device("cuda" if config.gpus_per_rank else "cpu")
             worker = ClipWorker(
                 self.sweep.arms_by_name,
                 device=device,

@@ -131,3 +131,12 @@ def test_a_video_is_not_written_over_a_folder(tmp_path: Path) -> None:
     (tmp_path / "v.mp4").mkdir()
     with pytest.raises(ConfigError, match="is a folder"):
         run_generate("a red circle", 0, {}, tmp_path / "v.mp4", False)
+
+
+def test_a_sweep_for_gpus_that_are_not_here_says_so_before_its_first_item(
+    tmp_path: Path, spec: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device 'cuda' is not here"):
+        run_sweep(spec, ["cluster.gpus_per_rank=1"], tmp_path / "run", LOCAL)
+    assert Ledger(RunPaths(tmp_path / "run")).failures() == []
