@@ -29,7 +29,8 @@ def modulated_norm(h: Tensor, scale: Tensor, shift: Tensor, eps: float, plus_one
     if _fused(h, scale, shift):
         from stages import triton_kernels
 
-        return triton_kernels.norm(h.contiguous(), scale, shift, eps, plus_one)
+        fused: Tensor = triton_kernels.norm(h.contiguous(), scale, shift, eps, plus_one)
+        return fused
     factor = scale.float() + 1 if plus_one else scale.float()
     if scale.ndim == 1:
         return F.layer_norm(h.float(), h.shape[-1:], factor, shift.float(), eps).to(h.dtype)
@@ -41,7 +42,8 @@ def gated_add(h: Tensor, x: Tensor, gate: Tensor) -> Tensor:
     if _fused(h, gate):
         from stages import triton_kernels
 
-        return triton_kernels.gated_add(h, x, gate)
+        fused: Tensor = triton_kernels.gated_add(h, x, gate)
+        return fused
     return torch.addcmul(h.float(), x.float(), gate.float()).to(h.dtype)
 
 
@@ -53,7 +55,8 @@ def add_norm(
     if _fused(h, *rows):
         from stages import triton_kernels
 
-        return triton_kernels.add_norm(h, x, gate, scale, shift, eps, plus_one)
+        fused: tuple[Tensor, Tensor] = triton_kernels.add_norm(h, x, gate, scale, shift, eps, plus_one)
+        return fused
     h = h + x if gate is None else gated_add(h, x, gate)
     return h, modulated_norm(h, scale, shift, eps, plus_one)
 
@@ -66,7 +69,8 @@ def qk_rope(qkv: Tensor, norm_q: Tensor, norm_k: Tensor, rope: Tensor, heads: in
     if _turns(qkv, rope):
         from stages import triton_kernels
 
-        return triton_kernels.qk_rope(qkv, norm_q, norm_k, rope, heads, eps)
+        fused: tuple[Tensor, Tensor] = triton_kernels.qk_rope(qkv, norm_q, norm_k, rope, heads, eps)
+        return fused
     q, k, _ = split_qkv(qkv, heads)
     return rotated(normed(q, norm_q, eps), rope).to(qkv.dtype), rotated(normed(k, norm_k, eps), rope).to(qkv.dtype)
 
@@ -84,7 +88,8 @@ def joint_qkv(
     if _turns(image, rope):
         from stages import triton_kernels
 
-        return triton_kernels.joint_qkv(image, text, *image_norms, *text_norms, rope, heads, eps)
+        fused: tuple[Tensor, Tensor, Tensor] = triton_kernels.joint_qkv(image, text, *image_norms, *text_norms, rope, heads, eps)
+        return fused
     q, k = qk_rope(image, *image_norms, rope, heads, eps)
     text_q, text_k, text_v = split_qkv(text, heads)
     text_q, text_k = (normed(x, norm, eps).to(q.dtype) for x, norm in zip((text_q, text_k), text_norms, strict=True))
@@ -102,7 +107,7 @@ def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm in float32 of ``x [B, N, heads, d]``: over each head, or over all where ``weight`` is as long."""
     if weight.shape[0] == x.shape[-1]:
         return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps)
-    return F.rms_norm(x.float().flatten(2), weight.shape, weight.float(), eps).unflatten(-1, x.shape[2:])
+    return torch.unflatten(F.rms_norm(x.float().flatten(2), weight.shape, weight.float(), eps), -1, x.shape[2:])
 
 
 def rotated(x: Tensor, rope: Tensor) -> Tensor:
@@ -111,10 +116,10 @@ def rotated(x: Tensor, rope: Tensor) -> Tensor:
     ``rope`` may also be complex ``[N, d / 2]``, which is the fastest form on a CPU.
     """
     if rope.is_complex():
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        pairs = torch.view_as_complex(torch.unflatten(x, -1, (-1, 2)).contiguous())
         return torch.view_as_real(pairs * rope.unsqueeze(1)).flatten(-2)
     cos, sin = rope.unsqueeze(1).unbind(-1)
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    a, b = torch.unflatten(x, -1, (-1, 2)).unbind(-1)
     return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
 
