@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
+import torch
 
-from experiments.bench import single_gpu_report
+from experiments.bench import single_gpu_models, single_gpu_report
 from experiments.bench.floors import work
 from experiments.bench.single_gpu_models import SUBJECTS
 from experiments.bench.single_gpu_rows import Clock, by_flops, feasible, key_grids, spread
 from orchestrator.actions import full_action
 from orchestrator.cost import ForwardCost
 from orchestrator.geometry import model
+from stages.models import tiny
+from stages.models.base import load
 
 SUBJECT = SUBJECTS["hv15-i2v-12"]
 PER_TOKEN = ForwardCost(fixed_s=0.0, token_s=1e-4, token2_s=0.0)
@@ -55,6 +60,31 @@ def test_the_products_of_a_forward_are_those_of_its_linear_layers(name: str, num
     assert found.matmul_flops == pytest.approx(2.0 * geometry.linear_macs * 30_000, rel=0.02)
     attention = 4.0 * 30_000**2 * geometry.heads * geometry.head_dim * geometry.num_layers
     assert found.attention_flops == pytest.approx(attention, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "vae"),
+    [
+        ("hv", "HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"),
+        ("hv15-i2v-12", "HunyuanVideo15Transformer3DModel", "AutoencoderKLHunyuanVideo15"),
+        ("wan", "WanTransformer3DModel", "AutoencoderKLWan"),
+    ],
+)
+def test_the_adapters_that_are_timed_are_the_ones_that_a_checkpoint_gives(
+    name: str, kind: str, vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = SUBJECTS[name]
+    tiny.build(subject.name, tmp_path / "tiny")
+    module, decoder = (
+        getattr(diffusers, class_name).from_pretrained(tmp_path / "tiny" / part)
+        for class_name, part in ((kind, "transformer"), (vae, "vae"))
+    )
+    decoder.encoder = None
+    monkeypatch.setattr(single_gpu_models, "DEVICE", "cpu")
+    made = single_gpu_models.ours(subject, (module,), decoder, compiled=False)
+    assert type(made) is type(load(subject.name, str(tmp_path / "tiny"), parts=frozenset({"vae"})))
+    frames = sum(len(run) for run in made.decode(torch.zeros(1, subject.geometry.latent_channels, 2, 2, 2)))
+    assert frames == 5
 
 
 def test_the_report_holds_every_row_and_ratio() -> None:
