@@ -1,25 +1,63 @@
-"""What the adapters of all families share: parts that may be missing, halves of a VAE, frames from video."""
+"""What the adapters of all families share: parts that may be missing, decoding, halves of a VAE."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrator.geometry import ModelGeometry
+from stages.memory import Turns
 from stages.models.base import Loading
 from stages.models.pretrained import pretrained
 
 Part = TypeVar("Part")
 
 
-class Adapter:
-    """Asking for the work of a part that was not loaded raises RuntimeError."""
+class Decoder(Protocol):
+    """The half of a VAE that makes video of latents."""
 
-    geometry: ModelGeometry
+    def runs(self, latent: Tensor) -> Iterator[Tensor]:
+        """Video ``[1, 3, f, H, W]`` float32 in [-1, 1] of a latent as the transformer sees it, some frames at a time."""
+        ...
+
+
+class Adapter:
+    """One set of weights on one device. Asking for the work of a part that was not loaded raises RuntimeError."""
+
+    def __init__(
+        self,
+        geometry: ModelGeometry,
+        device: torch.device,
+        dtype: torch.dtype,
+        decoder: Decoder | None,
+        modules: Mapping[str, Sequence[nn.Module]],
+    ) -> None:
+        """``modules`` are those that can leave a GPU, by part: "text" and "vae"."""
+        self.geometry = geometry
+        self.device = device
+        self.dtype = dtype
+        self.turns = Turns(device, modules)
+        self._decoder = decoder
+
+    @torch.inference_mode()
+    def pixels(self, latent: Tensor) -> Tensor:
+        decoder = self._part(self._decoder, "vae")
+        with self.turns.turn("vae"):
+            return torch.cat(list(decoder.runs(latent.to(self.device))), dim=2)
+
+    def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        return self._frames(self._part(self._decoder, "vae"), latent)
+
+    @torch.inference_mode()
+    def _frames(self, decoder: Decoder, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        with self.turns.turn("vae"):
+            for run in decoder.runs(latent.to(self.device)):
+                yield to_frames(run)
 
     def _part(self, part: Part | None, name: str) -> Part:
         if part is None:

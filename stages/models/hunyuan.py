@@ -7,19 +7,16 @@ forward that the released weights were not made for, so it is not used.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
-from stages.memory import Turns, modules_of, working_bytes
+from stages.memory import modules_of, working_bytes
 from stages.models import first_frame
-from stages.models.adapter import Adapter, to_frames
+from stages.models.adapter import Adapter
 from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.hunyuan_parts import load_text, load_transformer, load_vae
 from stages.models.hunyuan_text import Summary, TextEncoder
@@ -47,12 +44,9 @@ class HunyuanModel(Adapter):
     """The adapter."""
 
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: HunyuanParts) -> None:
-        self.geometry = geometry
-        self.device = device
-        self.dtype = dtype
+        text, vae = modules_of(parts.text, parts.summary), modules_of(parts.encoder, parts.decoder)
+        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae})
         self.parts = parts
-        vae = modules_of(parts.encoder, parts.decoder)
-        self.turns = Turns(device, {"text": modules_of(parts.text, parts.summary), "vae": vae})
         self._prompts: weakref.WeakKeyDictionary[Branch, Prompt] = weakref.WeakKeyDictionary()
 
     @torch.inference_mode()
@@ -87,20 +81,6 @@ class HunyuanModel(Adapter):
         if placed.pinned is not None:  # the clean frame does not move, and is its own clean estimate
             v[:, :, 0] = 0
         return v
-
-    @torch.inference_mode()
-    def pixels(self, latent: Tensor) -> Tensor:
-        with self.turns.turn("vae"):
-            return self._part(self.parts.decoder, "vae")(latent)
-
-    def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        return self._frames(self._part(self.parts.decoder, "vae"), latent)
-
-    @torch.inference_mode()
-    def _frames(self, decoder: HunyuanDecoder, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        with self.turns.turn("vae"):
-            for run in decoder.runs(latent):
-                yield to_frames(run)
 
     def _prompt(self, transformer: HunyuanTransformer, branch: Branch) -> Prompt:
         """What follows from the prompt alone lives as long as the branch it came from."""

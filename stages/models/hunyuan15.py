@@ -7,20 +7,17 @@ Under the same scheduler it equals the stock pipelines at batch 1 up to rounding
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
-from stages.memory import Turns, modules_of, working_bytes
+from stages.memory import modules_of, working_bytes
 from stages.models import first_frame
-from stages.models.adapter import Adapter, to_frames
+from stages.models.adapter import Adapter
 from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.hunyuan15_parts import Guider, load_encoders, load_guider, load_transformer, load_vae
 from stages.models.hunyuan15_text import Hunyuan15Encoders
@@ -45,12 +42,9 @@ class Hunyuan15Model(Adapter):
     """The adapter."""
 
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: Parts) -> None:
-        self.geometry = geometry
-        self.device = device
-        self.dtype = dtype
+        text, vae = modules_of(parts.encoders), modules_of(parts.image_encoder, parts.decoder)
+        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae})
         self.parts = parts
-        vae = modules_of(parts.image_encoder, parts.decoder)
-        self.turns = Turns(device, {"text": modules_of(parts.encoders), "vae": vae})
         self._memories: weakref.WeakKeyDictionary[Branch, PromptMemory] = weakref.WeakKeyDictionary()
 
     @torch.inference_mode()
@@ -90,18 +84,6 @@ class Hunyuan15Model(Adapter):
             return v
         plain = transformer(x, placed.latent, time, self._memory(condition.negative))
         return self.parts.guider(v, plain, condition.guidance)
-
-    @torch.inference_mode()
-    def pixels(self, latent: Tensor) -> Tensor:
-        with self.turns.turn("vae"):
-            return torch.cat(list(self._part(self.parts.decoder, "vae")(latent.to(self.device))), dim=2)
-
-    @torch.inference_mode()
-    def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        decoder = self._part(self.parts.decoder, "vae")
-        with self.turns.turn("vae"):
-            for video in decoder(latent.to(self.device)):
-                yield to_frames(video)
 
     def _first_frame(self, condition: Condition, latent: Tensor, axes: Axes, mode: ImageMode) -> Tensor:
         """Latent ``[1, C, 1, h, w]`` of the image on the rows and columns of ``axes``."""

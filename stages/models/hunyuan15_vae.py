@@ -63,7 +63,7 @@ def _unpack(x: Tensor, frames: int) -> Tensor:
 
 
 class Hunyuan15Decoder:
-    """Callable ``latent [1, C, T, H, W] -> runs of video [1, 3, F, 16 H, 16 W]`` in [-1, 1], float32."""
+    """Latents as the transformer sees them to video."""
 
     def __init__(self, vae: Any) -> None:
         """``vae`` holds a decoder; its weights are laid out anew."""
@@ -75,8 +75,11 @@ class Hunyuan15Decoder:
             if isinstance(layer, nn.Conv3d):
                 layer.weight.data = layer.weight.data.contiguous(memory_format=LAYOUT)
 
-    def __call__(self, latent: Tensor) -> Iterator[Tensor]:
-        """The first run has 4 n + 1 frames, the others 4 n, for n latent frames each. Draw them in order."""
+    def runs(self, latent: Tensor) -> Iterator[Tensor]:
+        """Video ``[1, 3, f, 16 H, 16 W]`` float32 in [-1, 1] of ``latent [1, C, T, H, W]``, to be drawn in order.
+
+        The first run has 4 n + 1 frames, the others 4 n, for n latent frames each.
+        """
         z = (latent / self.scaling_factor).to(self.dtype).contiguous(memory_format=LAYOUT)
         memory = _Memory()
         for index, chunk in enumerate(torch.split(z, self._chunk_lengths(z), dim=2)):

@@ -171,10 +171,6 @@ class HunyuanDecoder:
                 yield _levels(now[:, :, :num])
             before = now
 
-    def __call__(self, latent: Tensor) -> Tensor:
-        """The whole video ``[1, 3, F, 8H, 8W]`` float32 in [-1, 1]."""
-        return torch.cat(list(self.runs(latent)), dim=2)
-
     def _decode(self, z: Tensor, tiled: bool) -> Tensor:
         if tiled:
             tile: Tensor = self.vae.tiled_decode(z, return_dict=False)[0]

@@ -5,20 +5,17 @@ Under the same solver a full run equals the stock ``WanPipeline`` or ``WanImageT
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
-from stages.memory import Turns, modules_of, working_bytes
+from stages.memory import modules_of, working_bytes
 from stages.models import first_frame
-from stages.models.adapter import Adapter, to_frames
+from stages.models.adapter import Adapter
 from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
 from stages.models.wan_decoder import WanDecoder, WanEncoder
 from stages.models.wan_image import ImageTokens, padded, with_mask
@@ -44,15 +41,12 @@ class WanModel(Adapter):
     """The adapter."""
 
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, index: Index, parts: WanParts) -> None:
-        self.geometry = geometry
-        self.device = device
-        self.dtype = dtype
+        text, vae = modules_of(parts.text, parts.image_tokens), modules_of(parts.encoder, parts.decoder)
+        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae})
         self.parts = parts
         self.boundary = geometry.boundary if index.boundary is None else index.boundary
         self.takes_image = _takes_image(geometry, index)
         self.holds_first_frame = geometry.image == "optional"
-        vae = modules_of(parts.encoder, parts.decoder)
-        self.turns = Turns(device, {"text": modules_of(parts.text, parts.image_tokens), "vae": vae})
 
     @torch.inference_mode()
     def encode(self, request: Request) -> Condition:
@@ -90,22 +84,6 @@ class WanModel(Adapter):
         if clean_first:  # a clean frame does not move, and its own estimate of itself is exact
             v[:, :, 0] = 0
         return v
-
-    @torch.inference_mode()
-    def pixels(self, latent: Tensor) -> Tensor:
-        with self.turns.turn("vae"):
-            video: Tensor = self._part(self.parts.decoder, "vae")(latent)
-            return video
-
-    def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        decoder = self._part(self.parts.decoder, "vae")
-        return self._frames(decoder, latent)
-
-    @torch.inference_mode()
-    def _frames(self, decoder: WanDecoder, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        with self.turns.turn("vae"):
-            for run in decoder.runs(latent):
-                yield to_frames(run)
 
     def _expert(self, level: NoiseLevel, condition: Condition) -> tuple[WanTransformer, float]:
         """The expert of this noise level, on whichever schedule it lies, and its guidance."""

@@ -20,7 +20,7 @@ MAX_CHUNK_PIXELS = 1 << 20
 
 
 class WanDecoder:
-    """Callable ``latent [1, C, T, H, W] -> video [1, 3, F, H', W']`` in [-1, 1], float32."""
+    """Latents ``[1, C, T, H, W]``, normalised as the transformer sees them, to video."""
 
     def __init__(self, vae: Any) -> None:
         """``vae`` is an ``AutoencoderKLWan``; its convolutions are laid out channels-last, which CPUs and GPUs favour."""
@@ -28,11 +28,8 @@ class WanDecoder:
         self.mean, self.std = _statistics(vae)
         self.num_caches = _prepare(vae.decoder)
 
-    def __call__(self, latent: Tensor) -> Tensor:
-        return torch.cat(list(self.runs(latent)), dim=2)
-
     def runs(self, latent: Tensor) -> Iterator[Tensor]:
-        """The same frames in order, some at a time: what is yielded is bounded in memory, what is kept is one cache."""
+        """Video ``[1, 3, f, H', W']`` float32 in [-1, 1]: what is yielded is bounded in memory, what is kept is one cache."""
         z = (latent.to(self.vae.device) * self.std + self.mean).to(self.vae.dtype)
         z = self.vae.post_quant_conv(z).contiguous(memory_format=torch.channels_last_3d)
         cache: list[Tensor | str | None] = [None] * self.num_caches
