@@ -43,7 +43,7 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm
     folder = _folder(weights)
     shipped = checkpoint.schedule(folder)
     shift = settings.get("shift") or shipped.shift or model.full_shift
-    run = Run(planner, model.with_shift(shift), shape, steps, max(guidance, guidance_low or 0.0), config)
+    run = Run(planner, model.with_shift(shift), shape, steps, guidance, config)
     budgeting = _budgeting(run, settings, mistakes) if legal else None
     loras, lora_revision = _loras(settings.get("lora") or (), folder / "transformer", mistakes)
     mistakes.extend(_guidance_mistakes(model, settings))
@@ -159,6 +159,11 @@ def _guidance_mistakes(model: geometry.ModelGeometry, settings: Mapping[str, Any
     mistakes = []
     if settings.get("guidance_low") is not None and model.boundary is None:
         mistakes.append(f"guidance_low is {settings['guidance_low']}: {model.name} has one expert; set guidance alone")
+    elif (low := settings.get("guidance_low") or 0) > 1 >= (high := _guidance(model, settings)[0]):
+        mistakes.append(
+            f"guidance_low is {low:g} and guidance {high:g}: without guidance above 1 there is no second branch for the "
+            "low-noise expert either; raise guidance or drop guidance_low"
+        )
     if settings.get("negative") and model.family == "hunyuan":
         mistakes.append(f"negative: {model.name} was distilled with its guidance built in, so it takes no negative prompt")
     elif settings.get("negative") and max(guidances := [g for g in _guidance(model, settings) if g is not None]) <= 1:

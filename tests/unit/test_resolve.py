@@ -49,8 +49,8 @@ def test_an_arm_holds_its_models_solver_guidance_and_a_fingerprint_of_its_weight
     assert (third.guidance, third.guidance_low) == (4.0, 1.5)
 
 
-def test_a_step_costs_two_branches_if_either_expert_is_guided(tmp_path: Path) -> None:
-    guidances = {"none": (1.0, 1.0), "high": (4.0, 1.0), "low": (1.0, 3.0)}
+def test_a_step_costs_two_branches_if_there_is_guidance_at_all(tmp_path: Path) -> None:
+    guidances = {"none": (1.0, 1.0), "high": (4.0, 1.0), "both": (4.0, 3.0)}
     arms = {name: arm(EXPERTS, guidance=high, guidance_low=low) for name, (high, low) in guidances.items()}
     assert [found.cost and found.cost.num_branches for found in sweep(tmp_path, arms).arms] == [1, 2, 2]
 
@@ -59,6 +59,7 @@ def test_a_step_costs_two_branches_if_either_expert_is_guided(tmp_path: Path) ->
     ("model", "settings", "words"),
     [
         (T2V, {"guidance_low": 2.0}, ["guidance_low is 2.0", "one expert"]),
+        (EXPERTS, {"guidance": 1.0, "guidance_low": 3.0}, ["guidance_low is 3 and guidance 1", "second branch"]),
         ("hunyuanvideo", {"negative": "blurry"}, ["negative", "built in"]),
         (T2V, {"negative": "blurry", "guidance": 1.0}, ["negative", "guidance is 1"]),
         (T2V, {"steps": 2}, ["steps is 2", "dvg needs at least 3"]),
