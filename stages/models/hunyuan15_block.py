@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.kernels import add_norm, gated_add, joint_qkv, linear_gelu, modulated_norm
 from stages.models.base import Attention
+from stages.models.layers import fuse
 
 EPS = 1e-6
 """Of every norm in this model."""
@@ -82,15 +82,3 @@ def _bundle(qkv: Sequence[nn.Linear], norm_q: Any, norm_k: Any, out: nn.Linear, 
     up, down = feed_forward.net[0].proj, feed_forward.net[2]
     own = (norm_q.weight, norm_k.weight, out.weight, out.bias, up.weight, up.bias, down.weight, down.bias)
     return StreamWeights(*fuse(qkv), *own)
-
-
-def fuse(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:
-    """The weights of several layers as one product. The layers become views of it, so nothing is held twice.
-
-    As parameters, whose sizes a compiler with dynamic shapes takes for constants.
-    """
-    weight = torch.cat([linear.weight.data for linear in linears])
-    bias = torch.cat([linear.bias.data for linear in linears])
-    for linear, w, b in zip(linears, weight.chunk(len(linears)), bias.chunk(len(linears)), strict=True):
-        linear.weight.data, linear.bias.data = w, b
-    return nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)

@@ -20,7 +20,8 @@ from orchestrator.types import Grid
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.base import Attention
-from stages.models.hunyuan15_block import EPS, block, bundle, fuse
+from stages.models.hunyuan15_block import EPS, block, bundle
+from stages.models.layers import fuse
 from stages.replay import Replay
 from stages.sampling import NoiseLevel
 

@@ -28,6 +28,7 @@ from stages.models.hunyuan_block import (
     dual_block,
     single_block,
 )
+from stages.models.layers import patches
 from stages.replay import Replay
 
 NUM_TABLES = 4
@@ -77,7 +78,7 @@ class HunyuanTransformer:
 
     def __call__(self, x: Tensor, timestep: float, guidance: float, prompt: Prompt) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32. Raises ValueError if the grid is no multiple of the patch."""
-        grid = self._patches(x)
+        grid = patches(x, self.patch)
         time = self._embed_time(timestep, guidance, prompt)
         emb = F.silu(time)
         rope, first = self._tables(grid, prompt.tokens.shape[1], x.device)
@@ -145,18 +146,11 @@ class HunyuanTransformer:
         mark = torch.arange(len(rope), device=device).unsqueeze(1) < grid[1] * grid[2]
         return rope, mark if self.replaces_first else None
 
-    def _patches(self, x: Tensor) -> Grid:
-        cells = x.shape[2:]
-        if any(size % patch for size, patch in zip(cells, self.patch, strict=True)):
-            raise ValueError(f"latent grid {tuple(cells)} is not a multiple of the patch {self.patch}")
-        t, h, w = (size // patch for size, patch in zip(cells, self.patch, strict=True))
-        return t, h, w
-
     def _embed(self, x: Tensor) -> Tensor:
         """``[1, c, (t pt), (h ph), (w pw)]`` to ``[1, t h w, D]``: the patch convolution as one product."""
         proj = self.weights.x_embedder.proj
         pt, ph, pw = self.patch
-        t, h, w = self._patches(x)
+        t, h, w = patches(x, self.patch)
         parts = x.to(self.dtype).view(1, -1, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
         rows = parts.flatten(4).flatten(1, 3)
         return F.linear(rows, proj.weight.flatten(1), proj.bias)

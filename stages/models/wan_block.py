@@ -6,15 +6,15 @@ between the matrix products is element-wise or a row's own norm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.kernels import add_norm, gated_add, linear_gelu, modulated_norm, qk_rope, split_qkv
 from stages.models.base import Attention
+from stages.models.layers import fuse
 
 
 class BlockWeights(NamedTuple):
@@ -131,17 +131,3 @@ def block_weights(layer: Any) -> BlockWeights:
         ffn_out.weight,
         ffn_out.bias,
     )
-
-
-def fuse(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:
-    """The weights of several layers as one product. The layers become views of it, so nothing is held twice."""
-    weight = torch.cat([linear.weight.data for linear in linears])
-    bias = torch.cat([linear.bias.data for linear in linears])
-    for linear, w, b in zip(linears, weight.chunk(len(linears)), bias.chunk(len(linears)), strict=True):
-        linear.weight.data, linear.bias.data = w, b
-    return _constant(weight), _constant(bias)
-
-
-def _constant(x: Tensor) -> nn.Parameter:
-    """Parameters keep their shape constant when the rest of a compiled function's inputs may vary."""
-    return nn.Parameter(x, requires_grad=False)

@@ -19,6 +19,7 @@ from orchestrator.types import Grid
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.base import Attention, Branch
+from stages.models.layers import patches
 from stages.models.wan_block import CrossMemory, block, block_weights, per_token, split_heads
 from stages.replay import Replay
 
@@ -72,7 +73,7 @@ class WanTransformer:
 
         With ``clean_first`` the first latent frame is told timestep 0. Raises ValueError if the grid is no multiple of the patch.
         """
-        grid, memory = self._patches(x), self.remember(branch)
+        grid, memory = patches(x, self.patch), self.remember(branch)
         is_first = self._first(grid) if clean_first else None
         time, modulations = self._embed_time((0.0, timestep) if clean_first else (timestep,))
         h = self.weights.patch_embedding(x.to(self.dtype)).flatten(2).transpose(1, 2).contiguous()
@@ -143,13 +144,6 @@ class WanTransformer:
     def _first_frame(self, grid: Grid) -> Tensor:
         """Which tokens are of the first frame, ``[N, 1]``."""
         return (torch.arange(math.prod(grid), device=self.device) < grid[1] * grid[2]).unsqueeze(-1)
-
-    def _patches(self, x: Tensor) -> Grid:
-        cells = x.shape[2:]
-        if any(size % patch for size, patch in zip(cells, self.patch, strict=True)):
-            raise ValueError(f"latent grid {tuple(cells)} is not a multiple of the patch {self.patch}")
-        t, h, w = (size // patch for size, patch in zip(cells, self.patch, strict=True))
-        return t, h, w
 
     def _unpatch(self, h: Tensor, grid: Grid) -> Tensor:
         """``[B, t h w, (pt ph pw c)]`` to ``[B, c, (t pt), (h ph), (w pw)]``."""
