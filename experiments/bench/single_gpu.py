@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("subjects", nargs="+", choices=tuple(SUBJECTS))
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--skip-stock", action="store_true")
+    parser.add_argument("--brief", action="store_true", help="a clip without floors and decode")
     parser.add_argument("--known", type=pathlib.Path, help="folder with the rows of an earlier command")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # so that what was measured is saved
@@ -136,7 +137,7 @@ def main() -> None:
         try:
             with torch.inference_mode():
                 rows(name, args.skip_stock, figures) if args.kind == "rows" else clip(
-                    name, known_medians(args.known, name), figures
+                    name, known_medians(args.known, name), figures, args.brief
                 )
         finally:  # what was measured before an error is worth keeping
             figures |= software(SUBJECTS[name])

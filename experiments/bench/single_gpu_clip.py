@@ -31,11 +31,11 @@ from stages.denoise import run_stages, start
 CLIPS = {"hv": (25, 0.5), "hv15-t2v": (12, 0.5), "hv15-i2v": (12, 0.5), "hv15-i2v-12": (12, 0.5), "wan": (12, 0.5)}
 
 
-def clip(name: str, known: Mapping[Grid, float], figures: dict[str, Any]) -> None:
+def clip(name: str, known: Mapping[Grid, float], figures: dict[str, Any], brief: bool = False) -> None:
     """One complete clip through the engine, beside the sum of the medians of its parts, into ``figures``.
 
     ``known``: medians of an earlier command, which its control forward and this one's show to be comparable; the other grids
-    are measured after the clip.
+    are measured after the clip. ``brief`` leaves the floors and the decode out.
     """
     subject = SUBJECTS[name]
     num_experts = 2 if subject.geometry.boundary else 1
@@ -67,6 +67,8 @@ def clip(name: str, known: Mapping[Grid, float], figures: dict[str, Any]) -> Non
     by_parts += sum(figures["passages"]["transitions_s"].values()) + figures["passages"]["plan_s"]
     figures |= {"sum_s": by_parts, "clip_over_sum": denoise_s / by_parts}
     tell("clip over sum", {"denoise_s": denoise_s, "sum_s": by_parts, "ratio": figures["clip_over_sum"]})
+    if brief:
+        return
     family = subject.geometry.family
     figures["floors"] = [
         measured_and_told(model, subject, grid, with_floor=True) for grid in (SMALL[family], MEDIUM[family], LARGE[family])
