@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stages.models.base import Attention
+
+log = logging.getLogger(__name__)
 
 AUTO = "auto"
 LENGTHS = (1_024, 4_096, 16_384)
@@ -89,6 +92,20 @@ def _importable(module: str) -> bool:
         return False
 
 
+def usable() -> tuple[str, ...]:
+    """The installed kernels whose module really imports; a broken installation is told in the log and left out."""
+    return tuple(name for name in installed() if _imports(name))
+
+
+def _imports(name: str) -> bool:
+    try:
+        KERNELS[name][1]()
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        log.warning("attention kernel %s is installed but cannot be imported, so it is not used: %s", name, error)
+        return False
+    return True
+
+
 def choose(name: str, device: torch.device, heads: int, head_dim: int, dtype: torch.dtype = torch.bfloat16) -> Attention:
     """The kernel ``name``, or for ``auto`` the fastest one for these heads, measured at most once per GPU model.
 
@@ -136,8 +153,11 @@ def nearest_length(num_keys: int, lengths: Iterable[int]) -> int:
 
 
 def fastest(device: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> dict[int, str]:
-    """The name of the fastest kernel for each length, from the file of earlier measurements or measured now."""
-    found = ", ".join(installed())
+    """The name of the fastest kernel for each length, from the file of earlier measurements or measured now.
+
+    A kernel that cannot be imported is not in the key: once repaired, it is measured.
+    """
+    found = ", ".join(usable())
     key = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {heads} x {head_dim} {str(dtype)[6:]}, {found}"
     known = measurements()
     if key not in known:
@@ -188,7 +208,7 @@ def cache_file() -> Path:
 
 
 def measurements() -> dict[str, Rates]:
-    """By GPU model, torch version, heads and what is installed; empty before the first measurement."""
+    """By GPU model, torch version, heads and the kernels that import; empty before the first measurement."""
     try:
         known: dict[str, Rates] = json.loads(cache_file().read_text())
     except (FileNotFoundError, json.JSONDecodeError):

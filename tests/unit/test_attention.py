@@ -79,6 +79,26 @@ def test_a_measurement_is_taken_once_and_kept(monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(attention.cache_file().read_text()) == attention.measurements()
 
 
+def test_a_kernel_that_did_not_import_is_measured_once_it_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_broken = True
+
+    def flash4() -> attention.Attention:
+        if is_broken:
+            raise ModuleNotFoundError("No module named 'cutlass'")
+        return F.scaled_dot_product_attention
+
+    monkeypatch.setitem(attention.KERNELS, "flash4", ("torch", flash4))
+    monkeypatch.setattr(attention, "measure", lambda *_: {"cudnn": 10.0} | ({} if is_broken else {"flash4": 20.0}))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    asked = (torch.device("cuda"), 2, 64, torch.bfloat16)
+    assert set(attention.fastest(*asked).values()) == {"cudnn"}
+    assert "flash4 is installed but cannot be imported, so it is not used: No module named 'cutlass'" in caplog.text
+    is_broken = False
+    assert set(attention.fastest(*asked).values()) == {"flash4"}
+
+
 def test_a_broken_file_of_measurements_counts_as_none() -> None:
     attention.cache_file().parent.mkdir(parents=True)
     attention.cache_file().write_text("{")
