@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 NAMES = ["hunyuanvideo", "hunyuanvideo-1.5", "wan2.2-a14b"]
 GRIDS: list[Grid] = [(3, 4, 6), (3, 8, 8), (5, 10, 12)]
 SHAPE = VideoShape(9, 64, 96, 24)
+GUIDANCE = 4.0
+"""HunyuanVideo's network is told its thousandfold, which bf16 holds exactly; the default's 6,000 it takes for 6,016, as the stock
+pipeline does, and the tiny network answers that with 13 % of its velocity."""
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -38,7 +41,7 @@ def velocity(loaded: Any, condition: Any, grid: Grid) -> torch.Tensor:
 
 
 def encoded(loaded: Any) -> Any:
-    return loaded.encode(Request("a boat on a lake", SHAPE, loaded.geometry.default_guidance))
+    return loaded.encode(Request("a boat on a lake", SHAPE, GUIDANCE))
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
