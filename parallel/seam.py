@@ -1,0 +1,81 @@
+"""Where a transformer's tokens are cut, attended to and joined again. With nothing attached it is the local kernel alone.
+
+One seam per model: blocks call it for attention, so the same compiled blocks serve every degree, and a clip's width is a matter
+of :meth:`Seam.attach`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+from torch import Tensor
+
+from parallel.groups import Group
+from parallel.layout import Layout
+from parallel.shares import piece, shares
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Self-attention over ``[B, heads, tokens, head_dim]`` queries, keys and values."""
+
+
+class Exchange(Protocol):
+    """Attention over the ranks of a group, each of which has all heads of its own tokens."""
+
+    name: str
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
+        """``q, k, v [1, heads, counts[group.rank], head_dim]`` to the same, every token having seen those of all ranks.
+
+        ``local`` is the kernel of one GPU. The order of tokens is that of the ranks; attention does not mind.
+        """
+        ...
+
+
+class Seam:
+    """Callable as attention over ``[1, heads, this rank's tokens, head_dim]``."""
+
+    def __init__(self, local: Attention) -> None:
+        self.local = local
+        self.layout: Layout | None = None
+        self.exchange: Exchange | None = None
+        self._counts: tuple[int, ...] = ()
+        self._image_counts: tuple[int, ...] = ()
+
+    def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
+        """From the next forward on, share its tokens over ``layout``; None: this process alone. Free of cost."""
+        self.layout, self.exchange = layout, exchange
+
+    @property
+    def sequence(self) -> Group | None:
+        """The ranks that share the tokens; None when this one has them all."""
+        return None if self.layout is None else self.layout.sequence
+
+    @property
+    def key(self) -> Hashable:
+        """Tells apart what must not be mixed up between forwards: tables per share, recordings of a group's collectives."""
+        return None if self.layout is None else (self.layout.key, self.exchange.name if self.exchange else None)
+
+    def cut(self, num_image: int, num_text: int = 0) -> tuple[slice, slice]:
+        """This rank's rows of ``num_image`` tokens and of ``num_text`` tokens that join them in attention.
+
+        To be called before each forward: attention goes by it.
+        """
+        degree = 1 if self.layout is None else self.layout.degree
+        rank = 0 if self.sequence is None else self.sequence.rank
+        image, text = shares(num_image, degree), shares(num_text, degree, spare_last=True)
+        self._image_counts = image
+        self._counts = tuple(map(sum, zip(image, text, strict=True)))
+        return piece(image, rank), piece(text, rank)
+
+    def join(self, rows: Tensor) -> Tensor:
+        """This rank's image rows ``[1, n, C]`` to all ``[branches, num_image, C]``: one branch, or both with guidance split."""
+        if self.layout is None:
+            return rows
+        counts = self._image_counts * self.layout.num_branches
+        return self.layout.whole.gather_rows(rows[0], counts).unflatten(0, (self.layout.num_branches, -1))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.sequence is None or self.exchange is None:
+            return self.local(q, k, v)
+        return self.exchange(q, k, v, self.local, self.sequence, self._counts)

@@ -1,0 +1,24 @@
+"""Which tokens of a sequence each rank has: shares that differ by at most one token, so that any number of tokens will do."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+
+def shares(num_tokens: int, degree: int, *, spare_last: bool = False) -> tuple[int, ...]:
+    """Tokens of each of ``degree`` ranks. The first ranks have one more where it does not divide, or the last ones.
+
+    Two sequences side by side, one with ``spare_last``, so give every rank equal sums whenever the degree divides their sum.
+    Raises ValueError for a degree below 1.
+    """
+    if degree < 1:
+        raise ValueError(f"degree {degree} must be at least 1")
+    least, spare = divmod(num_tokens, degree)
+    counts = [least + 1] * spare + [least] * (degree - spare)
+    return tuple(reversed(counts)) if spare_last else tuple(counts)
+
+
+def piece(counts: tuple[int, ...], rank: int) -> slice:
+    """Where a rank's share lies in the sequence."""
+    ends = tuple(accumulate(counts))
+    return slice(ends[rank] - counts[rank], ends[rank])
