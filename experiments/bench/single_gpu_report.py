@@ -17,6 +17,7 @@ from experiments.calibrate import fit_forward
 from orchestrator.actions import InfeasibleBudget
 from orchestrator.calibration import StepRow
 from orchestrator.types import Action, Grid
+from stages.attention import best
 
 Figures = dict[str, Any]
 INTERPOLATED = " (interpolated)"
@@ -83,11 +84,18 @@ def summary(name: str, figures: Figures) -> Figures:
     result["between_s"] = between_s(figures)
     result["plan_s"] = figures["passages"]["plan_s"] + figures["passages"]["list_s"]
     result["rows"] = list(dvg_rows(subject, figures))
+    result["attention"] = kernels(figures)
     if "stock" in figures:
         stock_s = figures["stock"]["median_s"] * subject.stock_steps * subject.stock_branches
         result |= {"stock_forward_s": figures["stock"]["median_s"], "stock_denoise_s": stock_s}
         result["stock_decode_s"] = figures["stock_decode"]["best_s"]
     return result
+
+
+def kernels(figures: Figures) -> dict[int, str]:
+    """The attention kernel that the adapter chose for each length of the measurement; empty where it was not kept."""
+    rates = next(iter(figures.get("attention_tflops", {}).values()), {})
+    return {int(length): best(found) for length, found in rates.items()}
 
 
 def table(found: Figures) -> str:
@@ -125,6 +133,9 @@ def _facts(found: Figures, subject: Subject) -> list[str]:
         )
     between_ms, plan_ms = 1e3 * found["between_s"], 1e3 * found["plan_s"]
     lines.append(f"- Three transitions and the plan: {between_ms:.1f} ms; the plan with its list of actions: {plan_ms:.1f} ms.")
+    if found["attention"]:
+        chosen = ", ".join(f"{name} at {length:,} keys" for length, name in found["attention"].items())
+        lines.append(f"- Attention, each for the lengths nearest to it: {chosen}.")
     error = 100 * found["fit_error"]
     lines.append(f"- Curve through the measured grids: within {error:.1f} %; rows use medians where there are any.")
     return lines
@@ -154,10 +165,11 @@ def floor_table(files: Iterable[Figures]) -> str:
 
 
 def clips(figures: Figures) -> str:
-    ratio, decode_s = figures["clip_over_sum"], figures["decode"]["best_s"]
+    names = ", ".join(dict.fromkeys(kernels(figures).values()))
+    seconds = " + ".join(f"{value:.2f}" for key, value in figures["stages_s"].items() if key.startswith("stage"))
     return (
-        f"| {figures['subject']} | {figures['steps']} | {figures['budget']:g} | {figures['action']} | "
-        f"{figures['denoise_s']:.2f} | {figures['sum_s']:.2f} | {ratio:.3f} | {decode_s:.2f} |"
+        f"| {figures['subject']} | {figures['steps']} | {figures['budget']:g} | {figures['action']} | {seconds} | "
+        f"{figures['denoise_s']:.2f} | {figures['sum_s']:.2f} | {figures['clip_over_sum']:.3f} | {names} |"
     )
 
 
@@ -170,7 +182,8 @@ FLOOR_HEAD = (
 )
 CLIP_HEAD = (
     "## Complete clips through the engine against the sum of their parts\n\n"
-    "| subject | steps | budget | action | denoising s | sum s | ratio | decode s |\n|---|---|---|---|---|---|---|---|"
+    "| subject | steps | budget | action | stages s | denoising s | sum s | ratio | attention |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 

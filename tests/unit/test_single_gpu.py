@@ -111,3 +111,20 @@ def test_the_report_holds_every_row_and_ratio() -> None:
     assert row["full_s"] == pytest.approx(12 * 4.929)
     assert row["denoise_s"]["fastest"] < row["denoise_s"]["mean"] < row["denoise_s"]["slowest"] < row["full_s"]
     assert f"| {row['full_s'] / row['denoise_s']['mean']:.2f} |" in text
+
+
+def test_a_clip_is_told_with_its_stages_and_the_kernels_that_attended() -> None:
+    rates = {"1024": {"cudnn": 200.0, "flash4": 100.0}, "16384": {"cudnn": 600.0, "flash4": 700.0}}
+    figures: dict[str, Any] = {
+        "subject": "hv15-i2v-12",
+        "steps": 12,
+        "budget": 0.5,
+        "action": "s0.90-f13",
+        "stages_s": {"stage1_s": 0.5, "plan_s": 0.1, "stage2_s": 1.5},
+        "denoise_s": 2.0,
+        "sum_s": 1.6,
+        "clip_over_sum": 1.25,
+        "attention_tflops": {"a GPU": rates},
+    }
+    expected = "| hv15-i2v-12 | 12 | 0.5 | s0.90-f13 | 0.50 + 1.50 | 2.00 | 1.60 | 1.250 | cudnn, flash4 |"
+    assert single_gpu_report.clips(figures) == expected
