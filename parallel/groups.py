@@ -45,22 +45,22 @@ class Group:
         if len(rows) < most:
             mine = torch.cat([mine, mine.new_zeros(most - len(rows), *mine.shape[1:])])
         found = mine.new_empty(self.size * most, *mine.shape[1:])
-        with _told("gathering rows"):
+        with told("gathering rows"):
             dist.all_gather_into_tensor(found, mine, group=self.handle)
         if min(counts) == most:
             return found
-        parts = found.unflatten(0, (self.size, most))
+        parts = found.view(self.size, most, *found.shape[1:])
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def agree(self, story: str) -> None:
         """Raises GroupMismatch, on every rank, when ranks are about to do different work. Never touches a GPU."""
-        told = torch.zeros(STORY_BYTES, dtype=torch.uint8)
+        row = torch.zeros(STORY_BYTES, dtype=torch.uint8)
         text = _short(story)
-        told[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        found = [torch.empty_like(told) for _ in range(self.size)]
-        with _told("agreeing on the work"):
-            dist.all_gather(found, told, group=self.handle)
-        stories = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in found]
+        row[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        found = [torch.empty_like(row) for _ in range(self.size)]
+        with told("agreeing on the work"):
+            dist.all_gather(found, row, group=self.handle)
+        stories = [bytes(said.tolist()).rstrip(b"\0").decode(errors="replace") for said in found]
         if len(set(stories)) > 1:
             rows = "; ".join(f"rank {rank}: {said}" for rank, said in zip(self.ranks, stories, strict=True))
             raise GroupMismatch(f"the ranks of one slice are about to do different work: {rows}")
@@ -75,7 +75,7 @@ def _short(story: str) -> bytes:
     return text[: STORY_BYTES - len(digest)] + digest
 
 
-class _told:
+class told:
     """A failing collective becomes a GroupError that says what was being done."""
 
     def __init__(self, doing: str) -> None:
@@ -87,9 +87,6 @@ class _told:
     def __exit__(self, kind: Any, problem: BaseException | None, trace: Any) -> None:
         if isinstance(problem, RuntimeError) and not isinstance(problem, GroupError | torch.OutOfMemoryError):
             raise GroupError(f"the other ranks were lost while {self.doing}: {' '.join(str(problem).split())}") from problem
-
-
-told = _told
 
 
 def aligned_ranks(num_ranks: int) -> list[range]:
@@ -110,7 +107,7 @@ class Groups:
         self.num_ranks = num_ranks
         self.device = device
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        with _told("meeting"):
+        with told("meeting"):
             dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=timeout)
             handles = {piece: dist.new_group(list(piece), timeout=timeout) for piece in aligned_ranks(num_ranks)}
         self._groups = {
@@ -123,7 +120,7 @@ class Groups:
         """First use makes the connections: both of the host's and of the GPU's."""
         met = group.gather_rows(torch.ones(1, device=self.device), (1,) * group.size)
         swapped = torch.empty_like(met)
-        with _told("meeting"):
+        with told("meeting"):
             dist.all_to_all_single(swapped, met, group=group.handle)
         if int(swapped.sum()) != group.size:
             raise GroupError(f"rank {self.rank} met {int(swapped.sum())} ranks of {list(group.ranks)}")

@@ -7,7 +7,9 @@ chunks, so that the next chunk travels while this one is attended to.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,7 +48,7 @@ class Native:
 
 def _chunks(heads: int, num: int) -> list[slice]:
     ends = [heads * i // num for i in range(num + 1)]
-    return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
 def _splits(counts: tuple[int, ...]) -> list[int] | None:
@@ -61,7 +63,7 @@ class _Arriving:
         num, width = qkv[0].shape[2], chunk.stop - chunk.start
         sent = qkv[0].new_empty(group.size, num, len(qkv), width, qkv[0].shape[3])
         for index, x in enumerate(qkv):
-            sent[:, :, index] = x[0].unflatten(0, (group.size, -1))[:, chunk].transpose(1, 2)
+            sent[:, :, index] = torch.unflatten(x[0], 0, (group.size, -1))[:, chunk].transpose(1, 2)
         self.found = sent.new_empty(sum(counts), *sent.shape[2:])
         self._sent = sent.flatten(0, 1)
         self._work = _swap(self.found, self._sent, _splits(counts), None, group)
@@ -87,12 +89,10 @@ class _Leaving:
         """``out [this rank's tokens, ranks, heads of each, head_dim]``."""
         with told("exchanging what attention found"):
             self._work.wait()
-        out[:, :, self._chunk] = self._back.unflatten(0, (out.shape[1], -1)).transpose(0, 1)
+        out[:, :, self._chunk] = torch.unflatten(self._back, 0, (out.shape[1], -1)).transpose(0, 1)
 
 
-def _swap(
-    received: Tensor, sent: Tensor, receive_splits: list[int] | None, send_splits: list[int] | None, group: Group
-) -> torch.distributed.Work:
+def _swap(received: Tensor, sent: Tensor, receive_splits: list[int] | None, send_splits: list[int] | None, group: Group) -> Any:
     """Rows to all ranks, in equal pieces where no splits are given."""
     receive = receive_splits if send_splits is None else _equal(received, group)
     send = send_splits if receive_splits is None else _equal(sent, group)

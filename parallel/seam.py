@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from parallel.groups import Group
@@ -73,7 +74,7 @@ class Seam:
         if self.layout is None:
             return rows
         counts = self._image_counts * self.layout.num_branches
-        return self.layout.whole.gather_rows(rows[0], counts).unflatten(0, (self.layout.num_branches, -1))
+        return torch.unflatten(self.layout.whole.gather_rows(rows[0], counts), 0, (self.layout.num_branches, -1))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.sequence is None or self.exchange is None:
