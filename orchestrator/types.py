@@ -95,6 +95,15 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A run of stages on one slice: until ``stop`` stages of the clip are done (the sketch's included), on ``width`` ranks."""
+
+    stop: int
+    width: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Clip:
     """A finished video file. ``path`` is relative to the run folder."""
 
@@ -151,6 +160,7 @@ class Record:
     device_s: float
     """Device seconds held by this item: each phase's seconds times the ranks it held."""
     degree: int
+    """Ranks of its widest phase."""
     attempts: int
     device: str
     host: str
@@ -169,6 +179,10 @@ class Record:
     image: str | None = None
     """The first frame it was made from."""
     solver: str = ""
+    stage_degrees: str = ""
+    """Ranks that each stage ran on, the sketch's first, joined by ``|``: for example ``1|2|2|8``."""
+    sizing: str = ""
+    """Why its widest phase was that wide."""
 
 
 def as_row(record: Record) -> dict[str, Any]:
