@@ -20,6 +20,7 @@ from parallel.seam import Attention
 
 OVERLAP_TOKENS = 8_192
 """Tokens from which two chunks are faster than one: below, a launch costs more than the exchange that it would hide."""
+WIDE = torch.complex128
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class _Arriving:
         num, width = qkv[0].shape[2], chunk.stop - chunk.start
         sent = qkv[0].new_empty(group.size, num, len(qkv), width, qkv[0].shape[3])
         for index, x in enumerate(qkv):
-            sent[:, :, index] = torch.unflatten(x[0], 0, (group.size, -1))[:, chunk].transpose(1, 2)
+            lay_out(sent[:, :, index], torch.unflatten(x[0], 0, (group.size, -1))[:, chunk].transpose(1, 2))
         self.found = sent.new_empty(sum(counts), *sent.shape[2:])
         self._sent = sent.flatten(0, 1)
         self._work = _swap(self.found, self._sent, _splits(counts), None, group)
@@ -89,7 +90,21 @@ class _Leaving:
         """``out [this rank's tokens, ranks, heads of each, head_dim]``."""
         with told("exchanging what attention found"):
             self._work.wait()
-        out[:, :, self._chunk] = torch.unflatten(self._back, 0, (out.shape[1], -1)).transpose(0, 1)
+        lay_out(out[:, :, self._chunk], torch.unflatten(self._back, 0, (out.shape[1], -1)).transpose(0, 1))
+
+
+def lay_out(target: Tensor, source: Tensor) -> None:
+    """Copies between layouts, 16 bytes at a time where both allow: several times as fast as value by value."""
+    if _is_wide(target) and _is_wide(source):
+        target.view(WIDE).copy_(source.view(WIDE))
+    else:
+        target.copy_(source)
+
+
+def _is_wide(x: Tensor) -> bool:
+    per_wide = WIDE.itemsize // x.itemsize
+    steps = (x.storage_offset(), x.shape[-1], *x.stride()[:-1])
+    return x.stride(-1) == 1 and not any(step % per_wide for step in steps)
 
 
 def _swap(received: Tensor, sent: Tensor, receive_splits: list[int] | None, send_splits: list[int] | None, group: Group) -> Any:

@@ -23,7 +23,8 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Exchange(Protocol):
     """Attention over the ranks of a group, each of which has all heads of its own tokens."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
         """``q, k, v [1, heads, counts[group.rank], head_dim]`` to the same, every token having seen those of all ranks.
