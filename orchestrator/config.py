@@ -21,7 +21,8 @@ from orchestrator.expansion import expand_points, merge, set_dotted
 from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
 from orchestrator.mistakes import ConfigError, from_validation
-from orchestrator.options import ArmName, AttentionName, BudgetOption, LoraOption, PromptsOption, SweepName
+from orchestrator.options import ArmName, AttentionName, Backend, BudgetOption, LoraOption, PromptsOption, SweepName
+from orchestrator.policy import SizingConfig
 from orchestrator.prompts import Prompt, Seed, load_prompts
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_budget import device_mistakes
@@ -49,6 +50,16 @@ class ClusterConfig(BaseModel):
     """Attention kernel of a worker on a GPU; auto: the fastest there, measured when it starts."""
     compile: Literal["auto", True, False] = "auto"
     """Compile the transformer's repeated block; auto: on a GPU."""
+    sizing: SizingConfig = SizingConfig()
+    """How many of the pod's ranks a clip is given, stage by stage."""
+    backend: Backend = "native"
+    """How the ranks of a slice share attention: see ``dvg doctor``."""
+    decode_on: Literal["workers", "pod"] = "workers"
+    """Where videos are decoded: on the decode workers, or split over ranks of the pod that are idle."""
+    collective_timeout_s: float = Field(600, gt=0, allow_inf_nan=False)
+    """How long a rank waits for the others of its slice before the slice is given up."""
+    nvlink_multicast: bool = False
+    """Let NCCL use NVLink multicast (NVLS), which some hosts grant and then stall on."""
     address: str | None = None
     """Address of a running Ray cluster; None: RAY_ADDRESS if set, otherwise a local cluster for this sweep alone."""
 

@@ -14,6 +14,8 @@ from orchestrator.prompts import Prompt
 
 AttentionName = Literal["auto", "cudnn", "flash", "flash3", "flash4", "efficient", "math"]
 """As in ``stages.attention``, which loads torch."""
+Backend = Literal["native", "ulysses", "usp"]
+"""As in ``parallel.backends``, which says what each of them cannot do."""
 
 
 def _one_folder(name: str) -> str:

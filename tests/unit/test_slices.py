@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.policy import Throughput
 from orchestrator.slices import PodSlices, slice_mistakes, take, widest
 from orchestrator.types import Slice
-from tests.unit.worlds import DECISION
+from tests.unit.worlds import DECISION, item
 
 widths = st.sampled_from([1, 2, 4, 8])
 
@@ -60,6 +60,7 @@ def test_overlapping_or_unaligned_slices_are_called_mistakes() -> None:
 
 
 def test_throughput_takes_the_narrowest_legal_width_and_says_when_none_fits() -> None:
-    assert Throughput(degrees=(2, 4)).width(DECISION, max_width=8) == 2
+    (phase,) = Throughput(degrees=(2, 4)).phases(item(0), DECISION, max_width=8)
+    assert (phase.stop, phase.width) == (4, 2)
     with pytest.raises(ValueError, match=r"\[2, 4\] fits a pod of 1"):
-        Throughput(degrees=(2, 4)).width(DECISION, max_width=1)
+        Throughput(degrees=(2, 4)).phases(item(0), DECISION, max_width=1)
