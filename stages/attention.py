@@ -6,6 +6,7 @@ second, once per GPU model and shape of head: its result is kept in a small file
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stages.models.base import Attention
+from parallel.seam import Attention
 
 log = logging.getLogger(__name__)
 
@@ -109,17 +110,17 @@ def _imports(name: str) -> bool:
 def choose(name: str, device: torch.device, heads: int, head_dim: int, dtype: torch.dtype = torch.bfloat16) -> Attention:
     """The kernel ``name``, or for ``auto`` the fastest one for these heads, measured at most once per GPU model.
 
-    On a CPU it is torch's own choice. Raises ValueError for a kernel that is not known or not installed here.
+    What a block calls is this, or a seam around it, :func:`in_blocks`. On a CPU it is torch's own choice.
+    Raises ValueError for a kernel that is not known or not installed here.
     """
     if name not in names():
         raise ValueError(f"attention {name!r} is not known. Choices: {', '.join(names())}")
     if name != AUTO:
-        return opaque(_on_request(name, device)) if device.type == "cuda" else _on_request(name, device)
+        return _on_request(name, device)
     if device.type != "cuda" or dtype == torch.float32:
         return F.scaled_dot_product_attention
-    return opaque(
-        _by_length(fastest(device, heads, head_dim, dtype), torch.empty(1, FEW, heads, head_dim, device=device, dtype=dtype))
-    )
+    sample = torch.empty(1, FEW, heads, head_dim, device=device, dtype=dtype)
+    return _by_length(fastest(device, heads, head_dim, dtype), sample)
 
 
 def _on_request(name: str, device: torch.device) -> Attention:
@@ -239,10 +240,17 @@ def _(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
     return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
+def in_blocks(attention: Attention, device: torch.device, compiled: bool) -> Attention:
+    """A kernel, or the seam around it, as blocks call it: :func:`opaque` on a GPU or where they are compiled."""
+    return opaque(attention) if compiled or device.type == "cuda" else attention
+
+
+@functools.cache
 def opaque(kernel: Attention) -> Attention:
     """``kernel`` as one node that a compiler does not look into, its output laid out ``[B, tokens, heads, head_dim]``.
 
-    So any kernel, and a group's all-to-all around it, works inside a block that is compiled whole.
+    So any kernel, and a group's all-to-all around it, works inside a block that is compiled whole; what a seam is attached to
+    is no part of the compiled program. The same for the same kernel, so that transformers may share their blocks.
     """
     index = len(_OPAQUE)
     _OPAQUE.append(kernel)

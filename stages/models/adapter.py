@@ -1,8 +1,8 @@
-"""What the adapters of all families share: parts that may be missing, decoding, halves of a VAE."""
+"""What the adapters of all families share: parts that may be missing, ranks, guidance, decoding, halves of a VAE."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.geometry import ModelGeometry
+from parallel.groups import Group
+from parallel.layout import Layout
+from parallel.seam import Exchange, Seam
 from stages.memory import Turns
-from stages.models.base import Loading
+from stages.models.base import Branch, Condition, Loading
 from stages.models.pretrained import pretrained
 
 Part = TypeVar("Part")
@@ -20,6 +23,9 @@ Part = TypeVar("Part")
 
 class Decoder(Protocol):
     """The half of a VAE that makes video of latents."""
+
+    group: Group | None
+    """The ranks that decode together; None: this one alone."""
 
     def runs(self, latent: Tensor) -> Iterator[Tensor]:
         """Video ``[1, 3, f, H, W]`` float32 in [-1, 1] of a latent as the transformer sees it, some frames at a time."""
@@ -36,13 +42,36 @@ class Adapter:
         dtype: torch.dtype,
         decoder: Decoder | None,
         modules: Mapping[str, Sequence[nn.Module]],
+        seam: Seam | None = None,
     ) -> None:
-        """``modules`` are those that can leave a GPU, by part: "text" and "vae"."""
+        """``modules`` are those that can leave a GPU, by part: "text" and "vae". ``seam`` is the one of all transformers."""
         self.geometry = geometry
         self.device = device
         self.dtype = dtype
         self.turns = Turns(device, modules)
+        self.seam = seam
         self._decoder = decoder
+
+    def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
+        if self.seam is not None:
+            self.seam.attach(layout, exchange)
+        if self._decoder is not None:
+            self._decoder.group = None if layout is None else layout.whole
+
+    def _guided(self, condition: Condition, forward: Callable[[Branch], Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What ``forward`` finds for the prompt, and for the negative one if there is one, ``[1, ...]`` each.
+
+        With guidance split over ranks one call finds both, ``[2, ...]``: that of this rank's own branch.
+        Raises RuntimeError if it is split and there is no negative prompt.
+        """
+        layout = None if self.seam is None else self.seam.layout
+        if layout is None or layout.branch is None:
+            negative = condition.negative
+            return forward(condition.positive), None if negative is None else forward(negative)
+        if condition.negative is None:
+            raise RuntimeError("guidance is split over ranks, but this clip has one branch: its slice was laid out for two")
+        positive, plain = forward((condition.positive, condition.negative)[layout.branch]).chunk(2)
+        return positive, plain
 
     @torch.inference_mode()
     def pixels(self, latent: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.types import VideoShape
+from parallel.layout import Layout
+from parallel.seam import Attention as Attention
+from parallel.seam import Exchange
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
 
@@ -22,9 +25,6 @@ workers that place images and encode no prompts."""
 
 ENCODING = frozenset({"text", "encoder"})
 """Either of these brings the VAE's encoder, for models that take an image."""
-
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Self-attention over ``[B, heads, tokens, head_dim]`` queries, keys and values."""
 
 ImageMode = Literal["index", "encode"]
 """How an image condition follows the grid: cells of the full-size latent, or the image resized and encoded again."""
@@ -122,6 +122,13 @@ class Model(Protocol):
     geometry: ModelGeometry
     device: torch.device
     dtype: torch.dtype
+
+    def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
+        """From the next forward or decoding on, share it over ``layout``, the ranks of which then do all alike.
+
+        None: this process alone. Free of cost.
+        """
+        ...
 
     def encode(self, request: Request) -> Condition:
         """Text and image, once per clip. Needs the part "text". ``negative`` counts only when ``guidance`` is above 1.
