@@ -3,11 +3,13 @@
 The same function as ``HunyuanVideo15Transformer3DModel.forward`` at batch 1 up to rounding. What differs: no padded text and no
 mask (the stock model's mask hides padding from every valid token, so cutting it changes nothing), what depends on the prompt
 alone is done once, modulation of all layers is one product, rotary tables are kept per grid, and zero channels are not read.
+On a slice of ranks each has some image and some text tokens; what comes before the blocks is small, and every rank does it whole.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.types import Grid
+from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.base import Attention
 from stages.models.hunyuan15_block import EPS, block, bundle
+from stages.models.joint import JointSeam, Share
 from stages.models.layers import fuse
 from stages.replay import Replay
 from stages.sampling import NoiseLevel
@@ -51,12 +55,13 @@ class TimeState:
 
 
 class Hunyuan15Transformer:
-    """Callable ``(x, condition, time, memory) -> velocity``."""
+    """Callable ``(x, condition, time, memory) -> velocity``. ``seam`` is where a slice of ranks shares its tokens."""
 
     def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention, compiled: bool = False) -> None:
-        """``weights`` is a ``HunyuanVideo15Transformer3DModel``; ``attention`` is of image and text tokens together."""
+        """``weights`` is a ``HunyuanVideo15Transformer3DModel``; ``attention`` is of image and text together, on one rank."""
         self.weights = weights
-        self.block = maybe_compile(functools.partial(block, attention=attention), compiled)
+        self.seam = JointSeam(attention)
+        self.block = maybe_compile(functools.partial(block, attention=opaque(self.seam)), compiled)
         self.dtype: torch.dtype = weights.dtype
         self.meanflow: bool = weights.config.use_meanflow
         self.num_latent_channels: int = weights.config.out_channels
@@ -93,24 +98,29 @@ class Hunyuan15Transformer:
         return TimeState(modulation, last, self._embedded(text.time_proj, text.timestep_embedder, level.timestep))
 
     def __call__(self, x: Tensor, condition: Tensor | None, time: TimeState, memory: PromptMemory) -> Tensor:
-        """Velocity ``[1, C, T, H, W]`` float32. ``condition [1, C + 1, T, H, W]``: image latent and mask; None means zeros."""
-        h, c = self._tokens(x, condition), self._text(memory, time)
-        h = self.replay((h, c, time.modulation), (self._rope((x.shape[2], x.shape[3], x.shape[4])),))
-        scale, shift = time.last.float()
-        velocity: Tensor = self.weights.proj_out(modulated_norm(h, scale, shift, EPS))
-        return velocity.float().transpose(1, 2).reshape(x.shape)
+        """Velocity ``[branches, C, T, H, W]`` float32: of one, or of both where the ranks of a slice have one each.
 
-    def _run(self, h: Tensor, c: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
-        """All layers; what they make of the condition tokens is not used."""
+        ``condition [1, C + 1, T, H, W]``: image latent and mask; None means zeros.
+        """
+        c, grid = self._text(memory, time), (x.shape[2], x.shape[3], x.shape[4])
+        share = self.seam.share(math.prod(grid), c.shape[1])
+        h = self._tokens(x, condition, share)
+        h = self.replay((h, share.text_rows(c), time.modulation), (self._rope(grid, share.image), share))
+        scale, shift = time.last.float()
+        rows = self.seam.join(self.weights.proj_out(modulated_norm(h, scale, shift, EPS)))
+        return rows.float().transpose(1, 2).reshape(len(rows), *x.shape[1:])
+
+    def _run(self, h: Tensor, c: Tensor, modulation: Tensor, rope: Tensor, share: Share) -> Tensor:
+        """All layers; what they make of the condition tokens is not used. ``share`` only tells recordings apart."""
         for (image, text), rows in zip(self._blocks, modulation, strict=True):
             h, c = self.block(image, text, rows, h, c, rope)
         return h
 
-    def _tokens(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """One token per latent cell ``[1, N, D]``."""
-        channels = self.num_latent_channels
-        h = F.linear(_rows(x, self.dtype), self._embed[:, :channels], self.weights.x_embedder.proj.bias)
-        return h if condition is None else h + F.linear(_rows(condition, self.dtype), self._embed[:, channels:])
+    def _tokens(self, x: Tensor, condition: Tensor | None, share: Share) -> Tensor:
+        """One token per latent cell, this rank's of ``[1, N, D]``."""
+        channels, mine = self.num_latent_channels, slice(share.image.start, share.image.stop)
+        h = F.linear(_rows(x, self.dtype)[:, mine], self._embed[:, :channels], self.weights.x_embedder.proj.bias)
+        return h if condition is None else h + F.linear(_rows(condition, self.dtype)[:, mine], self._embed[:, channels:])
 
     def _text(self, memory: PromptMemory, time: TimeState) -> Tensor:
         """Condition tokens ``[1, n, D]``: image, glyphs, then the text, refined for this noise level."""
@@ -132,10 +142,11 @@ class Hunyuan15Transformer:
         out: Tensor = embedder(waves(steps).to(self.dtype))
         return out
 
-    def _make_rope(self, grid: Grid) -> Tensor:
-        """Cosines and sines ``[N, head_dim / 2, 2]`` of a grid of cells."""
+    def _make_rope(self, grid: Grid, image: range) -> Tensor:
+        """Cosines and sines ``[n, head_dim / 2, 2]`` of some of a grid's cells."""
         cos, sin = self.weights.rope(self._embed.new_empty(1, 1, *grid))
-        return torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
+        mine = slice(image.start, image.stop)
+        return torch.stack([cos[mine, 0::2], sin[mine, 0::2]], dim=-1)
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:

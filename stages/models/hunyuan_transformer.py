@@ -1,12 +1,14 @@
 """HunyuanVideo's transformer (arXiv 2412.03603) over diffusers' weights, without the work that repeats from step to step.
 
 The same function as ``HunyuanVideoTransformer3DModel.forward`` up to rounding, for one prompt whose padding was cut: no mask
-is needed. What depends on the prompt alone is computed once per prompt, rotary tables once per grid.
+is needed. What depends on the prompt alone is computed once per prompt, rotary tables once per grid. On a slice of ranks
+each has some image and some text tokens; what comes before the blocks is small, and every rank does it whole.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orchestrator.types import Grid
+from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.base import Attention
@@ -28,6 +31,7 @@ from stages.models.hunyuan_block import (
     dual_block,
     single_block,
 )
+from stages.models.joint import JointSeam, Share
 from stages.models.layers import patches
 from stages.replay import Replay
 
@@ -48,10 +52,10 @@ class Prompt:
 
 
 class HunyuanTransformer:
-    """Callable ``(x, timestep, guidance, prompt) -> velocity``. ``attention`` is the seam for a sequence-parallel group."""
+    """Callable ``(x, timestep, guidance, prompt) -> velocity``. ``seam`` is where a slice of ranks shares its tokens."""
 
     def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention, compile_blocks: bool = False) -> None:
-        """``weights`` is a ``HunyuanVideoTransformer3DModel``, which loses its repeated blocks."""
+        """``weights`` is a ``HunyuanVideoTransformer3DModel``, which loses its repeated blocks; ``attention`` is of one rank."""
         config = weights.config
         self.weights = weights
         self.dtype: torch.dtype = weights.dtype
@@ -59,7 +63,8 @@ class HunyuanTransformer:
         self.replaces_first = config.image_condition_type == "token_replace"
         self.duals = _drain(weights.transformer_blocks, _dual_weights)
         self.singles = _drain(weights.single_transformer_blocks, _single_weights)
-        constants: dict[str, Any] = {"head_dim": config.attention_head_dim, "attention": attention}
+        self.seam = JointSeam(attention)
+        constants: dict[str, Any] = {"head_dim": config.attention_head_dim, "attention": opaque(self.seam)}
         dual: Callable[..., tuple[Tensor, Tensor]] = functools.partial(dual_block, **constants)
         single: Callable[..., Tensor] = functools.partial(single_block, **constants)
         self.dual_block, self.single_block = maybe_compile(dual, compile_blocks), maybe_compile(single, compile_blocks)
@@ -79,15 +84,16 @@ class HunyuanTransformer:
     def __call__(self, x: Tensor, timestep: float, guidance: float, prompt: Prompt) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32. Raises ValueError if the grid is no multiple of the patch."""
         grid = patches(x, self.patch)
+        share = self.seam.share(math.prod(grid), prompt.tokens.shape[1])
         time = self._embed_time(timestep, guidance, prompt)
         emb = F.silu(time)
-        rope, first = self._tables(grid, prompt.tokens.shape[1], x.device)
-        h, c = self._embed(x), self._refine(timestep, prompt)
+        rope, first = self._tables(grid, share, x.device)
+        h, c = self._embed(x, share), share.text_rows(self._refine(timestep, prompt))
         num = h.shape[1]
         h = self.replay((h, c, emb), (rope, first))
         scale, shift = self.weights.norm_out.linear(emb[0]).chunk(2)
         velocity = self.weights.proj_out(modulated_norm(h[:, :num], scale, shift, EPS))
-        return self._unpatch(velocity, grid).float()
+        return self._unpatch(self.seam.join(velocity), grid).float()
 
     def _run(self, h: Tensor, c: Tensor, emb: Tensor, rope: Tensor, first: Tensor | None) -> Tensor:
         """All layers: of image and of text tokens, then of both in one row."""
@@ -136,28 +142,33 @@ class HunyuanTransformer:
         out: Tensor = attn.to_out[0](attend(q, k, v, F.scaled_dot_product_attention))
         return out
 
-    def _make_tables(self, grid: Grid, num_text: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Cosines and sines ``[tokens, head_dim / 2, 2]``, text standing still; the mark of the first frame ``[tokens, 1]``."""
+    def _make_tables(self, grid: Grid, share: Share, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Cosines and sines ``[rows, head_dim / 2, 2]``, text standing still; the mark of the first frame ``[rows, 1]``.
+
+        For the rows of one share. A table belongs to it alone, so that it tells recordings apart.
+        """
         cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
         cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=device))
-        image = torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
-        still = torch.tensor([1.0, 0.0], device=device).expand(num_text, image.shape[1], 2)
+        mine = slice(share.image.start, share.image.stop)
+        image = torch.stack([cos[mine, 0::2], sin[mine, 0::2]], dim=-1)
+        still = torch.tensor([1.0, 0.0], device=device).expand(share.num_rows - len(image), image.shape[1], 2)
         rope = torch.cat([image, still])
-        mark = torch.arange(len(rope), device=device).unsqueeze(1) < grid[1] * grid[2]
+        num_first = len(share.image[: max(grid[1] * grid[2] - share.image.start, 0)])
+        mark = torch.arange(len(rope), device=device).unsqueeze(1) < num_first
         return rope, mark if self.replaces_first else None
 
-    def _embed(self, x: Tensor) -> Tensor:
-        """``[1, c, (t pt), (h ph), (w pw)]`` to ``[1, t h w, D]``: the patch convolution as one product."""
+    def _embed(self, x: Tensor, share: Share) -> Tensor:
+        """``[1, c, (t pt), (h ph), (w pw)]`` to this rank's of ``[1, t h w, D]``: the patch convolution as one product."""
         proj = self.weights.x_embedder.proj
         pt, ph, pw = self.patch
         t, h, w = patches(x, self.patch)
         parts = x.to(self.dtype).view(1, -1, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        rows = parts.flatten(4).flatten(1, 3)
+        rows = parts.flatten(4).flatten(1, 3)[:, share.image.start : share.image.stop]
         return F.linear(rows, proj.weight.flatten(1), proj.bias)
 
     def _unpatch(self, h: Tensor, grid: Grid) -> Tensor:
-        """``[1, t h w, (c pt ph pw)]`` to ``[1, c, (t pt), (h ph), (w pw)]``."""
-        out = h.view(1, *grid, -1, *self.patch).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        """``[B, t h w, (c pt ph pw)]`` to ``[B, c, (t pt), (h ph), (w pw)]``."""
+        out = h.view(len(h), *grid, -1, *self.patch).permute(0, 4, 1, 5, 2, 6, 3, 7)
         return out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
