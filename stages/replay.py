@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,11 @@ class _Recording:
 
 
 class Replay:
-    """Callable ``(inputs, constants) -> Tensor`` around a function of both that returns one tensor.
+    """Callable ``(inputs, constants, ranks) -> Tensor`` around a function of the first two that returns one tensor.
 
     ``inputs`` are copied into place at every call; ``constants`` are objects that stay as they are, told apart by identity.
-    The first call with new shapes or constants just runs; the second records. The returned tensor is overwritten by the
-    next call.
+    ``ranks`` tells apart the groups whose collectives a recording holds (a seam's key). The first call with new shapes,
+    constants or ranks just runs; the second records. The returned tensor is overwritten by the next call.
     """
 
     def __init__(self, fn: Callable[..., Tensor], enabled: bool, most_elements: int = MOST_ELEMENTS) -> None:
@@ -40,10 +40,10 @@ class Replay:
         self._recordings: OrderedDict[tuple[Any, ...], _Recording] = OrderedDict()
         self._pool: Any = None
 
-    def __call__(self, inputs: tuple[Tensor, ...], constants: tuple[Any, ...] = ()) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...], constants: tuple[Any, ...] = (), ranks: Hashable = None) -> Tensor:
         if not self.enabled or not inputs[0].is_cuda or inputs[0].numel() > self.most_elements:
             return self.fn(*inputs, *constants)
-        key = (*((x.shape, x.dtype) for x in inputs), *map(id, constants))
+        key = (ranks, *((x.shape, x.dtype) for x in inputs), *map(id, constants))
         if key not in self._recordings:
             self._remember(key, constants)
             return self.fn(*inputs, *constants)

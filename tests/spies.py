@@ -13,6 +13,8 @@ from torch import Tensor
 from orchestrator.dvg_config import DvgConfig
 from orchestrator.geometry import model as geometry_of
 from orchestrator.types import Action, Decision, Demand, Stage, VideoShape
+from parallel.layout import Layout
+from parallel.seam import Exchange
 from stages.demand import Pixels
 from stages.models.base import Branch, Condition, ImageMode, Placed, Request
 from stages.planners.task import Task
@@ -41,6 +43,9 @@ class SpyModel:
     @property
     def grids(self) -> list[tuple[int, ...]]:
         return [tuple(x.shape[2:]) for x, _ in self.outputs]
+
+    def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
+        """It does all of a clip on every rank."""
 
     def encode(self, request: Request) -> Condition:
         return CONDITION

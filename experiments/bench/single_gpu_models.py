@@ -16,6 +16,7 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.types import Grid, VideoShape
+from parallel.seam import Seam
 from stages.attention import choose
 from stages.models.base import Branch, Condition
 
@@ -150,37 +151,37 @@ _STOCK: dict[str, Callable[[Any, Subject, Grid], Any]] = {
 def ours(subject: Subject, modules: tuple[Any, ...], decoder: Any = None, attention: str = "auto", compiled: bool = True) -> Any:
     """The adapter over stock modules (Wan: the high-noise expert, then the low-noise one), which it may take apart."""
     geometry = subject.geometry
-    kernel = choose(attention, torch.device(DEVICE), geometry.heads, geometry.head_dim)
-    return _OURS[geometry.family](geometry, modules, decoder, kernel, compiled)
+    seam = Seam(choose(attention, torch.device(DEVICE), geometry.heads, geometry.head_dim))
+    return _OURS[geometry.family](geometry, modules, decoder, seam, compiled)
 
 
-def _our_hunyuan(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any, kernel: Any, compiled: bool) -> Any:
+def _our_hunyuan(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any, seam: Seam, compiled: bool) -> Any:
     from stages.models.hunyuan import HunyuanModel, HunyuanParts
     from stages.models.hunyuan_transformer import HunyuanTransformer
     from stages.models.hunyuan_vae import HunyuanDecoder
 
-    network = HunyuanTransformer(modules[0], kernel, compiled)
+    network = HunyuanTransformer(modules[0], seam, compiled)
     parts = HunyuanParts(transformer=network, decoder=None if decoder is None else HunyuanDecoder(decoder))
     return HunyuanModel(geometry, torch.device(DEVICE), BF16, parts)
 
 
-def _our_hunyuan15(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any, kernel: Any, compiled: bool) -> Any:
+def _our_hunyuan15(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any, seam: Seam, compiled: bool) -> Any:
     from stages.models.hunyuan15 import Hunyuan15Model, Parts
     from stages.models.hunyuan15_transformer import Hunyuan15Transformer
     from stages.models.hunyuan15_vae import Hunyuan15Decoder
 
-    network = Hunyuan15Transformer(modules[0], kernel, compiled)
+    network = Hunyuan15Transformer(modules[0], seam, compiled)
     parts = Parts(transformer=network, decoder=None if decoder is None else Hunyuan15Decoder(decoder))
     return Hunyuan15Model(geometry, torch.device(DEVICE), BF16, parts)
 
 
-def _our_wan(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any, kernel: Any, compiled: bool) -> Any:
+def _our_wan(geometry: ModelGeometry, modules: tuple[Any, ...], decoder: Any, seam: Seam, compiled: bool) -> Any:
     from stages.models.wan import WanModel, WanParts
     from stages.models.wan_decoder import WanDecoder
     from stages.models.wan_parts import Index
     from stages.models.wan_transformer import WanTransformer
 
-    experts = tuple(WanTransformer(module, kernel, kernel, compiled) for module in modules)
+    experts = tuple(WanTransformer(module, seam, compiled) for module in modules)
     parts = WanParts(experts=experts, decoder=None if decoder is None else WanDecoder(decoder))
     return WanModel(geometry, torch.device(DEVICE), BF16, Index(frozenset(), geometry.boundary, False), parts)
 

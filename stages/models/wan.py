@@ -42,7 +42,8 @@ class WanModel(Adapter):
 
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, index: Index, parts: WanParts) -> None:
         text, vae = modules_of(parts.text, parts.image_tokens), modules_of(parts.encoder, parts.decoder)
-        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae})
+        seam = parts.experts[0].seam if parts.experts else None
+        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae}, seam)
         self.parts = parts
         self.boundary = geometry.boundary if index.boundary is None else index.boundary
         self.takes_image = _takes_image(geometry, index)
@@ -77,9 +78,8 @@ class WanModel(Adapter):
         expert, guidance = self._expert(level, placed.condition)
         clean_first = placed.pinned is not None
         seen = x if placed.latent is None else torch.cat([x, placed.latent], dim=1)
-        v = expert(seen, level.timestep, placed.condition.positive, clean_first)
-        if placed.condition.negative is not None:
-            plain = expert(seen, level.timestep, placed.condition.negative, clean_first)
+        v, plain = self._guided(placed.condition, lambda branch: expert(seen, level.timestep, branch, clean_first))
+        if plain is not None:
             v = plain + guidance * (v - plain)
         if clean_first:  # a clean frame does not move, and its own estimate of itself is exact
             v[:, :, 0] = 0

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallel.seam import Attention
 from stages.kernels import add_norm, gated_add, linear_gelu, modulated_norm, qk_rope, split_qkv
-from stages.models.base import Attention
 from stages.models.layers import fuse
 
 
@@ -107,7 +107,7 @@ def feed_forward(w: BlockWeights, h: Tensor) -> Tensor:
 
 def split_heads(h: Tensor, heads: int) -> Tensor:
     """``[B, N, heads * d]`` to ``[B, heads, N, d]``."""
-    return h.unflatten(2, (heads, -1)).transpose(1, 2)
+    return torch.unflatten(h, 2, (heads, -1)).transpose(1, 2)
 
 
 def block_weights(layer: Any) -> BlockWeights:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.geometry import ModelGeometry
+from parallel.seam import Seam
 from stages.attention import choose
 from stages.models.adapter import load_halves
 from stages.models.base import Loading
@@ -54,13 +55,14 @@ def load_image_tokens(folder: Path, loading: Loading) -> ImageTokens:
 
 
 def load_experts(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[WanTransformer, ...]:
-    """The transformer, or the high-noise and then the low-noise one. They share one kernel, and so one compiled block."""
+    """The transformer, or the high-noise and then the low-noise one. They share one seam, and so one compiled block."""
     experts = [_load_weights(folder / "transformer", loading, "high")]
     if geometry.boundary is not None:
         experts.append(_load_weights(folder / "transformer_2", loading, "low"))
     config = experts[0].config
-    attention = choose(loading.attention, loading.device, config.num_attention_heads, config.attention_head_dim, loading.dtype)
-    return tuple(WanTransformer(weights, attention, attention, loading.compile) for weights in experts)
+    heads, head_dim = config.num_attention_heads, config.attention_head_dim
+    seam = Seam(choose(loading.attention, loading.device, heads, head_dim, loading.dtype))
+    return tuple(WanTransformer(weights, seam, loading.compile) for weights in experts)
 
 
 def _load_weights(folder: Path, loading: Loading, expert: Literal["high", "low"]) -> Any:

@@ -1,7 +1,8 @@
 """Wan's transformer (Wan 2.1, arXiv 2503.20314) over diffusers' weights, without the work that repeats from step to step.
 
 The same function as ``WanTransformer3DModel.forward`` up to rounding; what differs is what is done once: text keys and
-values per prompt, rotary tables per grid, one fused q-k-v product, one modulation per timestep instead of one per token.
+values per prompt, rotary tables per grid, one fused q-k-v product, one modulation per timestep instead of one per token. On
+several ranks each embeds, transforms and projects its own rows of the tokens; the velocity is joined on all of them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.types import Grid
+from parallel.seam import Seam
+from stages.attention import in_blocks
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
-from stages.models.base import Attention, Branch
+from stages.models.base import Branch
 from stages.models.layers import patches
 from stages.models.wan_block import CrossMemory, block, block_weights, per_token, split_heads
 from stages.replay import Replay
@@ -31,16 +35,10 @@ TextMemory = tuple[CrossMemory, ...]
 
 
 class WanTransformer:
-    """Callable ``(x, timestep, branch, clean_first) -> velocity``. ``attention`` is the seam for kernels and parallel groups."""
+    """Callable ``(x, timestep, branch, clean_first) -> velocity``, on the ranks that the seam is attached to."""
 
-    def __init__(
-        self,
-        weights: Any,
-        attention: Attention = F.scaled_dot_product_attention,
-        local: Attention = F.scaled_dot_product_attention,
-        compiled: bool = False,
-    ) -> None:
-        """``weights`` is a ``WanTransformer3DModel``; ``local`` is the kernel for attention to the prompt.
+    def __init__(self, weights: Any, seam: Seam | None = None, compiled: bool = False) -> None:
+        """``weights`` is a ``WanTransformer3DModel``. Attention to the prompt is by the seam's kernel alone; None: torch's.
 
         Raises ValueError for weights without a norm before cross-attention.
         """
@@ -53,14 +51,18 @@ class WanTransformer:
         self.dtype: torch.dtype = weights.dtype
         self.device: torch.device = weights.device
         self.layers = tuple(block_weights(layer) for layer in weights.blocks)
-        constants = {"heads": self.heads, "eps": self.eps, "attention": attention, "local": local}
+        self.seam = seam or Seam(F.scaled_dot_product_attention)
         self.compiled = compiled
-        self.block = maybe_compile(functools.partial(block, **constants), compiled)
+        self.block = maybe_compile(self._one_layer(), compiled)
         self._tables = torch.stack([layer.scale_shift_table.data[0].float() for layer in weights.blocks])
         self._rope = functools.lru_cache(maxsize=16)(self._make_rope)
         self._first = functools.lru_cache(maxsize=16)(self._first_frame)
         self._replays: weakref.WeakKeyDictionary[Branch, Replay] = weakref.WeakKeyDictionary()
         self._memories: weakref.WeakKeyDictionary[Branch, TextMemory] = weakref.WeakKeyDictionary()
+
+    def _one_layer(self) -> Callable[..., Tensor]:
+        attention, local = (in_blocks(kernel, self.device, self.compiled) for kernel in (self.seam, self.seam.local))
+        return functools.partial(block, heads=self.heads, eps=self.eps, attention=attention, local=local)
 
     def remember(self, branch: Branch) -> TextMemory:
         """Keys and values of a prompt, kept as long as the branch they came from."""
@@ -71,17 +73,19 @@ class WanTransformer:
     def __call__(self, x: Tensor, timestep: float, branch: Branch, clean_first: bool = False) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32 of the noisy latent with its condition's channels, ``[1, C + ..., T, H, W]``.
 
+        Where ranks split guidance, it is ``[2, C, T, H, W]``: of both branches, each from the ranks whose ``branch`` it is.
         With ``clean_first`` the first latent frame is told timestep 0. Raises ValueError if the grid is no multiple of the patch.
         """
         grid, memory = patches(x, self.patch), self.remember(branch)
-        is_first = self._first(grid) if clean_first else None
+        rows, _ = self.seam.cut(math.prod(grid))
+        rope = self._rope(grid, rows.start, rows.stop)
+        is_first = self._first(grid, rows.start, rows.stop) if clean_first else None
         time, modulations = self._embed_time((0.0, timestep) if clean_first else (timestep,))
-        h = self.weights.patch_embedding(x.to(self.dtype)).flatten(2).transpose(1, 2).contiguous()
-        h = self._replay(branch)((h, modulations), (is_first, self._rope(grid), memory))
-        rows = self.weights.scale_shift_table[0] + time.unsqueeze(-2)
-        shift, scale = (per_token(row, is_first) for row in rows.float().unbind(-2))
+        h = self._replay(branch)((self._embed(x, grid, rows), modulations), (is_first, rope, memory), self.seam.key)
+        table = self.weights.scale_shift_table[0] + time.unsqueeze(-2)
+        shift, scale = (per_token(row, is_first) for row in table.float().unbind(-2))
         velocity: Tensor = self.weights.proj_out(modulated_norm(h, scale, shift, self.eps))
-        return self._unpatch(velocity, grid).float()
+        return self._unpatch(self.seam.join(velocity), grid).float()
 
     def _run(self, h: Tensor, modulations: Tensor, is_first: Tensor | None, rope: Tensor, memory: TextMemory) -> Tensor:
         """All layers."""
@@ -134,18 +138,27 @@ class WanTransformer:
             return CrossMemory(*text, bias)
         return CrossMemory(*text, bias, heads(cross.norm_added_k(cross.add_k_proj(image))), heads(cross.add_v_proj(image)))
 
-    def _make_rope(self, grid: Grid) -> Tensor:
-        """Cosines and sines of a grid: complex ``[N, head_dim / 2]`` on a CPU, real ``[N, head_dim / 2, 2]`` elsewhere."""
+    def _make_rope(self, grid: Grid, start: int, stop: int) -> Tensor:
+        """Cosines and sines of a grid's tokens ``start`` to ``stop``, ``[n, head_dim / 2, 2]``; complex, without the 2, on a CPU.
+
+        Memory of its own, which compiled code takes as it is.
+        """
         cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
         cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=self.device))
-        table = torch.stack((cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), dim=-1).float().contiguous()
+        table = torch.stack((cos[0, start:stop, 0, 0::2], sin[0, start:stop, 0, 1::2]), dim=-1).float().contiguous()
         return torch.view_as_complex(table) if self.device.type in ON_CPU else table
 
-    def _first_frame(self, grid: Grid) -> Tensor:
-        """Which tokens are of the first frame, ``[N, 1]``."""
-        return (torch.arange(math.prod(grid), device=self.device) < grid[1] * grid[2]).unsqueeze(-1)
+    def _first_frame(self, grid: Grid, start: int, stop: int) -> Tensor:
+        """Which of the tokens ``start`` to ``stop`` are of the first frame, ``[n, 1]``."""
+        return (torch.arange(start, stop, device=self.device) < grid[1] * grid[2]).unsqueeze(-1)
+
+    def _embed(self, x: Tensor, grid: Grid, rows: slice) -> Tensor:
+        """``[1, c, (t pt), (h ph), (w pw)]`` to ``rows`` of ``[1, t h w, D]``: the patch convolution as one product."""
+        proj, (t, h, w), (pt, ph, pw) = self.weights.patch_embedding, grid, self.patch
+        parts = x.to(self.dtype).reshape(1, -1, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return F.linear(parts.flatten(4).flatten(1, 3)[:, rows], proj.weight.flatten(1), proj.bias)
 
     def _unpatch(self, h: Tensor, grid: Grid) -> Tensor:
         """``[B, t h w, (pt ph pw c)]`` to ``[B, c, (t pt), (h ph), (w pw)]``."""
-        out = h.unflatten(2, (*self.patch, -1)).unflatten(1, grid).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        out = h.reshape(-1, *grid, *self.patch, h.shape[-1] // math.prod(self.patch)).permute(0, 7, 1, 4, 2, 5, 3, 6)
         return out.flatten(6, 7).flatten(4, 5).flatten(2, 3)

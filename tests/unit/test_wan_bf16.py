@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 
 from orchestrator.catalogue import WAN
 from orchestrator.geometry import model
+from parallel.seam import Seam
 from stages import compiling
 from stages.models import wan_transformer
 from stages.models.base import Branch, Loading, Request
@@ -53,7 +55,7 @@ def test_gpu_tables_give_the_same_velocity(name: str, monkeypatch: pytest.Monkey
         gpu = WanTransformer(lean.weights)
         found = gpu(x, 640.0, branch)
     assert gpu.remember(branch)[0].bias is None
-    assert not gpu._rope((3, 2, 3)).is_complex()
+    assert not gpu._rope((3, 2, 3), 0, 18).is_complex()
     assert (found - expected).abs().max() < 1e-5
 
 
@@ -69,10 +71,10 @@ def test_one_graph_serves_all_layers_and_grids_of_both_experts(monkeypatch: pyte
     torch._dynamo.reset()
     load = WanTransformer3DModel.from_pretrained
     experts = [load(checkpoint("wan2.2-a14b") / name).requires_grad_(False) for name in ("transformer", "transformer_2")]
-    branch = Branch({"text": torch.randn(1, 7, TEXT_DIM)}, 505)
+    branch, seam = Branch({"text": torch.randn(1, 7, TEXT_DIM)}, 505), Seam(F.scaled_dot_product_attention)
     with torch.inference_mode():
         for weights in experts:
-            compiled, plain = WanTransformer(weights, compiled=True), WanTransformer(weights)
+            compiled, plain = WanTransformer(weights, seam, compiled=True), WanTransformer(weights)
             for grid in [(3, 4, 6), (5, 8, 12), (2, 6, 4)]:
                 x = initial_noise(grid, 16, seed=1)
                 assert (compiled(x, 640.0, branch) - plain(x, 640.0, branch)).abs().max() < 1e-5
