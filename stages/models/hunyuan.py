@@ -45,7 +45,8 @@ class HunyuanModel(Adapter):
 
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: HunyuanParts) -> None:
         text, vae = modules_of(parts.text, parts.summary), modules_of(parts.encoder, parts.decoder)
-        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae})
+        seam = None if parts.transformer is None else parts.transformer.seam
+        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae}, seam)
         self.parts = parts
         self._prompts: weakref.WeakKeyDictionary[Branch, Prompt] = weakref.WeakKeyDictionary()
 
@@ -77,7 +78,8 @@ class HunyuanModel(Adapter):
     @torch.inference_mode()
     def denoise(self, x: Tensor, level: NoiseLevel, placed: Placed) -> Tensor:
         transformer = self._part(self.parts.transformer, "transformer")
-        v = transformer(x, level.timestep, placed.condition.guidance, self._prompt(transformer, placed.condition.positive))
+        condition, t = placed.condition, level.timestep
+        v, _ = self._guided(condition, lambda text: transformer(x, t, condition.guidance, self._prompt(transformer, text)))
         if placed.pinned is not None:  # the clean frame does not move, and is its own clean estimate
             v[:, :, 0] = 0
         return v

@@ -43,7 +43,8 @@ class Hunyuan15Model(Adapter):
 
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: Parts) -> None:
         text, vae = modules_of(parts.encoders), modules_of(parts.image_encoder, parts.decoder)
-        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae})
+        seam = None if parts.transformer is None else parts.transformer.seam
+        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae}, seam)
         self.parts = parts
         self._memories: weakref.WeakKeyDictionary[Branch, PromptMemory] = weakref.WeakKeyDictionary()
 
@@ -79,11 +80,8 @@ class Hunyuan15Model(Adapter):
     def denoise(self, x: Tensor, level: NoiseLevel, placed: Placed) -> Tensor:
         transformer = self._part(self.parts.transformer, "transformer")
         time, condition = transformer.time(level), placed.condition
-        v = transformer(x, placed.latent, time, self._memory(condition.positive))
-        if condition.negative is None:
-            return v
-        plain = transformer(x, placed.latent, time, self._memory(condition.negative))
-        return self.parts.guider(v, plain, condition.guidance)
+        v, plain = self._guided(condition, lambda branch: transformer(x, placed.latent, time, self._memory(branch)))
+        return v if plain is None else self.parts.guider(v, plain, condition.guidance)
 
     def _first_frame(self, condition: Condition, latent: Tensor, axes: Axes, mode: ImageMode) -> Tensor:
         """Latent ``[1, C, 1, h, w]`` of the image on the rows and columns of ``axes``."""
