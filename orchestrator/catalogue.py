@@ -40,6 +40,7 @@ WAN_1_3B = ModelGeometry(
     full_shift=5.0,
     stage_shifts=_constant(5.0),
     linear_macs=30 * (6 * 1536**2 + 2 * 1536 * 8960),
+    num_params=1_418_996_800,
     solver="unipc",
     hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
 )
@@ -51,6 +52,7 @@ WAN_14B = replace(
     num_layers=40,
     stage_shifts=shifts_from(5.0),
     linear_macs=40 * (6 * 5120**2 + 2 * 5120 * 13824),
+    num_params=14_288_491_584,
     hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
 )
 
@@ -80,6 +82,7 @@ WAN_MINI = replace(
     full_shift=WAN_MINI_SHIFT,
     stage_shifts=_constant(WAN_MINI_SHIFT),  # so that a full run and a reduced one share one schedule
     linear_macs=7 * (6 * 256**2 + 2 * 256 * 512),
+    num_params=6_204_992,
     solver="euler",
     image="optional",
     hub="",
@@ -89,7 +92,13 @@ WAN_MINI = replace(
 WAN = (
     WAN_1_3B,
     WAN_14B,
-    replace(WAN_14B, name="wan2.1-i2v-14b", image="required", hub="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
+    replace(
+        WAN_14B,
+        name="wan2.1-i2v-14b",
+        image="required",
+        num_params=16_394_878_784,
+        hub="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+    ),
     WAN_A14B,
     replace(
         WAN_A14B,
@@ -111,6 +120,7 @@ WAN = (
         latent_channels=48,
         default_shape=VideoShape(121, 704, 1280, 24),
         linear_macs=30 * (6 * 3072**2 + 2 * 3072 * 14336),
+        num_params=4_999_787_712,
         hub="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     ),
     WAN_MINI,
@@ -134,6 +144,7 @@ HUNYUAN = ModelGeometry(
     pixel_planner=True,
     level_spacing="uniform",
     linear_macs=60 * 12 * 3072**2,
+    num_params=12_821_012_544,
     text_tokens=256,
     hub=HUNYUAN_HUB,
     dvg_defaults=(("demand_match_prior", 0.15),),
@@ -156,6 +167,7 @@ HUNYUAN15 = ModelGeometry(
     shifts_follow=False,
     level_spacing="uniform",
     linear_macs=54 * 12 * 2048**2,
+    num_params=8_326_608_160,
     text_tokens=1985,  # 1,000 of Qwen, 256 of ByT5, 729 of the image
     hub=f"{HUNYUAN_HUB}-1.5-Diffusers-480p_t2v",
 )

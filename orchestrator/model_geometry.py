@@ -1,4 +1,4 @@
-"""What a model's shape means: grids, tokens, legal sizes and degrees. The facts themselves are in ``orchestrator.catalogue``."""
+"""What a model's shape means: grids, tokens, legal sizes. The facts themselves are in ``orchestrator.catalogue``."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class ModelGeometry:
     """Timestep shift of each of DVG's stages."""
     linear_macs: int
     """Multiply-accumulates of one token in all linear layers, for cost estimates."""
+    num_params: int
+    """Of one transformer: what a GPU must hold, twice for a model with two experts."""
     shifts_follow: bool = True
     """False: the DVG release fixes ``stage_shifts``, whatever the shift of a plain run."""
     family: Literal["wan", "hunyuan", "hunyuan15"] = "wan"
@@ -107,11 +109,6 @@ class ModelGeometry:
         if shape.fps <= 0:
             rows.append(f"fps is {shape.fps}: it must be at least 1")
         return [row for row in rows if row]
-
-    def legal_degrees(self, max_ranks: int) -> tuple[int, ...]:
-        """Sequence-parallel degrees up to ``max_ranks``: powers of two (slices nest) that divide the heads."""
-        degrees = (1 << i for i in range(max(max_ranks, 1).bit_length()))
-        return tuple(degree for degree in degrees if self.heads % degree == 0)
 
 
 def _frames_mistake(model_name: str, num_frames: int, stride: int) -> str:

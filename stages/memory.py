@@ -13,24 +13,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from orchestrator import degrees
 from orchestrator.arms import Arm
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import VideoShape
 from stages.models.base import Model
 
 GIB = 2**30
-ACTIVATION_WIDTHS = 18
-"""Tensors of a token's width alive at once in a block: residual, q-k-v twice, attention, feed-forward, and their casts."""
-RESERVE_BYTES = 3 * GIB
-"""The driver, cuBLAS and cuDNN workspaces, fragmentation, the prompt's keys and values."""
 PARK_ORDER = ("text", "vae")
 """What leaves first: the encoders are the larger and work once a clip."""
 
 
 def working_bytes(geometry: ModelGeometry, shape: VideoShape) -> int:
     """What one forward on the full grid needs beside the weights, in bf16."""
-    num_tokens = geometry.num_tokens(geometry.latent_grid(shape)) + geometry.text_tokens
-    return num_tokens * geometry.heads * geometry.head_dim * 2 * ACTIVATION_WIDTHS + RESERVE_BYTES
+    return degrees.working_bytes(geometry, geometry.num_tokens(geometry.latent_grid(shape)))
 
 
 def parked(sizes: Mapping[str, int], free: int, needed: int) -> tuple[str, ...]:

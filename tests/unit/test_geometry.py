@@ -84,21 +84,6 @@ def test_a_frame_count_is_legal_exactly_when_it_is_4k_plus_1(num_frames, name):
     assert (not mistakes) == (num_frames >= 1 and num_frames % 4 == 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "degrees"),
-    [
-        ("wan2.1-14b", (1, 2, 4, 8)),
-        ("hunyuanvideo", (1, 2, 4, 8)),
-        ("hunyuanvideo-1.5", (1, 2, 4, 8)),
-        ("wan2.1-1.3b", (1, 2, 4)),
-    ],
-)
-def test_legal_degrees_divide_the_heads_and_nest(name, degrees):
-    assert model(name).legal_degrees(8) == degrees
-    assert model(name).legal_degrees(1) == (1,)
-    assert model(name).legal_degrees(3) == (1, 2)
-
-
 SIGMAS = [  # steps, shift before, shift after, transition, sigma_old(i), sigma_old(i+1), sigma_new(i+1)
     (50, 7, 9, 14, 0.9474, 0.9423, 0.9545),
     (50, 9, 11, 25, 0.9000, 0.8926, 0.9103),

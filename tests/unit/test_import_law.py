@@ -21,8 +21,11 @@ SHARED_NAMES = (
     "cost",
     "budgets",
     "arms",
+    "degrees",
 )
 DECIDING = ("events", "eventlog", "books", "plan", "policy", "slices", "scheduler")
+PURE_PARALLEL = frozenset({"parallel", "parallel.backends"})
+"""What a backend can do is known without torch."""
 PURE = (*SHARED_NAMES, *DECIDING)
 PURE_MODULES = frozenset(f"orchestrator.{name}" for name in PURE)
 SHARED = frozenset(f"orchestrator.{name}" for name in SHARED_NAMES)
@@ -65,7 +68,8 @@ def allowed(name: str, modules: frozenset[str]) -> bool:
 @pytest.mark.parametrize("name", PURE)
 def test_the_deciding_modules_import_only_the_standard_library_pydantic_and_each_other(name: str) -> None:
     found = imports(ROOT / "orchestrator" / f"{name}.py")
-    assert top(found) <= set(sys.stdlib_module_names) | {"pydantic", "orchestrator"}
+    assert top(found) <= set(sys.stdlib_module_names) | {"pydantic", "orchestrator", "parallel"}
+    assert ours(found, "parallel") <= PURE_PARALLEL
     for inner in ours(found, "orchestrator"):
         assert allowed(inner, PURE_MODULES), inner
 
