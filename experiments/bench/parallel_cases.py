@@ -1,0 +1,130 @@
+"""What ``experiments.bench.parallel`` measures, and what it should come to: pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from orchestrator.geometry import ModelGeometry, model
+from orchestrator.types import Grid
+
+SECTIONS = ("forwards", "guided", "switch", "equality", "profile", "stock", "decode", "wires", "kernels")
+"""In the order in which they run, by default all. The first five share one loaded model."""
+OF_A_MODEL = SECTIONS[:5]
+NATIVE = "native"
+CHUNKS: Mapping[str, int] = {"native-1": 1, "native-2": 2}
+"""Native exchange with a fixed number of chunks, to find out from where two pay."""
+LOCAL = "local"
+"""Attention left on its rank: the control that must differ."""
+RATE = 600e12
+"""Floating-point operations per second, for a guess of how long something will take."""
+CALL_S = 0.03
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and the latent grids to measure it on, the most telling first."""
+
+    name: str
+    grids: tuple[Grid, ...]
+    brief: frozenset[Grid] = frozenset()
+    """Grids so large that native alone, on the widths that are worth it, is measured."""
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        return model(self.name)
+
+
+REAL = {
+    "wan": Subject(
+        "wan2.2-a14b",
+        (
+            *((21, 60, 104), (13, 44, 80), (11437, 2, 2), (15, 40, 26), (4, 30, 32)),  # 32,760, 11,440, a prime, 3,900, 960
+            *((21, 44, 80), (3907, 2, 2), (32749, 2, 2), (9, 62, 82), (21, 90, 160)),  # 18,480, primes, 11,439, 75,600
+        ),
+        frozenset({(21, 90, 160)}),
+    ),
+    "hv": Subject(
+        "hunyuanvideo",
+        (
+            *((32, 90, 160), (16, 44, 80), (14081, 2, 2), (11, 32, 56), (4, 30, 32)),  # 115,200, 14,080, a prime, 4,928, 960
+            *((22, 62, 112), (38189, 2, 2)),  # 38,192, a prime
+        ),
+        frozenset({(32, 90, 160)}),
+    ),
+    "hv15": Subject(
+        "hunyuanvideo-1.5",
+        ((31, 30, 53), (22, 21, 37), (1, 1, 17093), (16, 15, 26), (4, 15, 16), (31, 45, 80)),
+        frozenset({(31, 45, 80)}),
+    ),
+}
+"""A grid of p x 1 x 1 patches makes a prime number of tokens: no grid of a video has one above a thousand."""
+TINY = {
+    "wan": Subject("wan2.2-a14b", ((3, 6, 8), (7, 2, 2), (5, 4, 6))),
+    "hv": Subject("hunyuanvideo", ((3, 6, 8), (7, 2, 2))),
+    "hv15": Subject("hunyuanvideo-1.5", ((3, 3, 4), (1, 1, 7))),
+}
+STOCK_GRIDS: tuple[Grid, ...] = ((21, 60, 104), (13, 44, 80), (15, 40, 26), (9, 62, 82))
+"""Of stock Wan: 32,760, 11,440, 3,900 tokens, and 11,439, which divides by nothing."""
+TINY_STOCK_GRIDS: tuple[Grid, ...] = ((3, 8, 8), (3, 6, 6))
+KERNEL_TOKENS = {"wan": 32_760, "hv": 38_192, "hv15": 49_290}
+
+
+def subjects(is_tiny: bool) -> Mapping[str, Subject]:
+    return TINY if is_tiny else REAL
+
+
+def degrees(num_ranks: int) -> tuple[int, ...]:
+    """Powers of two up to ``num_ranks``."""
+    return tuple(1 << power for power in range(num_ranks.bit_length()) if 1 << power <= num_ranks)
+
+
+def exchanges(degree: int, is_brief: bool, others: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the exchanges to measure at a degree; one rank has none to make."""
+    if degree == 1 or is_brief:
+        return (NATIVE,)
+    return (NATIVE, *CHUNKS, *others)
+
+
+def cases(subject: Subject, num_ranks: int, others: tuple[str, ...]) -> Iterator[tuple[Grid, int, str]]:
+    """Grid, degree and exchange: a grid at all degrees, then the next grid."""
+    for grid in subject.grids:
+        for degree in degrees(num_ranks):
+            for name in exchanges(degree, grid in subject.brief, others):
+                yield grid, degree, name
+
+
+def forward_flops(geometry: ModelGeometry, num_tokens: int) -> float:
+    """Floating-point operations of one forward of one branch, condition tokens left out."""
+    width = geometry.heads * geometry.head_dim
+    return 2.0 * geometry.linear_macs * num_tokens + 4.0 * width * geometry.num_layers * num_tokens**2
+
+
+def about_s(geometry: ModelGeometry, num_tokens: int, degree: int, num_calls: int = 3) -> float:
+    """A guess of the seconds that a case takes, so that none is begun that cannot end in time."""
+    return num_calls * (CALL_S + forward_flops(geometry, num_tokens) / degree / RATE)
+
+
+def repeats(first_s: float) -> tuple[int, int]:
+    """Further warm-up calls, and timed ones, after a warm second call that took ``first_s``: the longer, the fewer.
+
+    No further one: that call counts.
+    """
+    if first_s > 2.0:
+        return 0, 0
+    return (0, 3) if first_s > 0.4 else (2, 9)
+
+
+def sent_bytes(geometry: ModelGeometry, num_tokens: int, degree: int, num_text: int = 0, size: int = 2) -> int:
+    """Bytes that one rank sends in one forward: queries, keys and values out and what was found back in every layer.
+
+    Of its own tokens a rank keeps one part in ``degree``. ``num_text`` are tokens that join the video's in attention.
+    """
+    width = geometry.heads * geometry.head_dim
+    own = (num_tokens + num_text) / degree
+    return round(geometry.num_layers * 4 * own * width * size * (degree - 1) / degree)
+
+
+def efficiency(one_s: float, degree: int, seconds: float) -> float:
+    """Of ``degree`` ranks against one."""
+    return one_s / (degree * seconds)

@@ -1,0 +1,168 @@
+"""Forwards at every width: their seconds, switching between widths, equality to one rank, and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.bench.parallel_cases import CHUNKS, LOCAL, NATIVE, about_s, cases, degrees, sent_bytes
+from experiments.bench.parallel_models import Exchanges, Loaded
+from experiments.bench.parallel_rig import Rig, Row
+from experiments.bench.parallel_trace import traced
+from stages import compiling
+
+FIRST_S = 40.0
+"""Compiling, at most."""
+
+
+def forwards(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
+    """Every grid at every degree with every exchange, one branch."""
+    for grid, degree, name in cases(found.subject, rig.num_ranks, exchanges.others):
+        tokens = found.subject.geometry.num_tokens(grid)
+        row = {"section": "forwards", **_what(found, grid, degree, name)}
+        refusal = exchanges.refusal(name, found, grid, degree)
+        if refusal is not None:
+            rig.keep({**row, "refused": refusal})
+            continue
+        wait_s = about_s(found.subject.geometry, tokens, degree, num_calls=3)
+        rig.attempt(row, wait_s, lambda: _timed(rig, found, exchanges, row))  # noqa: B023 - called at once
+    found.model.attach(None, None)
+
+
+def _what(found: Loaded, grid: Any, degree: int, name: str) -> Row:
+    tokens = found.subject.geometry.num_tokens(grid)
+    return {"model": found.subject.name, "grid": grid, "tokens": tokens, "degree": degree, "backend": name}
+
+
+def _timed(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row, num_branches: int = 1) -> Row:
+    layout = rig.layout(row["degree"], num_branches if row.get("split") else 1)
+    found.model.attach(layout, None if layout is None else exchanges[row["backend"]])
+    timed = rig.timed(found.forward(row["grid"], num_branches), row["degree"])
+    return {**timed, "graphs": compiling.num_graphs()}
+
+
+def guided(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
+    """A step of two branches: one after the other on all ranks, or each on half of them."""
+    for grid in found.subject.grids[:2]:
+        for degree in degrees(rig.num_ranks):
+            for split in (False, True) if degree > 1 else (False,):
+                row = {"section": "guided", **_what(found, grid, degree, NATIVE), "split": split}
+                wait_s = 2 * about_s(found.subject.geometry, row["tokens"], degree)
+                rig.attempt(row, wait_s, lambda: _timed(rig, found, exchanges, row, 2))  # noqa: B023 - called at once
+    found.model.attach(None, None)
+
+
+def switch(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
+    """Up and down through all widths on the model as it is: what each change costs before and in its first forward."""
+    grid = found.subject.grids[-1 if rig.is_tiny else 3]
+    row = {"section": "switch", **_what(found, grid, 0, NATIVE)}
+    rig.attempt(row, 20.0, lambda: {"changes": list(_changes(rig, found, exchanges, grid)), "graphs": compiling.num_graphs()})
+    found.model.attach(None, None)
+
+
+def _changes(rig: Rig, found: Loaded, exchanges: Exchanges, grid: Any) -> Iterator[Row]:
+    widths = degrees(rig.num_ranks)
+    forward = found.forward(grid)
+    for degree in widths:  # so that each has been used before: compiled, recorded
+        found.model.attach(rig.layout(degree), exchanges[NATIVE] if degree > 1 else None)
+        for _ in range(3):
+            forward()
+    before = widths[-1]
+    for degree in (*widths, *reversed(widths[:-1])):
+        rig.settle()
+        started_s = time.perf_counter()
+        found.model.attach(None, None)
+        layout = rig.layout(degree)
+        found.model.attach(layout, exchanges[NATIVE] if layout is not None else None)
+        attached_s = time.perf_counter()
+        if layout is not None:
+            layout.whole.agree(f"{degree} ranks on {grid}")
+        agreed_s = time.perf_counter()
+        rig.settle()
+        (first_s,), steady_s = rig.series(forward, 1), min(rig.series(forward, 5))
+        figures = {"attach_ms": attached_s - started_s, "agree_ms": agreed_s - attached_s, "first_more_ms": first_s - steady_s}
+        worst = {key: 1e3 * max(rig.gather(value)) for key, value in figures.items()}
+        yield {"from": before, "to": degree, **worst, "steady_s": max(rig.gather(steady_s))}
+        before = degree
+
+
+def equality(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
+    """Relative distance to one rank's velocity at every degree with every exchange, and of attention that stays local."""
+    grids = found.subject.grids
+    for grid in grids[1:3] if rig.is_tiny else (grids[2], grids[4]):
+        row = {"section": "equality", **_what(found, grid, 1, NATIVE)}
+        expected: list[Tensor] = []
+        wait_s = about_s(found.subject.geometry, row["tokens"], 1)
+        rig.attempt(row, wait_s, lambda: _kept(rig, found, grid, expected))  # noqa: B023 - called at once
+        if not expected:
+            continue
+        for degree in degrees(rig.num_ranks)[1:]:
+            for name in (NATIVE, *CHUNKS, *exchanges.others, LOCAL):
+                row = {"section": "equality", **_what(found, grid, degree, name)}
+                if exchanges.refusal(name, found, grid, degree) is None:
+                    rig.attempt(row, wait_s, lambda: _distance(rig, found, exchanges, row, expected[0]))  # noqa: B023
+    found.model.attach(None, None)
+
+
+def _kept(rig: Rig, found: Loaded, grid: Any, into: list[Tensor]) -> Row:
+    """One rank's velocity, and whether all ranks, each by itself, found the same."""
+    found.model.attach(None, None)
+    into.append(found.forward(grid)().clone())
+    sums = rig.gather(into[0].double().sum().item())
+    return {"ranks_agree": len(set(sums)) == 1, "is_finite": bool(into[0].isfinite().all())}
+
+
+def _distance(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row, expected: Tensor) -> Row:
+    """Twice, as the second call of a short forward may be a recording's."""
+    found.model.attach(rig.layout(row["degree"]), exchanges[row["backend"]])
+    forward = found.forward(row["grid"])
+    distances, sums = [], []
+    for _ in range(3):
+        velocity = forward()
+        distances.append(float((velocity - expected).norm() / expected.norm()))
+        sums.append(rig.gather(velocity.double().sum().item()))
+    slices = [sums[-1][start : start + row["degree"]] for start in range(0, rig.num_ranks, row["degree"])]
+    same = all(len(set(part)) == 1 for part in slices)
+    return {"distance": max(rig.gather(max(distances))), "ranks_agree": same}
+
+
+def profile(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
+    """One forward traced: what the exchanges take, and how much of it attention hides."""
+    grids = found.subject.grids
+    for grid in grids[:2] if rig.is_tiny else (grids[0], grids[1], grids[3]):
+        for degree in degrees(rig.num_ranks):
+            for name in (NATIVE,) if degree == 1 else (NATIVE, *CHUNKS):
+                row = {"section": "profile", **_what(found, grid, degree, name)}
+                geometry = found.subject.geometry
+                row["sent_mb"] = sent_bytes(geometry, row["tokens"], degree, size=found.model.dtype.itemsize) / 1e6
+                wait_s = about_s(geometry, row["tokens"], degree) + 5.0
+                rig.attempt(row, wait_s, lambda: _traced(rig, found, exchanges, row))  # noqa: B023 - called at once
+    found.model.attach(None, None)
+
+
+def _traced(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row) -> Row:
+    layout = rig.layout(row["degree"])
+    found.model.attach(layout, None if layout is None else exchanges[row["backend"]])
+    forward = found.forward(row["grid"])
+    for _ in range(3):
+        forward()
+    rig.settle()
+    mine = traced(forward, rig.is_cuda)
+    all_of_them = rig.gather(mine)
+    return {**mine, "wait_s": [found["nccl_s"] for found in all_of_them]}
+
+
+RUN = {"forwards": forwards, "guided": guided, "switch": switch, "equality": equality, "profile": profile}
+"""By the name of the section."""
+
+
+def model_sections(rig: Rig, kind: str, found: Loaded, exchanges: Exchanges, wanted: tuple[str, ...]) -> None:
+    """The sections that share a model. Two branches and switching are measured of Wan alone."""
+    with torch.inference_mode():
+        for name, run in RUN.items():
+            if name in wanted and (kind == "wan" or name not in ("guided", "switch")):
+                run(rig, found, exchanges)

@@ -1,0 +1,135 @@
+"""The models of ``experiments.bench.parallel``: of real size with random weights, or tiny ones for a rehearsal on CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.bench import single_gpu_models
+from experiments.bench.parallel_cases import CHUNKS, LOCAL, NATIVE, Subject
+from experiments.bench.parallel_rig import Rig
+from orchestrator.types import Grid
+from parallel.native import Native
+from parallel.seam import Exchange
+from stages import attention
+from stages.models import tiny
+from stages.models.base import Condition, Model, Request, load
+from stages.resize import nested_axes
+from stages.sampling import NoiseLevel
+
+LEVEL = NoiseLevel(0.9, 900.0, 880.0)
+SINGLE = {"wan": "wan", "hv": "hv", "hv15": "hv15-t2v"}
+"""The subjects of ``single_gpu_models``."""
+MOST_CELLS = 1 << 14
+"""Of an axis, so that Wan takes grids of p x 1 x 1 patches. Its published tables end at 1,024."""
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model, the same on every rank, and what its forwards take."""
+
+    subject: Subject
+    model: Any
+    conditions: dict[int, Condition]
+    """By the number of branches."""
+
+    @property
+    def num_text(self) -> int:
+        """Condition tokens that join the video's in attention."""
+        if self.subject.geometry.family == "wan":
+            return 0
+        return sum(rows.shape[1] for rows in self.conditions[1].positive.tensors.values() if rows.ndim == 3)
+
+    def forward(self, grid: Grid, num_branches: int = 1) -> Callable[[], Tensor]:
+        """One step's velocity on ``grid``, of the same latent on every rank."""
+        model: Model = self.model
+        placed = model.place(self.conditions[num_branches], nested_axes((grid,))[0], "index")
+        generator = torch.Generator(model.device).manual_seed(0)
+        x = torch.randn(1, model.geometry.latent_channels, *grid, device=model.device, generator=generator)
+        return lambda: model.denoise(x, LEVEL, placed)
+
+
+def loaded(rig: Rig, kind: str, subject: Subject) -> Loaded:
+    torch.manual_seed(0)
+    return _tiny(rig, subject) if rig.is_tiny else _real(rig, kind, subject)
+
+
+def _real(rig: Rig, kind: str, subject: Subject) -> Loaded:
+    """All ranks measure attention kernels at once and then go by the same file."""
+    geometry = subject.geometry
+    attention.fastest(rig.device, geometry.heads, geometry.head_dim, single_gpu_models.BF16)
+    rig.settle()
+    chosen = single_gpu_models.SUBJECTS[SINGLE[kind]]
+    module = single_gpu_models.transformer(chosen)
+    if kind == "wan":
+        long = type(module.rope)(geometry.head_dim, geometry.patch, MOST_CELLS)
+        module.rope = long.to(rig.device)
+    model = single_gpu_models.ours(chosen, (module,))
+    torch.manual_seed(1)
+    return Loaded(subject, model, {num: single_gpu_models.condition(chosen, branches=num) for num in (1, 2)})
+
+
+def _tiny(rig: Rig, subject: Subject) -> Loaded:
+    folder = rig.folder / subject.name
+    if rig.rank == 0:
+        tiny.build(subject.name, folder)
+    rig.settle()
+    model = load(subject.name, str(folder), str(rig.device))
+    shape = subject.geometry.default_shape
+    requests = {1: Request("a red circle", shape, 1.0), 2: Request("a red circle", shape, 5.0, "grey")}
+    return Loaded(subject, model, {num: model.encode(request) for num, request in requests.items()})
+
+
+class Exchanges:
+    """By name, each made once. ``others`` are the names beside native that run here."""
+
+    def __init__(self, rig: Rig, with_others: bool) -> None:
+        self._rig = rig
+        self._made: dict[str, Exchange | None] = {LOCAL: None, NATIVE: Native()}
+        self._made |= {name: Native(num, name) for name, num in CHUNKS.items()}
+        self.others = self._find() if with_others else ()
+
+    def _find(self) -> tuple[str, ...]:
+        from parallel import backends
+
+        found = []
+        for name in backends.names():
+            if name == NATIVE:
+                continue
+            row = {"section": "backends", "backend": name}
+            made = self._rig.attempt(row, 30.0, lambda name=name: self._make(name))  # type: ignore[misc]
+            if "error" not in made and "missing" not in made:
+                found.append(name)
+        return tuple(found)
+
+    def _make(self, name: str) -> dict[str, str]:
+        from parallel import backends
+
+        reason = backends.missing(name)
+        if reason is not None:
+            return {"missing": reason}
+        self._made[name] = backends.make(name, self._rig.groups)
+        return {}
+
+    def __getitem__(self, name: str) -> Exchange | None:
+        return self._made[name]
+
+    def refusal(self, name: str, found: Loaded, grid: Grid, degree: int) -> str | None:
+        """Why a backend cannot, told at planning time; None where it can."""
+        geometry = found.subject.geometry
+        if name in (NATIVE, LOCAL, *CHUNKS):
+            return None
+        from parallel import backends
+
+        found = backends.mistakes(
+            name,
+            heads=geometry.heads,
+            num_tokens=[geometry.num_tokens(grid) + found.num_text],
+            degree=degree,
+            device_type=self._rig.device.type,
+        )
+        return "; ".join(found) or None

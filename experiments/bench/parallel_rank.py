@@ -1,0 +1,115 @@
+"""What one process of ``experiments.bench.parallel`` does: it joins the others, then goes through the sections."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from experiments.bench.parallel_cases import OF_A_MODEL
+
+if TYPE_CHECKING:
+    from experiments.bench.parallel_rig import Rig
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, the same for all ranks."""
+
+    num_ranks: int
+    device: str
+    is_tiny: bool
+    models: tuple[str, ...]
+    sections: tuple[str, ...]
+    out: pathlib.Path
+    folder: pathlib.Path
+    ends_at_s: float
+    """Of the monotonic clock, which the processes of a machine share."""
+    timeout_s: float
+    """How long a rank waits for the others."""
+    backends: bool
+
+
+def serve(plan: Plan, rank: int, pipe: Connection) -> None:
+    """Entry of a process. Rank 0 sends the port that it opened; the others are sent it."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    import torch
+
+    if plan.device == "cpu":
+        torch.set_num_threads(1)
+    else:
+        torch.cuda.set_device(rank)
+    run(plan, rank, pipe)
+    sys.stdout.flush()
+    os._exit(0)  # recordings hold NCCL's communicators, so these cannot be taken down in order
+
+
+def run(plan: Plan, rank: int, pipe: Connection) -> None:
+    import torch
+
+    from experiments.bench.parallel_rig import Rig
+    from parallel.groups import Groups, join_store, open_store
+
+    timeout = timedelta(seconds=plan.timeout_s)
+    if rank == 0:
+        store, port = open_store(HOST, timeout, _listen)
+        pipe.send(port)
+    else:
+        store = join_store(HOST, pipe.recv(), timeout)
+    device = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank)
+    started_s = time.monotonic()
+    groups = Groups(store, rank, plan.num_ranks, device, timeout)
+    facts = {"num_ranks": plan.num_ranks, "is_tiny": plan.is_tiny, "timeout_s": plan.timeout_s, "sections": plan.sections}
+    rig = Rig(groups, plan.out, plan.ends_at_s, plan.is_tiny, plan.folder, facts)
+    rig.keep({"section": "start", "groups_s": time.monotonic() - started_s})
+    measure(rig, plan)
+    rig.settle()
+
+
+def measure(rig: Rig, plan: Plan) -> None:
+    """All sections, those that are most likely to break a process last."""
+    from experiments.bench import (
+        parallel_decode,
+        parallel_forwards,
+        parallel_kernels,
+        parallel_models,
+        parallel_stock,
+        parallel_wires,
+    )
+    from experiments.bench.parallel_cases import subjects
+
+    exchanges = parallel_models.Exchanges(rig, plan.backends)
+    known = subjects(plan.is_tiny)
+    for kind in plan.models:
+        if not set(plan.sections).isdisjoint(OF_A_MODEL) and rig.has_time(30.0 if rig.is_cuda else 0.0):
+            started_s = time.monotonic()
+            found = parallel_models.loaded(rig, kind, known[kind])
+            rig.keep({"section": "load", "model": known[kind].name, "load_s": time.monotonic() - started_s})
+            parallel_forwards.model_sections(rig, kind, found, exchanges, plan.sections)
+            del found
+            rig.tidy()
+    if "decode" in plan.sections:
+        for kind in plan.models:
+            parallel_decode.decode(rig, kind, known[kind])
+            rig.tidy()
+    if "kernels" in plan.sections:
+        parallel_kernels.kernels(rig, plan.models)
+    if "stock" in plan.sections and "wan" in plan.models:
+        parallel_stock.stock(rig)
+    if "wires" in plan.sections:
+        parallel_wires.wires(rig)
+
+
+def _listen(host: str) -> tuple[int, int]:
+    server = socket.create_server((host, 0))
+    port = int(server.getsockname()[1])
+    return server.detach(), port
