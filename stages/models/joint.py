@@ -31,7 +31,7 @@ class Share:
 
     def text_rows(self, rows: Tensor) -> Tensor:
         """Of all text rows ``[1, L, D]`` this rank's, and zeros after them where there are fewer than ``FEWEST_ROWS``."""
-        mine = rows[:, self.text.start : self.text.stop]
+        mine = rows[0, self.text.start : self.text.stop].unsqueeze(0)  # strided as if these were all: one program for both
         missing = FEWEST_ROWS - len(self.text)
         return mine if missing <= 0 else F.pad(mine, (0, 0, 0, missing))
 
