@@ -106,6 +106,7 @@ class Groups:
         self.rank = rank
         self.num_ranks = num_ranks
         self.device = device
+        self.timeout = timeout
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         with told("meeting"):
             dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=timeout)
