@@ -7,21 +7,17 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
-from scipy.optimize import nnls
 
+from experiments.calibrate_fit import About, compose
 from orchestrator.actions import DvgConfig, candidates
 from orchestrator.calibration import Calibration, DecodeRow, StepRow, device_name
-from orchestrator.cost import ForwardCost
 from orchestrator.geometry import MODELS
-from orchestrator.manifest import commit
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.schedules import stage_grids
 from orchestrator.types import Grid, VideoShape
@@ -38,6 +34,8 @@ ENOUGH_S = 15.0
 """A forward that takes long varies little."""
 BRIEF_S = 2.0
 """Forwards shorter than this warm up twice."""
+Alike = Callable[[float], float]
+"""This rank's seconds to the most of all ranks, so that they decide alike."""
 PROMPT = "a red circle moves over a striped background"
 
 
@@ -85,17 +83,21 @@ def measure(
     condition: Condition | None = None,
     weights: Literal["given", "random"] = "given",
 ) -> Calibration:
-    """Runs the model with one branch of guidance. ``on_row`` hears of each grid as it is done.
+    """Runs the model with one branch of guidance, in this process alone. ``on_row`` hears of each grid as it is done.
 
     ``condition`` None: a prompt is encoded. Raises ValueError for grids that do not fit.
     """
     check_grids(model.geometry, settings.shape, settings.grids)
     rows = []
-    for row in _step_rows(model, condition or _condition(model, settings.shape), settings):
+    for row in step_rows(model, condition or make_condition(model, settings.shape), settings):
         on_row(row)
         rows.append(row)
-    fit, error = fit_forward(rows)
-    return Calibration(
+    return compose(rows, about(model, settings, weights), [decode_row(model, settings)] if settings.decode else [])
+
+
+def about(model: Model, settings: Settings, weights: Literal["given", "random"]) -> About:
+    """What is measured here; the transitions are measured for it."""
+    return About(
         model=model.geometry.name,
         weights=weights,
         device=_device(model.device),
@@ -104,35 +106,25 @@ def measure(
         compiled=settings.compiled,
         num_threads=torch.get_num_threads() if model.device.type == "cpu" else None,
         torch=str(torch.__version__),
-        commit=commit(),
-        measured_at=datetime.now(UTC).replace(microsecond=0),
-        steps=tuple(rows),
-        fits=(fit,),
-        fit_error=error,
         transition_token_s=_transition_token_s(model, settings),
-        decodes=(_decode_row(model, settings),) if settings.decode else (),
     )
 
 
-def fit_forward(rows: Sequence[StepRow]) -> tuple[ForwardCost, float]:
-    """Non-negative least squares of the relative error, and the largest relative error that remains. Rows of one degree."""
-    tokens, seconds = np.array([row.tokens for row in rows]), np.array([row.median_s for row in rows])
-    top = float(tokens.max())
-    scaled = np.stack([np.ones_like(seconds), tokens / top, (tokens / top) ** 2], axis=1)
-    coefficients, _ = nnls(scaled / seconds[:, None], np.ones_like(seconds))
-    fixed_s, token_s, token2_s = (float(value) for value in coefficients)
-    fit = ForwardCost(degree=rows[0].degree, fixed_s=fixed_s, token_s=token_s / top, token2_s=token2_s / top**2)
-    return fit, max(abs(fit.seconds(row.tokens) / row.median_s - 1) for row in rows)
+def _own(seconds: float) -> float:
+    return seconds
 
 
-def _step_rows(model: Model, condition: Condition, settings: Settings) -> Iterator[StepRow]:
+def step_rows(
+    model: Model, condition: Condition, settings: Settings, degree: int = 1, backend: str = "native", alike: Alike = _own
+) -> Iterator[StepRow]:
+    """One per grid. With ``degree`` above 1 all ranks do this at once, the model being attached, and ``alike`` joins them."""
     for grid in settings.grids:
-        seconds = _forward_seconds(model, condition, grid, settings)
-        tokens = model.geometry.num_tokens(grid)
-        yield StepRow(grid=grid, tokens=tokens, median_s=statistics.median(seconds), repeats=len(seconds))
+        seconds = _forward_seconds(model, condition, grid, settings, alike)
+        tokens, median_s = model.geometry.num_tokens(grid), alike(statistics.median(seconds))
+        yield StepRow(grid=grid, tokens=tokens, degree=degree, backend=backend, median_s=median_s, repeats=len(seconds))
 
 
-def _condition(model: Model, shape: VideoShape) -> Condition:
+def make_condition(model: Model, shape: VideoShape) -> Condition:
     """One branch, with a grey first frame where the model needs one."""
     if model.geometry.image != "required":
         return model.encode(Request(PROMPT, shape, guidance=1.0))
@@ -166,15 +158,15 @@ def random_model(geometry: ModelGeometry, settings: Settings) -> tuple[Model, Co
 
 
 @torch.inference_mode()
-def _forward_seconds(model: Model, condition: Condition, grid: Grid, settings: Settings) -> list[float]:
+def _forward_seconds(model: Model, condition: Condition, grid: Grid, settings: Settings, alike: Alike) -> list[float]:
     full = model.geometry.latent_grid(settings.shape)
     placed = model.place(condition, nested_axes((grid, full))[0], "index")
     x = model.start(_noise(model, grid), placed)
     forward = functools.partial(_seconds, model, lambda: model.denoise(x, LEVEL, placed))
-    if forward() < BRIEF_S:
+    if alike(forward()) < BRIEF_S:
         forward()
     seconds = [forward()]
-    while len(seconds) < settings.repeats and sum(seconds) < ENOUGH_S:
+    while len(seconds) < settings.repeats and alike(sum(seconds)) < ENOUGH_S:
         seconds.append(forward())
     return seconds
 
@@ -206,11 +198,11 @@ def _transition_token_s(model: Model, settings: Settings) -> float:
 
 
 @torch.inference_mode()
-def _decode_row(model: Model, settings: Settings) -> DecodeRow:
+def decode_row(model: Model, settings: Settings, degree: int = 1, alike: Alike = _own) -> DecodeRow:
     """The faster of two decodes of the whole video; the first one may choose kernels."""
     latent, shape = _noise(model, model.geometry.latent_grid(settings.shape)).to(model.device), settings.shape
-    seconds = min(_seconds(model, lambda: [run.shape for run in model.decode(latent)]) for _ in range(2))
-    return DecodeRow(num_frames=shape.num_frames, height=shape.height, width=shape.width, seconds=seconds)
+    seconds = min(alike(_seconds(model, lambda: [run.shape for run in model.decode(latent)])) for _ in range(2))
+    return DecodeRow(num_frames=shape.num_frames, height=shape.height, width=shape.width, degree=degree, seconds=seconds)
 
 
 def _device(device: torch.device) -> str:

@@ -87,8 +87,10 @@ def item_key(arm: Arm, prompt: str, seed: int, image_sha256: str = "") -> str:
     """Sixteen hex digits that change whenever anything that shapes the video changes, and never otherwise.
 
     Images, weights and adapters count by their bytes (``revision`` stands for the latter two), not by where they lie;
-    predicted cost counts where it chooses the actions.
+    predicted cost counts where it chooses the actions, which go by what one device takes.
     """
+    if arm.cost is not None:
+        arm = arm.model_copy(update={"cost": arm.cost.alone})
     idle: dict[str, Any] = {"weights": True, "lora": {"__all__": {"path"}}}
     if arm.target is None:
         idle |= {"target": True, "cost": True}

@@ -11,8 +11,9 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,9 @@ class StepRow(_Row):
     grid: Grid
     tokens: int = Field(ge=1)
     degree: int = Field(1, ge=1)
+    """GPUs that share its tokens."""
+    backend: str = "native"
+    """How they exchange them."""
     median_s: float = Field(gt=0, allow_inf_nan=False)
     repeats: int = Field(ge=1)
 
@@ -49,6 +53,8 @@ class DecodeRow(_Row):
     num_frames: int = Field(ge=1)
     height: int = Field(ge=1)
     width: int = Field(ge=1)
+    degree: int = Field(1, ge=1)
+    """GPUs among which it was split."""
     seconds: float = Field(ge=0, allow_inf_nan=False)
 
     @property
@@ -76,15 +82,40 @@ class Calibration(_Row):
     steps: tuple[StepRow, ...] = Field(min_length=2)
     fits: tuple[ForwardCost, ...] = Field(min_length=1)
     fit_error: float = Field(ge=0, allow_inf_nan=False)
-    """Largest relative difference between a fit and its rows."""
+    """Largest relative difference between a fit's polynomial and its rows."""
+    held_out_error: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Largest relative error with which a row is predicted from the others, of rows that are not the smallest or the largest of
+    their degree; None with too few rows."""
     transition_token_s: float = Field(0.0, ge=0, allow_inf_nan=False)
     decodes: tuple[DecodeRow, ...] = ()
 
-    def decode_s(self, shape: VideoShape) -> float | None:
+    def decode_s(self, shape: VideoShape, degree: int = 1) -> float | None:
         """Of the row nearest in size, scaled by pixels; None without rows."""
         pixels = shape.num_frames * shape.height * shape.width
-        row = min(self.decodes, key=lambda row: abs(row.num_pixels - pixels), default=None)
+        rows = [row for row in self.decodes if row.degree == degree]
+        row = min(rows, key=lambda row: abs(row.num_pixels - pixels), default=None)
         return row.seconds * pixels / row.num_pixels if row else None
+
+    def split_decode_s(self, shape: VideoShape) -> tuple[tuple[int, float], ...]:
+        """(GPUs, seconds) of a decode that is split."""
+        degrees = sorted({row.degree for row in self.decodes if row.degree > 1})
+        return tuple((degree, seconds) for degree in degrees if (seconds := self.decode_s(shape, degree)) is not None)
+
+    def forwards(self) -> tuple[ForwardCost, ...]:
+        """The fits, each bent through its rows; one GPU first."""
+        found = [fit.model_copy(update={"points": points(self.rows_of(fit.degree, fit.backend))}) for fit in self.fits]
+        return tuple(sorted(found, key=lambda fit: fit.degree))
+
+    def rows_of(self, degree: int, backend: str) -> tuple[StepRow, ...]:
+        return tuple(row for row in self.steps if (row.degree, row.backend) == (degree, backend))
+
+
+def points(rows: Iterable[StepRow]) -> tuple[tuple[int, float], ...]:
+    """(Tokens, seconds), fewest first; of grids with as many tokens the geometric mean."""
+    by_tokens: dict[int, list[float]] = {}
+    for row in rows:
+        by_tokens.setdefault(row.tokens, []).append(row.median_s)
+    return tuple((tokens, statistics.geometric_mean(seconds)) for tokens, seconds in sorted(by_tokens.items()))
 
 
 def user_folder() -> Path:
@@ -173,9 +204,10 @@ def cost_model(
         cost = CostModel(
             label="calibrated",
             device=calibration.device,
-            forwards=calibration.fits,
+            forwards=calibration.forwards(),
             transition_token_s=calibration.transition_token_s,
             decode_s=calibration.decode_s(shape),
+            split_decode_s=calibration.split_decode_s(shape),
         )
     return cost.model_copy(update={"num_branches": num_branches(geometry, guidance)})
 

@@ -161,6 +161,10 @@ def calibrate(
             "--random-weights", help="Random weights of the real size: for planning before the weights are at hand. Needs a GPU."
         ),
     ] = False,
+    degrees: Annotated[
+        str | None, typer.Option(help="Ranks that share a forward, like 1,2,4,8; default: all legal ones on GPUs, 1 on a CPU.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="How they exchange tokens: native, ulysses or usp.")] = "native",
     device: Device = "auto",
     attention: Attention = "auto",
     compile_blocks: Compile = None,
@@ -172,7 +176,7 @@ def calibrate(
     from orchestrator.cli_generate import Machine
 
     shape = _settings(frames=frames, height=height, width=width)
-    options = Options(model, weights, shape, grids, repeats, decode, random_weights, out)
+    options = Options(model, weights, shape, grids, repeats, decode, random_weights, degrees, backend, out)
     run_calibrate(options, Machine(device, attention, compile_blocks), as_json)
 
 

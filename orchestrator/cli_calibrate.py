@@ -15,10 +15,12 @@ from orchestrator.calibration import Calibration, StepRow, save, user_folder
 from orchestrator.cli import print_json
 from orchestrator.cli_generate import Machine, find_device
 from orchestrator.cli_sweep import writable_folder
+from orchestrator.degrees import Limits, legal_widths, require
 from orchestrator.mistakes import ConfigError, RunError
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.resolve import model_of, shape_of
 from orchestrator.types import Grid, VideoShape
+from parallel import backends
 from stages.models import embedded
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Options:
     repeats: int
     decode: bool
     random_weights: bool
+    degrees: str | None
+    backend: str
     out: pathlib.Path | None
 
 
@@ -50,9 +54,10 @@ def run_calibrate(options: Options, machine: Machine, as_json: bool) -> None:
     if wrong := [*wrong, *model.shape_mistakes(shape)]:
         raise ConfigError(wrong)
     grids = _grids(options.grids) if options.grids else None
+    degrees = _degrees(options, model, machine)
     weights = None if options.random_weights else _weights(model, options.weights)
     console = Console(stderr=as_json)
-    calibration = _measure(model, shape, grids, weights, options, machine, console)
+    calibration = _measure(model, shape, grids, degrees, weights, options, machine, console)
     try:
         path = save(calibration, options.out)
     except ValueError as error:
@@ -101,6 +106,7 @@ def _measure(
     model: ModelGeometry,
     shape: VideoShape,
     grids: Sequence[Grid] | None,
+    degrees: tuple[int, ...],
     weights: str | None,
     options: Options,
     machine: Machine,
@@ -120,22 +126,33 @@ def _measure(
         shape, chosen, options.repeats, decode=options.decode, attention=machine.attention, compiled=compiled
     )
     try:
-        return _run(model, weights, device, settings, options, console)
+        return _run(model, weights, degrees, device, settings, options, console)
     except (ValueError, RuntimeError) as error:
         raise RunError(" ".join(str(error).split())) from error
 
 
 def _run(
-    model: ModelGeometry, weights: str | None, device: str, settings: Settings, options: Options, console: Console
+    model: ModelGeometry,
+    weights: str | None,
+    degrees: tuple[int, ...],
+    device: str,
+    settings: Settings,
+    options: Options,
+    console: Console,
 ) -> Calibration:
-    from experiments import calibrate
+    from experiments import calibrate, calibrate_ranks
     from stages.models.base import load
 
     with console.status("loading the model") as status:
 
         def tell(row: StepRow) -> None:
-            status.update(f"grid {'x'.join(map(str, row.grid))}: {row.median_s:.4g} s")
+            told = f"grid {'x'.join(map(str, row.grid))}: {row.median_s:.4g} s"
+            status.update(told if row.degree == 1 else f"{row.degree} ranks, {told}")
 
+        if degrees != (1,):
+            on_gpu = device != "cpu"
+            job = calibrate_ranks.Job(model.name, weights, options.random_weights, settings, degrees, options.backend, on_gpu)
+            return calibrate_ranks.measure_degrees(job, tell)
         if options.random_weights:
             made, condition = calibrate.random_model(model, settings)
             return calibrate.measure(made, settings, tell, condition, "random")
@@ -143,19 +160,65 @@ def _run(
         return calibrate.measure(loaded, settings, tell)
 
 
+def _degrees(options: Options, model: ModelGeometry, machine: Machine) -> tuple[int, ...]:
+    """As asked, with 1 among them; otherwise every legal one on GPUs, and 1 on a CPU. Raises ConfigError, with the arithmetic."""
+    num_gpus = _num_gpus(machine)
+    limits = Limits(max_width=num_gpus or 8, backend=options.backend, on_gpu=num_gpus > 0)
+    try:
+        if options.degrees is None:
+            return legal_widths(model, limits) if num_gpus else (1,)
+        asked = {1, *_numbers(options.degrees)}
+        for degree in asked:
+            require(model, limits, asked=degree)
+    except ValueError as error:
+        raise ConfigError([f"--degrees {options.degrees}: {error}"]) from error
+    if missing := backends.missing(options.backend) if asked != {1} else None:
+        raise ConfigError([f"--backend {options.backend} cannot run here: {missing}"])
+    return tuple(sorted(asked))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError("degrees are numbers of ranks, for example 1,2,4,8")
+    return tuple(map(int, parts))
+
+
+def _num_gpus(machine: Machine) -> int:
+    """That may be measured: all of them, or the one that was named."""
+    import torch
+
+    if machine.device.startswith("cpu") or not torch.cuda.is_available():
+        return 0
+    return 1 if ":" in machine.device else torch.cuda.device_count()
+
+
 def _print(console: Console, calibration: Calibration) -> None:
     console.print(f"[bold]{calibration.model}[/] on {escape(calibration.device)}, {calibration.dtype}, {calibration.attention}")
     table = Table(header_style="bold")
-    for heading in ("grid", "tokens", "measured s", "fitted s", "error", "tokens/s"):
+    for heading in ("grid", "ranks", "tokens", "measured s", "fitted s", "error", "efficiency"):
         table.add_column(heading, justify="left" if heading == "grid" else "right")
-    fit = calibration.fits[0]
+    fits = {(fit.degree, fit.backend): fit for fit in calibration.fits}
+    alone = {row.grid: row.median_s for row in calibration.steps if row.degree == 1}
     for row in calibration.steps:
-        fitted_s, rate = fit.seconds(row.tokens), row.tokens / row.median_s
-        figures = (f"{row.median_s:.4g}", f"{fitted_s:.4g}", f"{fitted_s / row.median_s - 1:+.1%}", f"{rate:,.0f}")
-        table.add_row("x".join(map(str, row.grid)), f"{row.tokens:,}", *figures)
+        fitted_s = fits[row.degree, row.backend].seconds(row.tokens)
+        share = f"{alone[row.grid] / row.degree / row.median_s:.0%}" if row.grid in alone else ""
+        figures = (f"{row.median_s:.4g}", f"{fitted_s:.4g}", f"{fitted_s / row.median_s - 1:+.1%}", share)
+        table.add_row("x".join(map(str, row.grid)), str(row.degree), f"{row.tokens:,}", *figures)
     console.print(table)
-    console.print(f"seconds = {fit.fixed_s:.3g} + {fit.token_s:.3g} tokens + {fit.token2_s:.3g} tokens^2", highlight=False)
-    console.print(f"largest fit error {calibration.fit_error:.1%}", highlight=False)
+    for fit in calibration.fits:
+        curve = f"{fit.fixed_s:.3g} + {fit.token_s:.3g} tokens + {fit.token2_s:.3g} tokens^2"
+        floor = f", at least {fit.floor_s:.3g}" if fit.floor_s else ""
+        on = "" if fit.degree == 1 else f" on {fit.degree} ranks ({fit.backend})"
+        console.print(f"seconds{on} = {curve}{floor}", highlight=False)
+    console.print(f"largest fit error {calibration.fit_error:.1%}{_held_out(calibration)}", highlight=False)
     for decode in calibration.decodes:
         size = f"{decode.num_frames}x{decode.height}x{decode.width}"
-        console.print(f"decode of {size}: {decode.seconds:.3g} s", highlight=False)
+        on = "" if decode.degree == 1 else f" on {decode.degree} ranks"
+        console.print(f"decode of {size}{on}: {decode.seconds:.3g} s", highlight=False)
+
+
+def _held_out(calibration: Calibration) -> str:
+    if calibration.held_out_error is None:
+        return ""
+    return f"; a size that was left out is predicted within {calibration.held_out_error:.1%}"

@@ -1,13 +1,16 @@
 """Predicted seconds of a forward, a schedule and a decode. Pure arithmetic: planning and admission load no torch.
 
 One forward of one branch costs ``fixed + token * n + token2 * n^2`` seconds for n video tokens: launches and weights, linear
-layers and elementwise work, self-attention. The coefficients come from a measurement (``orchestrator.calibration``) or, without
-one, from the roofline of :func:`uncalibrated`.
+layers and elementwise work, self-attention. The coefficients come from a measurement (``orchestrator.calibration``), whose own
+points the curve is bent to go through, or, without one, from the roofline of :func:`uncalibrated`. A number of ranks that was not
+measured is predicted from one rank: compute is shared, launches are not, and tokens are exchanged in every layer.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,19 +32,42 @@ TRANSITION_PASSES = 64
 
 
 class ForwardCost(BaseModel):
-    """Seconds of one forward of one branch, as a polynomial of its video tokens, on ``degree`` GPUs working together."""
+    """Seconds of one forward of one branch on ``degree`` GPUs that share its tokens: a polynomial, bent through measurements."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     degree: int = Field(1, ge=1)
+    backend: str = "native"
+    """How they exchange tokens."""
     fixed_s: float = Field(ge=0, allow_inf_nan=False)
     token_s: float = Field(ge=0, allow_inf_nan=False)
     """Seconds per token."""
     token2_s: float = Field(ge=0, allow_inf_nan=False)
     """Seconds per token squared."""
+    floor_s: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Never less: what launching the work takes, however little it is."""
+    points: tuple[tuple[int, float], ...] = ()
+    """Measured (tokens, seconds), fewest tokens first, each number of tokens once."""
+    predicted: bool = False
+    """Not measured on so many GPUs."""
 
     def seconds(self, num_tokens: int) -> float:
-        return self.fixed_s + self.token_s * num_tokens + self.token2_s * num_tokens * num_tokens
+        return self.curve(num_tokens) * self._bend(num_tokens)
+
+    def curve(self, num_tokens: int) -> float:
+        """The polynomial and its floor."""
+        return max(self.floor_s, self.fixed_s + self.token_s * num_tokens + self.token2_s * num_tokens * num_tokens)
+
+    def _bend(self, num_tokens: int) -> float:
+        """Measured over the curve, between neighbours by the logarithms of both; beyond the ends as at them."""
+        if not self.points:
+            return 1.0
+        after = bisect.bisect_left(self.points, num_tokens, key=lambda point: point[0])
+        ends = self.points[max(after - 1, 0)], self.points[min(after, len(self.points) - 1)]
+        (low, low_s), (high, high_s) = ends
+        bends = math.log(low_s / self.curve(low)), math.log(high_s / self.curve(high))
+        weight = math.log(num_tokens / low) / math.log(high / low) if low < num_tokens < high else float(num_tokens >= high)
+        return math.exp(bends[0] + weight * (bends[1] - bends[0]))
 
 
 class CostModel(BaseModel):
@@ -53,21 +79,50 @@ class CostModel(BaseModel):
     device: str
     """The device's own name, for example ``NVIDIA H200``."""
     forwards: tuple[ForwardCost, ...] = Field(min_length=1)
-    """One per degree; degree 1 is always among them."""
+    """One per degree and backend; degree 1 is always among them."""
     num_branches: int = Field(1, ge=1, le=2)
     """Forwards of one step: 2 with classifier-free guidance."""
     transition_token_s: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Seconds of a transition per token of the grid it enters."""
     decode_s: float | None = Field(None, ge=0, allow_inf_nan=False)
-    """Seconds to decode the arm's videos; None when that was not measured."""
+    """Seconds to decode the arm's videos on one device; None when that was not measured."""
+    split_decode_s: tuple[tuple[int, float], ...] = ()
+    """(Ranks, seconds) to decode them on several."""
 
-    def forward_s(self, num_tokens: int, degree: int = 1) -> float:
-        """Seconds of one branch. Raises ValueError for a degree that was not measured."""
+    @property
+    def alone(self) -> CostModel:
+        """What it costs on one device."""
+        return self.model_copy(update={"forwards": tuple(f for f in self.forwards if f.degree == 1), "split_decode_s": ()})
+
+    def forward_of(self, degree: int) -> ForwardCost:
+        """Raises ValueError for a degree that was not measured."""
         for forward in self.forwards:
             if forward.degree == degree:
-                return forward.seconds(num_tokens)
+                return forward
         known = ", ".join(str(forward.degree) for forward in self.forwards)
         raise ValueError(f"degree {degree} is not in the cost model of {self.device}; it has {known}")
+
+    def forward_s(self, num_tokens: int, degree: int = 1) -> float:
+        """Seconds of one branch on ranks that share its tokens. Raises ValueError for a degree that was not measured."""
+        return self.forward_of(degree).seconds(num_tokens)
+
+    def step_s(self, num_tokens: int, width: int = 1) -> float:
+        """Seconds of one step, every branch of it, on a slice; raises as :meth:`forward_s`.
+
+        Two branches run side by side on half of the ranks each, and only their velocities are exchanged.
+        """
+        side_by_side, degree = split(width, self.num_branches)
+        return self.num_branches / side_by_side * self.forward_s(num_tokens, degree)
+
+    def is_predicted(self, width: int) -> bool:
+        """Whether seconds on so many ranks rest on no measurement of them."""
+        return self.label == "uncalibrated" or self.forward_of(split(width, self.num_branches)[1]).predicted
+
+
+def split(width: int, num_branches: int) -> tuple[int, int]:
+    """Branches of guidance that a slice forwards side by side, and the ranks of each."""
+    side_by_side = num_branches if width > 1 else 1
+    return side_by_side, width // side_by_side
 
 
 def num_branches(geometry: ModelGeometry, guidance: float) -> int:
@@ -119,6 +174,54 @@ def rates(device: str) -> Rates:
     if device.upper().startswith("CPU"):
         return CPU
     return next((rates for part, rates in GPUS if part in device.upper()), UNKNOWN_GPU)
+
+
+@dataclass(frozen=True)
+class Link:
+    """What every GPU of a host can send all others at once: bytes/s, and seconds before the first byte."""
+
+    bytes_per_s: float
+    latency_s: float
+
+
+NVLINK = Link(3.0e11, 4e-5)
+"""H200: 8 MB in 61 and 64 MB in 228 microseconds."""
+PCIE = Link(1.5e10, 6e-5)
+LOOPBACK = Link(1.0e9, 1e-3)
+WITHOUT_NVLINK = ("5090", "4090", "L40S")
+
+
+def link(device: str) -> Link:
+    """Between devices of this name on one host."""
+    if device.upper().startswith("CPU"):
+        return LOOPBACK
+    return PCIE if any(part in device.upper() for part in WITHOUT_NVLINK) else NVLINK
+
+
+def with_degrees(geometry: ModelGeometry, cost: CostModel, degrees: Iterable[int], backend: str = "native") -> CostModel:
+    """The same for ``backend`` alone, degrees that were not measured with it being predicted from one GPU."""
+    one = cost.forward_of(1)
+    measured = {forward.degree: forward for forward in cost.forwards if forward.backend == backend}
+    forwards = [
+        measured.get(degree) or _predicted(geometry, one, degree, backend, cost.device) for degree in degrees if degree > 1
+    ]
+    return cost.model_copy(update={"forwards": (one, *forwards)})
+
+
+def _predicted(geometry: ModelGeometry, one: ForwardCost, degree: int, backend: str, device: str) -> ForwardCost:
+    """Every layer sends queries, keys, values and what attention found, in two exchanges, all but the share that stays."""
+    between, hidden = link(device), geometry.heads * geometry.head_dim
+    bytes_per_token = 4 * 2 * hidden * (degree - 1) / degree**2
+    forward = ForwardCost(
+        degree=degree,
+        backend=backend,
+        fixed_s=one.fixed_s + geometry.num_layers * 2 * between.latency_s,
+        token_s=one.token_s / degree + geometry.num_layers * bytes_per_token / between.bytes_per_s,
+        token2_s=one.token2_s / degree,
+        predicted=True,
+    )
+    bent = tuple((tokens, seconds / one.curve(tokens) * forward.curve(tokens)) for tokens, seconds in one.points)
+    return forward.model_copy(update={"points": bent})
 
 
 def uncalibrated(geometry: ModelGeometry, device: str) -> CostModel:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.cost import split
 from orchestrator.model_geometry import ModelGeometry
 from parallel import backends
 
@@ -64,12 +65,6 @@ def gpu_gb(device: str) -> float | None:
     return next((float(size) for part, size in GPU_GB if part in device.upper()), None)
 
 
-def split(width: int, num_branches: int) -> tuple[int, int]:
-    """Branches that a slice forwards side by side, and the ranks of each."""
-    side_by_side = num_branches if width > 1 else 1
-    return side_by_side, width // side_by_side
-
-
 def legal_widths(
     geometry: ModelGeometry, limits: Limits, num_branches: int = 1, num_tokens: Sequence[int] = ()
 ) -> tuple[int, ...]:
@@ -98,6 +93,8 @@ def mistakes(
         limits.backend, heads=geometry.heads, num_tokens=joined, degree=degree, device_type=limits.device_type
     )
     found = [f"width {width}: {line}" for line in of_backend]
+    if (fewest := min(num_tokens, default=degree)) < degree:
+        found.append(f"width {width}: a grid of {fewest} tokens leaves some of {degree} ranks without any")
     if width > limits.max_width:
         found.append(f"width {width}: the pod has {limits.max_width} ranks")
     return [*found, *_memory_mistakes(geometry, width, limits, num_branches, num_tokens)]

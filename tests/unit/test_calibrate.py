@@ -11,7 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from experiments.calibrate import Settings, check_grids, default_grids, fit_forward, measure, random_model
+from experiments.calibrate import Settings, check_grids, default_grids, measure, random_model
+from experiments.calibrate_fit import fit_forward
 from orchestrator.calibration import FOLDER_VARIABLE, StepRow, load
 from orchestrator.cli import app
 from orchestrator.geometry import MODELS, model

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.calibrate import fit_forward
+from experiments.calibrate_fit import fit_forward
 from orchestrator.actions import DvgConfig, action_list, full_action
 from orchestrator.calibration import StepRow
 from orchestrator.cost import GPUS, CostModel, ForwardCost, denoise_s, full_s, num_branches, rates, uncalibrated

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.degrees import Limits, device_limits, legal_widths, memory_gb, mistakes, require, shard_ranks, split
+from orchestrator.cost import split
+from orchestrator.degrees import Limits, device_limits, legal_widths, memory_gb, mistakes, require, shard_ranks
 from orchestrator.geometry import MODELS, model
 from parallel import backends
 
@@ -73,6 +74,12 @@ def test_a_backend_that_needs_equal_shares_gets_only_grids_that_divide() -> None
     assert legal_widths(model("hunyuanvideo"), usp, 1, [115_200]) == (1,), "the prompt's tokens join, and may be any number"
     assert legal_widths(model("hunyuanvideo"), Limits(), 1, [115_200]) == (1, 2, 4, 8)
     assert legal_widths(geometry, Limits(backend="usp", on_gpu=False), 1, [32_760]) == (1,)
+
+
+def test_every_rank_has_a_token() -> None:
+    assert legal_widths(model("wan-mini"), Limits(), 1, [5]) == (1, 2, 4)
+    assert legal_widths(model("wan-mini"), Limits(), 2, [5]) == (1, 2, 4, 8)
+    assert "3 tokens" in mistakes(model("wan-mini"), 4, Limits(), 1, [100, 3])[0]
 
 
 @given(st.sampled_from(sorted(MODELS)), st.integers(0, 3), st.integers(1, 2), st.integers(1, 200_000))

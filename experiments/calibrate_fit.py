@@ -1,0 +1,119 @@
+"""From measured rows to a calibration: the curve of every number of GPUs, and how well it predicts a row it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import nnls
+
+from orchestrator.calibration import Calibration, DecodeRow, StepRow, points
+from orchestrator.cost import ForwardCost
+from orchestrator.manifest import commit
+
+MIN_ROWS = 4
+"""Different numbers of tokens from which on one can be held out: a curve needs three."""
+WORTH_A_FLOOR = 0.03
+"""Relative error from which on a floor is looked for."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What was measured, where: see the fields of ``orchestrator.calibration.Calibration``."""
+
+    model: str
+    device: str
+    dtype: str
+    attention: str
+    torch: str
+    compiled: bool = False
+    weights: Literal["given", "random"] = "given"
+    num_threads: int | None = None
+    transition_token_s: float = 0.0
+
+
+def compose(rows: Sequence[StepRow], about: About, decodes: Iterable[DecodeRow] = ()) -> Calibration:
+    """One file from rows of any degrees and backends. Raises ValueError without two sizes on one GPU, which all else rests on."""
+    groups: dict[tuple[int, str], list[StepRow]] = {}
+    for row in rows:
+        groups.setdefault((row.degree, row.backend), []).append(row)
+    enough = {key: group for key, group in sorted(groups.items()) if len({row.tokens for row in group}) > 1}
+    if not any(degree == 1 for degree, _ in enough):
+        raise ValueError("a calibration needs rows of degree 1 with at least two numbers of tokens")
+    fits = [fit_forward(group) for group in enough.values()]
+    return Calibration(
+        model=about.model,
+        weights=about.weights,
+        device=about.device,
+        dtype=about.dtype,
+        attention=about.attention,
+        compiled=about.compiled,
+        num_threads=about.num_threads,
+        torch=about.torch,
+        commit=commit(),
+        measured_at=datetime.now(UTC).replace(microsecond=0),
+        steps=tuple(row for group in enough.values() for row in group),
+        fits=tuple(fit for fit, _ in fits),
+        fit_error=max(error for _, error in fits),
+        held_out_error=max((abs(error) for group in enough.values() for _, error in held_out(group)), default=None),
+        transition_token_s=about.transition_token_s,
+        decodes=tuple(decodes),
+    )
+
+
+def fit_forward(rows: Sequence[StepRow]) -> tuple[ForwardCost, float]:
+    """The curve nearest to rows of one degree, and the largest relative error that remains.
+
+    A floor under the polynomial, the mean of the smallest grids, must bring the error down by a third: there, launches decide.
+    """
+    ordered = sorted(rows, key=lambda row: row.tokens)
+    plain = _polynomial(ordered)
+    error = _error(plain, ordered)
+    floors = (_with_floor(ordered, num) for num in range(1, len(ordered) - 1) if error > WORTH_A_FLOOR)
+    best = min(floors, key=lambda fit: _error(fit, ordered), default=plain)
+    fit = best if _error(best, ordered) < error * 2 / 3 else plain
+    return fit, _error(fit, ordered)
+
+
+def _with_floor(rows: Sequence[StepRow], num: int) -> ForwardCost:
+    """The ``num`` smallest lie on the floor, the others on the polynomial."""
+    floor_s = sum(row.median_s for row in rows[:num]) / num
+    return _polynomial(rows[num:]).model_copy(update={"floor_s": floor_s})
+
+
+def _polynomial(rows: Sequence[StepRow]) -> ForwardCost:
+    """Non-negative least squares of the relative error."""
+    tokens, seconds = np.array([row.tokens for row in rows]), np.array([row.median_s for row in rows])
+    top = float(tokens.max())
+    scaled = np.stack([np.ones_like(seconds), tokens / top, (tokens / top) ** 2], axis=1)
+    (fixed_s, token_s, token2_s), _ = nnls(scaled / seconds[:, None], np.ones_like(seconds))
+    return ForwardCost(
+        degree=rows[0].degree,
+        backend=rows[0].backend,
+        fixed_s=float(fixed_s),
+        token_s=float(token_s) / top,
+        token2_s=float(token2_s) / top**2,
+    )
+
+
+def _error(fit: ForwardCost, rows: Sequence[StepRow]) -> float:
+    return max(abs(fit.curve(row.tokens) / row.median_s - 1) for row in rows)
+
+
+def held_out(rows: Sequence[StepRow]) -> list[tuple[StepRow, float]]:
+    """Each row with the relative error of its prediction from the rows of other sizes. Rows of one degree and backend.
+
+    The smallest and the largest are never held out: what is planned lies between them.
+    """
+    sizes = sorted({row.tokens for row in rows})
+    inner = [row for row in rows if sizes[0] < row.tokens < sizes[-1]] if len(sizes) >= MIN_ROWS else []
+    return [(row, _prediction_s(rows, row.tokens) / row.median_s - 1) for row in inner]
+
+
+def _prediction_s(rows: Sequence[StepRow], num_tokens: int) -> float:
+    others = [row for row in rows if row.tokens != num_tokens]
+    fit, _ = fit_forward(others)
+    return fit.model_copy(update={"points": points(others)}).seconds(num_tokens)
