@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from orchestrator.slices import PodSlices, slice_mistakes
-from orchestrator.types import Decision, Item, Slice
+from orchestrator.types import Decision, Item, Phase, Slice
 
 
 class State(StrEnum):
@@ -30,6 +30,17 @@ WORK = {State.ARRIVED: State.SKETCHING, State.SKETCHED: State.REFINING, State.RE
 """Each boundary and the work that starts there."""
 BOUNDARY = {work: boundary for boundary, work in WORK.items()}
 CLOSED = frozenset({State.FINISHED, State.GIVEN_UP})
+PHASE_STARTS = {"sketch": State.ARRIVED, "refine": State.SKETCHED, "decode": State.REFINED}
+"""The boundary at which each phase starts."""
+
+
+def again_from(last: State, phase_start: State) -> State:
+    """Where a failed item goes on: its last boundary, or the very start when an earlier phase must be done again.
+
+    Only the last boundary's handle is kept, so there is nothing in between to go back to.
+    """
+    order = list(BOUNDARY.values())
+    return last if order.index(phase_start) >= order.index(last) else State.ARRIVED
 
 
 @dataclass
@@ -50,8 +61,35 @@ class Entry:
     started_s: float | None = None
     busy_since_s: float = 0.0
     device_s: float = 0.0
-    degree: int = 1
+    plan: tuple[Phase, ...] = ()
+    """What the policy said; empty until it was asked."""
+    done: list[Phase] = field(default_factory=list)
+    """The phases that are behind it, as they were run."""
     story: list[str] = field(default_factory=list)
+
+    @property
+    def decided(self) -> Decision:
+        if self.decision is None:
+            raise RuntimeError(f"item {self.item.item_key!r} is {self.state} without a decision")
+        return self.decision
+
+    @property
+    def num_stages_done(self) -> int:
+        return self.done[-1].stop if self.done else self.decided.action.num_sketched
+
+    @property
+    def next_phase(self) -> Phase | None:
+        """Of the plan; None at its end, and without one."""
+        return next((phase for phase in self.plan if phase.stop > self.num_stages_done), None)
+
+    def hand_on(self, timings_s: Mapping[str, float]) -> None:
+        """Seconds of one more phase; those of a name add up."""
+        self.timings_s |= {name: self.timings_s.get(name, 0.0) + seconds for name, seconds in timings_s.items()}
+
+    def start_over(self) -> None:
+        """Nothing of what was made can be used any more."""
+        self.handle = self.decision = None
+        self.plan, self.done, self.timings_s = (), [], {}
 
 
 @dataclass
@@ -67,8 +105,8 @@ class Books:
     items: dict[str, Entry] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
     pods: dict[str, PodSlices] = field(default_factory=dict)
-    queues: dict[State, list[tuple[float, int, str]]] = field(default_factory=lambda: {state: [] for state in WORK})
-    """Items at each boundary as a heap of (priority, arrival, item_key)."""
+    queues: dict[State, list[tuple[bool, float, int, str]]] = field(default_factory=lambda: {state: [] for state in WORK})
+    """Items at each boundary as a heap of (not begun refining, priority, arrival, item_key): what is begun is finished first."""
     num_open: int = 0
 
     def arrive(self, item: Item) -> Entry:
@@ -82,11 +120,11 @@ class Books:
 
     def wait(self, entry: Entry, boundary: State, priority: float = 0.0) -> None:
         entry.state = boundary
-        heapq.heappush(self.queues[boundary], (priority, entry.arrival, entry.item.item_key))
+        heapq.heappush(self.queues[boundary], (not entry.done, priority, entry.arrival, entry.item.item_key))
 
     def first(self, boundary: State) -> Entry | None:
         queue = self.queues[boundary]
-        return self.items[queue[0][2]] if queue else None
+        return self.items[queue[0][-1]] if queue else None
 
     def start(self, entry: Entry, worker: str, time_s: float, piece: Slice | None = None) -> None:
         """Take the first item of its queue into work on ``worker``."""
@@ -123,7 +161,7 @@ class Books:
     def num_ahead(self) -> int:
         """Items being sketched, or sketched and not yet taken by a slice."""
         sketching = sum(who.kind == "sketch" and who.item_key is not None for who in self.workers.values())
-        return sketching + len(self.queues[State.SKETCHED])
+        return sketching + sum(not_begun for not_begun, *_ in self.queues[State.SKETCHED])
 
     def tell(self, entry: Entry, what: str) -> str:
         story = "\n".join(f"  {line}" for line in entry.story[-20:])
@@ -159,7 +197,7 @@ class Books:
 
     def _queue_mistakes(self) -> Iterator[str]:
         for boundary, queue in self.queues.items():
-            queued = Counter(key for _, _, key in queue)
+            queued = Counter(key for *_, key in queue)
             waiting = Counter(key for key, entry in self.items.items() if entry.state == boundary)
             if queued != waiting:
                 yield f"queue {boundary} holds {sorted(queued.elements())}, its items are {sorted(waiting)}"

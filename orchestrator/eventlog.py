@@ -29,7 +29,7 @@ def _plain(value: Event | Command) -> dict[str, Any]:
 def _value(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    return value
+    return [_value(part) for part in value] if isinstance(value, tuple) else value
 
 
 def event_from(line: dict[str, Any]) -> Event:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.types import Clip, Decision, Item, Slice
+from orchestrator.types import Clip, Decision, Item, Phase, Slice
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,11 @@ class Sketched(Event):
 
 @dataclass(frozen=True)
 class PhaseDone(Event):
+    """``stop`` is the :class:`StartPhase`'s: so many stages of the clip are done."""
+
     item_key: str
     attempt: int
+    stop: int
     timings_s: dict[str, float]
     handle: Any = field(default=None, compare=False, repr=False)
 
@@ -95,15 +98,20 @@ class StartSketch(Command):
 
 @dataclass(frozen=True)
 class StartPhase(Command):
-    """Run the stages after the sketch on ``slice``. ``handle`` is the sketch's boundary."""
+    """Run the stages from ``begin`` on, counted from 0, on ``slice`` until ``stop`` are done. ``handle`` is the last boundary."""
 
     slice: Slice
+    begin: int
+    stop: int
     handle: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class StartDecode(Command):
+    """``worker`` is a decode worker; or a pod, of which ``slice`` does it."""
+
     worker: str
+    slice: Slice | None = None
     handle: Any = field(default=None, compare=False, repr=False)
 
 
@@ -117,7 +125,8 @@ class Finish(Command):
     timings_s: dict[str, float]
     latency_s: float
     device_s: float
-    degree: int
+    phases: tuple[Phase, ...]
+    """Those it went through after the sketch."""
 
 
 @dataclass(frozen=True)

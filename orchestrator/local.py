@@ -101,8 +101,8 @@ class LocalShell:
             decision, timings_s, boundary = self.worker.sketch(item)
             return Sketched(self._now_s(), key, attempt, decision, timings_s, boundary)
         if isinstance(command, StartPhase):
-            boundary, timings_s = self.worker.refine(item, command.handle)
-            return PhaseDone(self._now_s(), key, attempt, timings_s, boundary)
+            boundary, timings_s = self.worker.refine(item, command.handle, stop=command.stop)
+            return PhaseDone(self._now_s(), key, attempt, command.stop, timings_s, boundary)
         if isinstance(command, StartDecode):
             clip = self.worker.decode(item, command.handle, self.runbook.staging(item, attempt))
             return Decoded(self._now_s(), key, attempt, clip)

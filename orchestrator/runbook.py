@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from orchestrator.cost import denoise_s
 from orchestrator.events import Finish, GiveUp
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.ledger import Ledger
-from orchestrator.types import Action, Item, Record
+from orchestrator.types import Action, Item, Phase, Record
 
 
 class Runbook:
@@ -95,7 +95,7 @@ def make_record(
         encode_s=timings_s.get("encode_s", 0.0),
         latency_s=finish.latency_s,
         device_s=finish.device_s,
-        degree=finish.degree,
+        degree=max((phase.width for phase in finish.phases), default=1),
         attempts=finish.attempt,
         device=device,
         host=host,
@@ -105,6 +105,8 @@ def make_record(
         finished_at=finished_at or datetime.now(UTC).isoformat(timespec="seconds"),
         image=item.image,
         solver=arm.solver or geometry.solver,
+        stage_degrees=_stage_degrees(action, finish.phases),
+        sizing=max(finish.phases, key=lambda phase: phase.width).why if finish.phases else "",
         **_prediction(arm, geometry, action),
     )
 
@@ -116,6 +118,13 @@ def _prediction(arm: Arm, geometry: ModelGeometry, action: Action) -> dict[str, 
         return asked
     predicted_s = denoise_s(geometry, action, arm.cost)
     return {**asked, "predicted_s": predicted_s, "cost_label": arm.cost.label, "cost_device": arm.cost.device}
+
+
+def _stage_degrees(action: Action, phases: Iterable[Phase]) -> str:
+    widths = [1] * action.num_sketched
+    for phase in phases:
+        widths += [phase.width] * (phase.stop - len(widths))
+    return "|".join(map(str, widths))
 
 
 def _stage_seconds(action: Action, timings_s: Mapping[str, float]) -> str:

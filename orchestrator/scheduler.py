@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import singledispatchmethod
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator import eventlog, slices
-from orchestrator.books import BOUNDARY, Books, Entry, State, Worker
+from orchestrator.books import BOUNDARY, PHASE_STARTS, Books, Entry, State, Worker, again_from
 from orchestrator.events import (
     Arrived,
     Command,
@@ -32,10 +32,7 @@ from orchestrator.events import (
 )
 from orchestrator.policy import Policy, Throughput
 from orchestrator.slices import PodSlices
-from orchestrator.types import Decision
-
-PHASE_STARTS = {"sketch": State.ARRIVED, "refine": State.SKETCHED, "decode": State.REFINED}
-"""The boundary at which each phase starts."""
+from orchestrator.types import Phase, Slice
 
 
 class SchedulerConfig(BaseModel):
@@ -47,6 +44,8 @@ class SchedulerConfig(BaseModel):
     """Sketches running or waiting for a slice; more would only hold memory."""
     max_undecoded: int = Field(8, ge=1)
     """Refined latents waiting for a decoder before no further refining starts."""
+    decode_on: Literal["workers", "pod"] = "workers"
+    """Whether decode workers or slices of a pod make videos of latents."""
 
 
 class Scheduler:
@@ -94,7 +93,7 @@ class Scheduler:
 
     @_apply.register
     def _(self, event: WorkerJoined) -> list[Command]:
-        if event.worker in self.books.workers or event.worker in self.books.pods:
+        if event.worker in {*self.books.workers, *self.books.pods}:
             raise ValueError(f"worker {event.worker!r} joined twice; a replacement needs a name of its own")
         if event.kind == "pod":
             self.books.pods[event.worker] = PodSlices(event.worker, event.num_ranks)
@@ -115,15 +114,17 @@ class Scheduler:
         if entry is not None:
             entry.decision = event.decision
             self._hand_on(entry, event)
-            self.books.wait(entry, State.SKETCHED, self.policy.priority(event.decision))
+            self._wait(entry, State.SKETCHED)
         return []
 
     @_apply.register
     def _(self, event: PhaseDone) -> list[Command]:
         entry = self._current(event.item_key, event.attempt, State.REFINING)
-        if entry is not None:
+        phase = entry.next_phase if entry else None
+        if entry is not None and phase is not None and phase.stop == event.stop:
+            entry.done.append(phase)
             self._hand_on(entry, event)
-            self.books.wait(entry, State.REFINED)
+            self._wait(entry, State.SKETCHED if entry.next_phase else State.REFINED)
         return []
 
     @_apply.register
@@ -138,12 +139,12 @@ class Scheduler:
                 item_key=event.item_key,
                 attempt=entry.attempt,
                 item=entry.item,
-                decision=_decided(entry),
+                decision=entry.decided,
                 clip=event.clip,
                 timings_s=entry.timings_s | event.clip.timings_s,
                 latency_s=event.time_s - (entry.started_s or 0.0),
                 device_s=entry.device_s,
-                degree=entry.degree,
+                phases=tuple(entry.done),
             )
         ]
 
@@ -154,7 +155,7 @@ class Scheduler:
         entry = self._current(event.item_key, event.attempt, *BOUNDARY)
         if entry is None:
             return []
-        boundary = _again_from(BOUNDARY[entry.state], PHASE_STARTS[event.phase])
+        boundary = again_from(BOUNDARY[entry.state], PHASE_STARTS[event.phase])
         details = f"\n{event.traceback.rstrip()}" if event.traceback else ""
         return self._charge(entry, boundary, f"{entry.state} failed: {event.error}", event.time_s, details)
 
@@ -180,7 +181,7 @@ class Scheduler:
         """The entry stands at its next boundary; the caller queues it there."""
         self.books.release(entry, event.time_s)
         entry.handle = event.handle
-        entry.timings_s |= event.timings_s
+        entry.hand_on(event.timings_s)
         entry.story.append(f"{event.time_s:.1f}s attempt {entry.attempt}: {type(event).__name__}")
 
     def _charge(self, entry: Entry, boundary: State, error: str, time_s: float, details: str = "") -> list[Command]:
@@ -192,14 +193,13 @@ class Scheduler:
             return [GiveUp(entry.item.item_key, entry.attempt, entry.item, error, tuple(entry.story))]
         entry.attempt += 1
         if boundary == State.ARRIVED:
-            entry.handle = entry.decision = None
-            self.books.wait(entry, boundary)
-        else:
-            self.books.wait(entry, boundary, self._priority(entry, boundary))
+            entry.start_over()
+        self._wait(entry, boundary)
         return []
 
-    def _priority(self, entry: Entry, boundary: State) -> float:
-        return self.policy.priority(_decided(entry)) if boundary == State.SKETCHED else 0.0
+    def _wait(self, entry: Entry, boundary: State) -> None:
+        refines = boundary == State.SKETCHED
+        self.books.wait(entry, boundary, self.policy.priority(entry.item, entry.decided) if refines else 0.0)
 
     def _strike_off(self, event: WorkerLost) -> list[Entry]:
         """Take the worker, or a pod's dead ranks, out of the books; the entries it was working on."""
@@ -230,23 +230,53 @@ class Scheduler:
             yield command
 
     def _next_decode(self, time_s: float) -> Command | None:
-        entry, worker = self.books.first(State.REFINED), self.books.idle_worker("decode")
-        if entry is None or worker is None:
+        entry = self.books.first(State.REFINED)
+        if entry is None:
+            return None
+        if self.config.decode_on == "pod":
+            return self._next_pod_decode(entry, time_s)
+        worker = self.books.idle_worker("decode")
+        if worker is None:
             return None
         self.books.start(entry, worker, time_s)
-        return StartDecode(entry.item.item_key, entry.attempt, worker, entry.handle)
+        return StartDecode(entry.item.item_key, entry.attempt, worker, handle=entry.handle)
+
+    def _next_pod_decode(self, entry: Entry, time_s: float) -> Command | None:
+        max_width = slices.widest(self.books.pods.values())
+        piece = max_width and self._take(entry, self.policy.decode_width(entry.item, max_width), max_width, time_s)
+        return StartDecode(entry.item.item_key, entry.attempt, piece.pod, piece, entry.handle) if piece else None
 
     def _next_phase(self, time_s: float) -> Command | None:
         entry, max_width = self.books.first(State.SKETCHED), slices.widest(self.books.pods.values())
-        if entry is None or max_width == 0 or len(self.books.queues[State.REFINED]) >= self.config.max_undecoded:
+        if entry is None or max_width == 0 or len(self.books.queues[State.REFINED]) >= self._max_undecoded:
             return None
-        width = self.policy.width(_decided(entry), max_width)
-        piece = slices.take(self.books.pods.values(), width, entry.item.item_key)
+        phase = self._phase(entry, max_width)
+        piece = self._take(entry, phase.width, max_width, time_s)
         if piece is None:
             return None
-        self.books.start(entry, piece.pod, time_s, piece)
-        entry.degree = width
-        return StartPhase(entry.item.item_key, entry.attempt, piece, entry.handle)
+        return StartPhase(entry.item.item_key, entry.attempt, piece, entry.num_stages_done, phase.stop, entry.handle)
+
+    def _phase(self, entry: Entry, max_width: int) -> Phase:
+        """The next one. The policy is asked once, and again when the pods that its answer counted on are gone."""
+        if entry.next_phase is None or entry.next_phase.width > max_width:
+            entry.plan = self.policy.phases(entry.item, entry.decided, max_width)
+        if entry.next_phase is None:
+            raise ValueError(f"item {entry.item.item_key!r} has no phase after stage {entry.num_stages_done}: {entry.plan}")
+        return entry.next_phase
+
+    @property
+    def _max_undecoded(self) -> int:
+        """Where a pod decodes too, latents go first: phases would take its ranks one by one, and a wide slice never come free."""
+        return 1 if self.config.decode_on == "pod" else self.config.max_undecoded
+
+    def _take(self, entry: Entry, width: int, max_width: int, time_s: float) -> Slice | None:
+        """Start the first entry of its queue on a slice, if one is free. Raises ValueError for a width that never will be."""
+        if width > max_width:
+            raise ValueError(f"item {entry.item.item_key!r} is to run on {width} ranks; the widest pod has {max_width}")
+        piece = slices.take(self.books.pods.values(), width, entry.item.item_key)
+        if piece is not None:
+            self.books.start(entry, piece.pod, time_s, piece)
+        return piece
 
     def _next_sketch(self, time_s: float) -> Command | None:
         entry, worker = self.books.first(State.ARRIVED), self.books.idle_worker("sketch")
@@ -255,21 +285,6 @@ class Scheduler:
         self.books.start(entry, worker, time_s)
         entry.started_s = time_s if entry.started_s is None else entry.started_s
         return StartSketch(entry.item.item_key, entry.attempt, worker)
-
-
-def _decided(entry: Entry) -> Decision:
-    if entry.decision is None:
-        raise RuntimeError(f"item {entry.item.item_key!r} is {entry.state} without a decision")
-    return entry.decision
-
-
-def _again_from(last: State, phase_start: State) -> State:
-    """Where a failed item goes on: its last boundary, or the very start when an earlier phase must be done again.
-
-    Only the last boundary's handle is kept, so there is nothing in between to go back to.
-    """
-    order = list(BOUNDARY.values())
-    return last if order.index(phase_start) >= order.index(last) else State.ARRIVED
 
 
 def replay(rows: Iterable[dict[str, Any]], scheduler: Scheduler) -> None:

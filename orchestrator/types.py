@@ -46,6 +46,11 @@ class Action:
     s2: float | None = None
     f2: int | None = None
 
+    @property
+    def num_sketched(self) -> int:
+        """Stages that the sketch runs: the first, which shows what to choose; none of a plain full run."""
+        return min(1, len(self.stages) - 1)
+
 
 @dataclass(frozen=True)
 class Demand:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +18,18 @@ class Worker(Protocol):
         """The decision, timings, and the boundary after the sketch."""
         ...
 
-    def refine(self, item: Item, boundary: Any) -> tuple[Any, dict[str, float]]:
-        """The final boundary and timings."""
+    def refine(
+        self, item: Item, boundary: Any, on_step: Callable[[Any], None] = ..., *, stop: int | None = None, team: Any = None
+    ) -> tuple[Any, dict[str, float]]:
+        """The boundary once ``stop`` stages are done (None: all), and timings. All ranks of a team do this together."""
         ...
 
-    def decode(self, item: Item, boundary: Any, path: Path) -> Clip:
-        """Decode and write the video to ``path``, whole or not at all."""
+    def decode(self, item: Item, boundary: Any, path: Path, team: Any = None) -> Clip:
+        """Decode and write the video to ``path``, whole or not at all; by the first rank of a team."""
+        ...
+
+    def help_decode(self, item: Item, boundary: Any, team: Any) -> None:
+        """The part of a team's other ranks."""
         ...
 
 

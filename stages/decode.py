@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from orchestrator.types import Clip
 from stages.denoise import Boundary
 from stages.models.base import Model
@@ -24,20 +26,26 @@ def decode(model: Model, boundary: Boundary, path: Path, fps: int) -> Clip:
         raise RuntimeError(f"only a finished latent can be decoded; this one has run {boundary.stage} of its stages")
     started_s = time.perf_counter()
     runs = _Timed(model.decode(boundary.x))
-    write_mp4(_ahead(runs), path, fps)
+    write_mp4(_ahead(runs, model.device), path, fps)
     timings_s = {"decode_s": runs.spent_s, "encode_s": max(0.0, time.perf_counter() - started_s - runs.spent_s)}
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Clip(str(path), path.stat().st_size, sha256, timings_s)
 
 
-def _ahead(source: Iterator[Frames]) -> Iterator[Frames]:
+def _ahead(source: Iterator[Frames], device: torch.device) -> Iterator[Frames]:
     """The same runs, each next one made by another thread while this one is in use."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=1, initializer=_use, initargs=(device,)) as pool:
         coming = pool.submit(next, source, None)
         while (run := coming.result()) is not None:
             coming = pool.submit(next, source, None)
             yield run
+
+
+def _use(device: torch.device) -> None:
+    """Each thread has a current GPU of its own, and launches on that."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 class _Timed:

@@ -6,12 +6,16 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from orchestrator.arms import Arm, LoraSpec
 from orchestrator.types import Clip, Decision, Grid, Item
+from parallel.groups import Groups
+from parallel.layout import Layout, layout
+from parallel.seam import Exchange
 from stages import decode, sketch
 from stages.denoise import Boundary, OnStep, ignore, run_stages
 from stages.memory import out_of_memory
@@ -19,6 +23,21 @@ from stages.models.base import ALL_PARTS, Lora, Model, Request, load
 from stages.planners import Planner, make_planner
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Team:
+    """The slice of a pod that works on a clip: this process and its neighbours, all of which do the same at the same time."""
+
+    groups: Groups
+    exchange: Exchange
+    start: int
+    """In the pod."""
+    width: int
+
+    def layout(self, num_branches: int) -> Layout | None:
+        return layout(self.groups, self.start, self.width, num_branches)
+
 
 ModelKey = tuple[str, str | None, tuple[LoraSpec, ...]]
 """Arms with equal keys share one model in memory."""
@@ -68,23 +87,50 @@ class ClipWorker:
         with _explained(model, arm, f"denoising {_size(planner.first().grid)}"):
             return sketch.sketch(model, planner, request, item.seed, on_step)
 
-    def refine(self, item: Item, boundary: Boundary, on_step: OnStep = ignore) -> tuple[Boundary, dict[str, float]]:
-        """All stages after ``boundary``. Needs the part "transformer"."""
+    def refine(
+        self,
+        item: Item,
+        boundary: Boundary,
+        on_step: OnStep = ignore,
+        *,
+        stop: int | None = None,
+        team: Team | None = None,
+    ) -> tuple[Boundary, dict[str, float]]:
+        """The stages after ``boundary``, until ``stop`` of the clip's are done; None: all. Needs the part "transformer".
+
+        Every rank of ``team`` gives and gets the same. Raises GroupMismatch when they were not given the same, GroupError when
+        another rank is lost.
+        """
         arm = self._arm(item)
         if boundary.decision is None:
             raise RuntimeError(f"item {item.item_key}: the boundary to refine from carries no decision")
         stages, model = boundary.decision.action.stages, self._model(arm)
-        with _explained(model, arm, f"denoising up to {_size(stages[-1].grid)}"):
-            boundary, timings_s = run_stages(model, self._planner(arm), boundary, len(stages), on_step)
+        stop = len(stages) if stop is None else stop
+        num_branches = 1 if boundary.condition.negative is None else 2
+        size = _size(tuple(boundary.x.shape[2:]))
+        work = f"{item.item_key} after stage {boundary.stage} (step {boundary.step}, latent {size}) until {stop} are done"
+        with _explained(model, arm, f"denoising up to {_size(stages[stop - 1].grid)}"), _shared(model, team, num_branches, work):
+            boundary, timings_s = run_stages(model, self._planner(arm), boundary, stop, on_step)
         refined_s = sum(seconds for name, seconds in timings_s.items() if name.startswith("stage"))
         return boundary, {"refine_s": refined_s, **timings_s}
 
-    def decode(self, item: Item, boundary: Boundary, path: Path) -> Clip:
-        """Frames and the mp4 at ``path``. Needs the part "vae"."""
+    def decode(self, item: Item, boundary: Boundary, path: Path, team: Team | None = None) -> Clip:
+        """Frames and the mp4 at ``path``; a team's other ranks :meth:`help_decode`. Needs the part "vae"."""
         arm = self._arm(item)
-        model = self._model(arm)
-        with _explained(model, arm, "decoding"):
+        with self._decoding(item, arm, team) as model:
             return decode.decode(model, boundary, Path(path), arm.fps)
+
+    def help_decode(self, item: Item, boundary: Boundary, team: Team) -> None:
+        """What a rank but the team's first does of :meth:`decode`: it has no frames to write."""
+        with self._decoding(item, self._arm(item), team) as model:
+            for _ in model.decode(boundary.x):
+                pass
+
+    @contextlib.contextmanager
+    def _decoding(self, item: Item, arm: Arm, team: Team | None) -> Iterator[Model]:
+        model = self._model(arm)
+        with _explained(model, arm, "decoding"), _shared(model, team, 1, f"{item.item_key} decoding"):
+            yield model
 
     def _arm(self, item: Item) -> Arm:
         if item.arm not in self.arms:
@@ -123,6 +169,21 @@ class ClipWorker:
 
 
 @contextlib.contextmanager
+def _shared(model: Model, team: Team | None, num_branches: int, work: str) -> Iterator[None]:
+    """The model's work is the whole team's, once its ranks have found that they are about to do the same."""
+    layout = None if team is None else team.layout(num_branches)
+    if team is None or layout is None:
+        yield
+        return
+    layout.whole.agree(work)
+    model.attach(layout, team.exchange)
+    try:
+        yield
+    finally:
+        model.attach(None, None)
+
+
+@contextlib.contextmanager
 def _explained(model: Model | None, arm: Arm, doing: str) -> Iterator[None]:
     """A lack of GPU memory becomes a RuntimeError that says what was needed and what helps."""
     try:
@@ -131,7 +192,7 @@ def _explained(model: Model | None, arm: Arm, doing: str) -> Iterator[None]:
         raise out_of_memory(problem, model, arm, doing) from problem
 
 
-def _size(grid: Grid) -> str:
+def _size(grid: Grid | tuple[int, ...]) -> str:
     return "x".join(map(str, grid))
 
 

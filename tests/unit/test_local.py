@@ -44,8 +44,9 @@ class FakeWorker:
         self._begin("sketch", item)
         return DECISION, {"text_s": 0.5, "sketch_s": 1.0, "stage1_s": 0.9}, "sketched"
 
-    def refine(self, item: Item, boundary: Any) -> tuple[Any, dict[str, float]]:
+    def refine(self, item: Item, boundary: Any, *args: Any, **options: Any) -> tuple[Any, dict[str, float]]:
         self._begin("refine", item)
+        assert options == {"stop": 2}
         assert boundary == "sketched"
         return "refined", {"refine_s": 3.0, "stage2_s": 2.5}
 
@@ -98,6 +99,7 @@ def test_a_record_says_what_was_made_how_and_for_how_long(tmp_path: Path) -> Non
     assert (record.decode_s, record.encode_s) == (0.25, 0.125)
     assert record.stage_grids == "4x8x8|11x18x18"
     assert record.stage_s == "0.900|2.500"
+    assert (record.degree, record.stage_degrees, record.sizing) == (1, "1|1", "1 rank, the narrowest")
     assert (record.spatial_demand, record.temporal_demand, record.spatial_weight) == (0.25, 0.5, 0.3)
     assert record.tokens_full == 891
     assert record.video == "videos/dvg/p1/1.mp4"
@@ -125,10 +127,10 @@ def test_a_poison_item_is_given_up_with_its_story_and_the_others_finish(tmp_path
 
 def test_an_interrupt_stops_at_once_and_the_same_call_again_finishes_the_rest(tmp_path: Path) -> None:
     class Interrupted(FakeWorker):
-        def refine(self, item: Item, boundary: Any) -> tuple[Any, dict[str, float]]:
+        def refine(self, item: Item, boundary: Any, *args: Any, **options: Any) -> tuple[Any, dict[str, float]]:
             if item.item_key == "key2":
                 raise KeyboardInterrupt
-            return super().refine(item, boundary)
+            return super().refine(item, boundary, *args, **options)
 
     with pytest.raises(KeyboardInterrupt):
         Run(tmp_path, Interrupted()).make(1, 2, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,18 +11,22 @@ from hypothesis import strategies as st
 
 from orchestrator import events
 from orchestrator.events import Finish, GiveUp, StartDecode, StartPhase, StartSketch
-from orchestrator.policy import Throughput
+from orchestrator.policy import Policy, Throughput
 from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
-from tests.unit.worlds import DECISION, KINDS, World, item
+from orchestrator.types import Decision, Item, Phase
+from tests.unit.worlds import DECISION, KINDS, Widths, World, item
 
 configs = st.builds(
     SchedulerConfig,
     max_attempts=st.integers(1, 3),
     max_ahead=st.integers(1, 4),
     max_undecoded=st.integers(1, 3),
+    decode_on=st.sampled_from(["workers", "pod"]),
 )
-policies = st.builds(
-    Throughput, order=st.sampled_from(["arrival", "longest"]), degrees=st.sampled_from([(1,), (1, 2), (2, 4, 1)])
+widths = st.sampled_from([1, 2, 4])
+policies = st.one_of(
+    st.builds(Throughput, order=st.sampled_from(["arrival", "longest"]), degrees=st.sampled_from([(1,), (1, 2), (2, 4, 1)])),
+    st.builds(Widths, st.tuples(widths, widths, widths), decode=widths),
 )
 STEPS = ("arrive", "join", "succeed", "succeed", "succeed", "fail", "lose", "late")
 
@@ -110,10 +115,20 @@ def test_sketches_never_run_further_ahead_than_allowed(world: World) -> None:
                 ahead.discard(command["item_key"])
 
 
-def ready_world(num_items: int = 1, **config: int) -> World:
-    world = World(Scheduler(SchedulerConfig(**config)))
+@settings(max_examples=150, deadline=None)
+@given(histories())
+def test_every_stage_of_a_finished_clip_ran_once_in_phases_that_follow_each_other(world: World) -> None:
+    for key, (end,) in world.ended.items():
+        if isinstance(end, Finish):
+            assert [stage for phase in world.ran[key] for stage in phase] == [1, 2, 3]
+            assert [phase.stop for phase in world.ran[key]] == [phase.stop for phase in end.phases]
+            assert end.timings_s["refine_s"] == 2.0 * len(end.phases)
+
+
+def ready_world(num_items: int = 1, policy: Policy | None = None, num_ranks: int = 1, **config: Any) -> World:
+    world = World(Scheduler(SchedulerConfig(**config), policy))
     for kind in KINDS:
-        world.join(kind)
+        world.join(kind, num_ranks if kind == "pod" else 1)
     for _ in range(num_items):
         world.arrive()
     return world
@@ -142,8 +157,82 @@ def test_device_seconds_count_every_rank_of_the_slice() -> None:
         world.succeed(world.running[0])
     (finish,) = world.ended["key1"]
     assert isinstance(finish, Finish)
-    assert finish.degree == 2
+    assert [phase.width for phase in finish.phases] == [2]
     assert finish.device_s == 1.0 + 2 * 1.0 + 1.0
+
+
+def test_each_phase_runs_on_its_own_width_from_where_the_last_one_stopped() -> None:
+    world = ready_world(policy=Widths((1, 2, 4)), num_ranks=4)
+    ran = []
+    while world.running:
+        (command,) = world.running
+        if isinstance(command, StartPhase):
+            ran.append((command.begin, command.stop, command.slice.width, command.handle))
+        world.succeed(command)
+    assert ran == [(1, 2, 1, ("key1", "sketched", 1)), (2, 3, 2, ("key1", 2, 1)), (3, 4, 4, ("key1", 3, 1))]
+    (finish,) = world.ended["key1"]
+    assert isinstance(finish, Finish)
+    assert [phase.width for phase in finish.phases] == [1, 2, 4]
+    assert finish.timings_s == {"sketch_s": 1.0, "refine_s": 6.0, "decode_s": 1.0}
+    assert finish.device_s == 1.0 + (1 + 2 + 4) * 1.0 + 1.0
+
+
+def test_a_clip_between_two_phases_goes_before_those_that_have_not_begun() -> None:
+    world = ready_world(num_items=3, policy=Widths((1, 1, 1)))
+    order = []
+    while world.running:
+        sketches = [command for command in world.running if isinstance(command, StartSketch)]
+        command = (sketches or world.running)[0]
+        order += [command.item_key] if isinstance(command, StartPhase) else []
+        world.succeed(command)
+    assert order == ["key1"] * 3 + ["key3"] * 3 + ["key2"] * 3
+
+
+def test_a_phase_that_fails_is_tried_again_from_the_last_phases_boundary() -> None:
+    world = ready_world(policy=Widths((1, 2, 4)), num_ranks=4)
+    for _ in range(2):
+        world.succeed(world.running[0])
+    (phase,) = world.running
+    world.fail(phase)
+    (again,) = world.running
+    assert isinstance(phase, StartPhase)
+    assert isinstance(again, StartPhase)
+    assert (again.attempt, again.begin, again.slice.width, again.handle) == (2, 2, 2, ("key1", 2, 1))
+
+
+def test_the_policy_is_asked_again_when_the_pod_it_counted_on_is_gone() -> None:
+    world = ready_world(policy=Widths((4, 4, 4)), num_ranks=4)
+    for _ in range(2):
+        world.succeed(world.running[0])
+    world.lose(world.running[0].slice.pod)
+    world.join("pod", 2)
+    (phase,) = world.running
+    assert isinstance(phase, StartPhase)
+    assert (phase.begin, phase.slice.width) == (2, 2)
+    world.drain()
+    (finish,) = world.ended["key1"]
+    assert isinstance(finish, Finish)
+    assert [(phase.width, phase.why) for phase in finish.phases] == [(4, "asked 4"), (2, "asked 2"), (2, "asked 2")]
+
+
+def test_a_width_that_no_pod_has_is_refused_at_once() -> None:
+    class TooWide(Widths):
+        def phases(self, item: Item, decision: Decision, max_width: int) -> tuple[Phase, ...]:
+            return (Phase(4, 8, "as wide as can be"),)
+
+    world = ready_world(policy=TooWide(()), num_ranks=2)
+    with pytest.raises(ValueError, match=r"'key1' is to run on 8 ranks; the widest pod has 2"):
+        world.succeed(world.running[0])
+
+
+def test_a_pod_decodes_on_a_slice_and_before_it_begins_anything_else() -> None:
+    world = ready_world(num_items=2, policy=Widths((1, 1, 1), decode=2), num_ranks=2, decode_on="pod")
+    while not any(isinstance(command, StartDecode) for command in world.running):
+        world.succeed(world.running[0])
+    (decode,) = (command for command in world.running if isinstance(command, StartDecode))
+    assert decode.slice is not None
+    assert (decode.worker, decode.slice.width) == (decode.slice.pod, 2)
+    assert decode.handle[:2] == (decode.item_key, 4)
 
 
 def test_a_lost_worker_sends_its_item_back_to_the_last_boundary_with_the_handle_kept() -> None:
@@ -214,8 +303,8 @@ def test_refining_stops_while_too_many_latents_wait_for_a_decoder() -> None:
 def test_the_longest_first_policy_starts_the_most_work_first() -> None:
     policy = Throughput(order="longest")
     small = events.Decision(type(DECISION.action)("small", DECISION.action.stages[:1], 0.1), "")
-    assert policy.priority(DECISION) < policy.priority(small)
-    assert Throughput().priority(DECISION) == Throughput().priority(small)
+    assert policy.priority(item(1), DECISION) < policy.priority(item(1), small)
+    assert Throughput().priority(item(1), DECISION) == Throughput().priority(item(1), small)
 
 
 @pytest.mark.parametrize(

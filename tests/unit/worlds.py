@@ -7,13 +7,38 @@ from dataclasses import dataclass, field
 from orchestrator import events
 from orchestrator.events import Command, Event, Finish, GiveUp, StartDecode, StartPhase, StartSketch
 from orchestrator.scheduler import Scheduler
-from orchestrator.types import Action, Clip, Decision, Item, Stage
+from orchestrator.types import Action, Clip, Decision, Item, Phase, Slice, Stage
 
 STAGES = (Stage((4, 8, 8), 9, 7.0), Stage((7, 14, 14), 7, 9.0), Stage((7, 18, 18), 7, 11.0), Stage((11, 18, 18), 7, 11.0))
 ACTION = Action("s0.70-f20", STAGES, 0.5, 0.7, 20)
 DECISION = Decision(ACTION, "a still scene with fine texture")
 CLIP = Clip("x.mp4", 10, "00", {"decode_s": 1.0})
+PHASES = ("sketch", "refine", "decode")
 KINDS = ("sketch", "decode", "pod")
+
+
+@dataclass(frozen=True)
+class Widths:
+    """A policy that runs every stage on a width of its own, as wide as fits, and the last clip first."""
+
+    stages: tuple[int, ...]
+    """Of stages 2, 3 and 4."""
+    decode: int = 1
+
+    def priority(self, item: Item, decision: Decision) -> float:
+        return -float(item.seed)
+
+    def phases(self, item: Item, decision: Decision, max_width: int) -> tuple[Phase, ...]:
+        return tuple(Phase(stop, fit(width, max_width), f"asked {max_width}") for stop, width in enumerate(self.stages, start=2))
+
+    def decode_width(self, item: Item, max_width: int) -> int:
+        return fit(self.decode, max_width)
+
+
+def fit(width: int, max_width: int) -> int:
+    while width > max_width:
+        width //= 2
+    return width
 
 
 def item(number: int) -> Item:
@@ -31,8 +56,11 @@ class World:
     ended: dict[str, list[Command]] = field(default_factory=dict)
     workers: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Living workers: kind and ranks."""
-    draining: set[str] = field(default_factory=set)
+    num_ranks: dict[str, int] = field(default_factory=dict)
+    """Of every worker that ever joined."""
     charges: dict[str, int] = field(default_factory=dict)
+    ran: dict[str, list[range]] = field(default_factory=dict)
+    """Stages of each clip's phases since its last sketch."""
     num_items: int = 0
     num_joined: int = 0
     time_s: float = 0.0
@@ -46,6 +74,7 @@ class World:
             else:
                 self.running.append(command)
         self.assert_nobody_does_two_things()
+        self.assert_begun_clips_went_first(commands)
         return commands
 
     def tick(self) -> float:
@@ -60,11 +89,16 @@ class World:
         self.num_joined += 1
         name = f"{kind}-{self.num_joined}"
         self.workers[name] = (kind, num_ranks)
+        self.num_ranks[name] = num_ranks
         self.tell(events.WorkerJoined(self.tick(), kind, name, num_ranks))
         return name
 
     def succeed(self, command: Command) -> list[Command]:
         self.running.remove(command)
+        if isinstance(command, StartSketch):
+            self.ran[command.item_key] = []
+        elif isinstance(command, StartPhase):
+            self.ran[command.item_key].append(range(command.begin, command.stop))
         event = result(self.tick(), command)
         self.past.append(event)
         return self.tell(event)
@@ -72,9 +106,10 @@ class World:
     def fail(self, command: Command, phase: str | None = None) -> list[Command]:
         self.running.remove(command)
         self.charge(command)
-        event = events.Failed(
-            self.tick(), command.item_key, command.attempt, phase or phase_of(command), "ValueError: no", "trace"
-        )
+        own = phase_of(command)
+        if PHASES.index(phase or own) < PHASES.index(own):
+            self.ran[command.item_key] = []
+        event = events.Failed(self.tick(), command.item_key, command.attempt, phase or own, "ValueError: no", "trace")
         self.past.append(event)
         return self.tell(event)
 
@@ -86,7 +121,6 @@ class World:
             self.charge(command)
             self.past.append(result(self.time_s, command))
         del self.workers[name]
-        self.draining.add(name)
         return self.tell(events.WorkerLost(self.tick(), name, "killed", ranks))
 
     def charge(self, command: Command) -> None:
@@ -103,14 +137,25 @@ class World:
         """Told from the commands alone, not from the scheduler's books."""
         held: list[object] = []
         for command in self.running:
-            if isinstance(command, StartPhase):
-                assert command.slice.start % command.slice.width == 0
-                held.extend((command.slice.pod, rank) for rank in command.slice.ranks)
+            if (piece := slice_of(command)) is not None:
+                assert piece.start % piece.width == 0
+                assert piece.start + piece.width <= self.num_ranks[piece.pod]
+                held.extend((piece.pod, rank) for rank in piece.ranks)
             elif isinstance(command, StartSketch | StartDecode):
                 held.append(command.worker)
         assert len(held) == len(set(held)), f"two commands share a worker: {self.running}"
         keys = [command.item_key for command in self.running]
         assert len(keys) == len(set(keys)), f"one item runs twice: {self.running}"
+
+    def assert_begun_clips_went_first(self, commands: list[Command]) -> None:
+        if any(isinstance(command, StartPhase) and command.begin == 1 for command in commands):
+            running = {command.item_key for command in self.running}
+            waiting = [key for key, ran in self.ran.items() if ran and ran[-1].stop < len(STAGES) and key not in self.ended]
+            assert set(waiting) <= running, "a clip began refining while one that had begun was waiting"
+
+
+def slice_of(command: Command) -> Slice | None:
+    return command.slice if isinstance(command, StartPhase | StartDecode) else None
 
 
 def phase_of(command: Command) -> str:
@@ -118,8 +163,8 @@ def phase_of(command: Command) -> str:
 
 
 def on_worker(command: Command, name: str, ranks: tuple[int, ...]) -> bool:
-    if isinstance(command, StartPhase):
-        return command.slice.pod == name and (not ranks or bool(set(ranks) & set(command.slice.ranks)))
+    if (piece := slice_of(command)) is not None:
+        return piece.pod == name and (not ranks or bool(set(ranks) & set(piece.ranks)))
     return isinstance(command, StartSketch | StartDecode) and command.worker == name
 
 
@@ -128,9 +173,9 @@ def result(time_s: float, command: Command) -> Event:
     if isinstance(command, StartSketch):
         return events.Sketched(time_s, key, attempt, DECISION, {"sketch_s": 1.0}, handle=(key, "sketched", attempt))
     if isinstance(command, StartPhase):
-        assert command.handle is not None
-        assert command.handle[:2] == (key, "sketched")
-        return events.PhaseDone(time_s, key, attempt, {"refine_s": 2.0}, handle=(key, "refined", attempt))
+        assert command.handle[:2] == (key, "sketched" if command.begin == 1 else command.begin)
+        assert command.begin < command.stop
+        return events.PhaseDone(time_s, key, attempt, command.stop, {"refine_s": 2.0}, handle=(key, command.stop, attempt))
     assert isinstance(command, StartDecode)
-    assert command.handle[:2] == (key, "refined")
+    assert command.handle[:2] == (key, len(STAGES))
     return events.Decoded(time_s, key, attempt, CLIP)
