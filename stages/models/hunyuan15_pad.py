@@ -62,5 +62,6 @@ def ready(x: Tensor, gamma: Tensor | None, tail: Tensor | None) -> Tensor:
     before = rows if tail is None else tail.permute(0, 2, 3, 4, 1).contiguous()
     grid = ((num + 2) * (height + 2), triton.cdiv(width + 2, cells))
     sizes = (height, width, dim, dim**0.5, block, cells)
-    _ready[grid](rows, rows if gamma is None else gamma, before, out, *sizes, gamma is not None, 0 if tail is None else 2)
+    with torch.cuda.device(x.device):  # a thread's own device is the first GPU, whichever x is on
+        _ready[grid](rows, rows if gamma is None else gamma, before, out, *sizes, gamma is not None, 0 if tail is None else 2)
     return out.permute(0, 4, 1, 2, 3)

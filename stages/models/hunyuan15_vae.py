@@ -2,7 +2,8 @@
 
 The decoder is causal: a frame depends on earlier frames only. So each convolution keeps its last two input frames and the
 attention its keys and values, and a clip is decoded in runs of frames with the values of the stock decoder in one piece,
-in a fraction of its memory and without tiles.
+in a fraction of its memory and without tiles. Ranks that decode together have a strip of the picture each: convolutions
+fetch their neighbours' rows, attention all keys and values.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.decoding import least
+from parallel.groups import Group
+from parallel.halo import Strips, strips_of
 from stages.vae_policy import run_pixels
 
 MAX_CHUNK_PIXELS = 1 << 22
@@ -45,6 +49,15 @@ def ready(x: Tensor, gamma: Tensor | None, tail: Tensor | None) -> Tensor:
     return torch.cat([before, x], dim=2).contiguous(memory_format=LAYOUT)
 
 
+def crossing(x: Tensor, gamma: Tensor | None, tail: Tensor | None, strips: Strips) -> Tensor:
+    """:func:`ready` of a strip: its borders are the neighbours' rows, made ready likewise, where it has neighbours."""
+    borders = strips.borders(x)
+    seen, first = ready(x, gamma, tail), 0 if tail is None else 2
+    for slot, cells in borders.slots(seen[:, :, first:]):
+        slot.copy_(ready(cells, gamma, None)[:, :, first:].narrow(strips.dim, 1, 1))
+    return seen
+
+
 def grown(h: Tensor, x: Tensor, frames: int, repeats: int) -> Tensor:
     """Channels of ``h`` and of its shortcut ``x`` become height, width and ``frames`` times the frames.
 
@@ -68,6 +81,8 @@ class Hunyuan15Decoder:
     def __init__(self, vae: Any) -> None:
         """``vae`` holds a decoder; its weights are laid out anew."""
         self.decoder = vae.decoder
+        self.group: Group | None = None
+        """The ranks that decode together, with the same latent each."""
         self.scaling_factor: float = vae.config.scaling_factor
         self.stride: tuple[int, int] = (vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio)
         self.dtype: torch.dtype = vae.dtype
@@ -78,18 +93,26 @@ class Hunyuan15Decoder:
     def runs(self, latent: Tensor) -> Iterator[Tensor]:
         """Video ``[1, 3, f, 16 H, 16 W]`` float32 in [-1, 1] of ``latent [1, C, T, H, W]``, to be drawn in order.
 
-        The first run has 4 n + 1 frames, the others 4 n, for n latent frames each.
+        The first run has 4 n + 1 frames, the others 4 n, for n latent frames each. On a group rank 0 yields them and the
+        others nothing, but they are to be drained too.
         """
-        z = (latent / self.scaling_factor).to(self.dtype).contiguous(memory_format=LAYOUT)
-        memory = _Memory()
-        for index, chunk in enumerate(torch.split(z, self._chunk_lengths(z), dim=2)):
-            yield self._decode(chunk, memory, first=index == 0).float().clamp(-1, 1)
+        strips = strips_of(self.group, *latent.shape[3:])
+        z = latent if strips is None else strips.cut(latent)
+        z = (z / self.scaling_factor).to(self.dtype).contiguous(memory_format=LAYOUT)
+        memory = _Memory(strips)
+        for index, chunk in enumerate(torch.split(z, self._chunk_lengths(z, strips), dim=2)):
+            video: Tensor | None = self._decode(chunk, memory, first=index == 0)
+            if strips is not None and video is not None:
+                video = strips.joined(video)
+            if video is not None:
+                yield video.float().clamp(-1, 1)
 
-    def _chunk_lengths(self, z: Tensor) -> list[int]:
+    def _chunk_lengths(self, z: Tensor, strips: Strips | None) -> list[int]:
         """The first latent frame makes one frame of video only, so it goes with the following run."""
         stride_t, stride = self.stride
-        most = run_pixels("hunyuan15", z.device, MAX_CHUNK_PIXELS)
-        length = max(1, most // (stride_t * stride * stride * z.shape[3] * z.shape[4]))
+        num_cells = z.shape[3] * z.shape[4] if strips is None else strips.num_cells
+        most = least(self.group, run_pixels("hunyuan15", z.device, MAX_CHUNK_PIXELS))
+        length = max(1, most // (stride_t * stride * stride * num_cells))
         rest = z.shape[2] - 1
         lengths = [length] * (rest // length) + [rest % length] * (rest % length > 0)
         return [1 + lengths[0], *lengths[1:]] if lengths else [1]
@@ -109,15 +132,17 @@ class Hunyuan15Decoder:
 
 
 class _Memory:
-    """What a clip's later frames need of its earlier ones, per layer."""
+    """What a clip's later frames need of its earlier ones, per layer; and where the cells beside a strip are."""
 
-    def __init__(self) -> None:
+    def __init__(self, strips: Strips | None) -> None:
+        self.strips = strips
         self.tails: dict[nn.Module, Tensor] = {}
         self.keys: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def convolve(self, layer: Any, x: Tensor, norm: Any = None) -> Tensor:
         """A convolution that is causal over time, after ``norm`` and SiLU where there is one."""
-        seen = ready(x, None if norm is None else norm.gamma, self.tails.get(layer))
+        gamma, tail = None if norm is None else norm.gamma, self.tails.get(layer)
+        seen = ready(x, gamma, tail) if self.strips is None else crossing(x, gamma, tail, self.strips)
         self.tails[layer] = seen[:, :, -2:].clone()
         out: Tensor = layer.conv(seen)
         return out
@@ -131,10 +156,13 @@ class _Memory:
         frames, cells = x.shape[2], x.shape[3] * x.shape[4]
         h = normed(x, layer.norm.gamma)
         q, k, v = (project(h).flatten(2).transpose(1, 2).unsqueeze(1) for project in (layer.to_q, layer.to_k, layer.to_v))
+        if self.strips is not None:
+            k, v = _everywhere(k, v, frames, self.strips)
+        in_frame = k.shape[2] // frames
         if layer in self.keys:
             k, v = (torch.cat([before, now], dim=2) for before, now in zip(self.keys[layer], (k, v), strict=True))
         self.keys[layer] = k, v
-        seen = range(k.shape[2] - cells * (frames - 1), k.shape[2] + 1, cells)
+        seen = range(k.shape[2] - in_frame * (frames - 1), k.shape[2] + 1, in_frame)
         rounds = zip(q.split(cells, dim=2), seen, strict=True)
         found = [F.scaled_dot_product_attention(now, k[:, :, :n], v[:, :, :n]) for now, n in rounds]
         rows = torch.cat(found, dim=2).transpose(2, 3).reshape(x.shape)
@@ -150,6 +178,13 @@ class _Memory:
             return grown(h, x, 2, layer.repeats)
         head = grown(h[:, :, :1], x[:, :, :1], 1, layer.repeats // 2)
         return head if x.shape[2] == 1 else torch.cat([head, grown(h[:, :, 1:], x[:, :, 1:], 2, layer.repeats)], dim=2)
+
+
+def _everywhere(k: Tensor, v: Tensor, frames: int, strips: Strips) -> tuple[Tensor, Tensor]:
+    """Keys and values ``[1, 1, frames x cells, C]`` of all strips, frame by frame."""
+    rows = torch.cat([k, v], dim=-1).reshape(frames, -1, 2 * k.shape[3])
+    keys, values = strips.gather_cells(rows).flatten(0, 1)[None, None].chunk(2, dim=-1)
+    return keys, values
 
 
 class Hunyuan15ImageEncoder:

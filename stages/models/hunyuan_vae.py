@@ -3,6 +3,7 @@
 Equal to the stock ``decode`` up to rounding: overlapping runs of latent frames, blended where they meet, in well under half
 of its memory. Norms and convolutions take a few frames at a time, as what lies between them is larger than their output, and
 the middle block's attention goes frame by frame instead of under a mask of all pixels by all pixels: no frame sees a later one.
+Ranks that decode together take turns at the runs, and one of them blends.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.decoding import in_turns, least
+from parallel.groups import Group
 from stages import vae_policy
 from stages.memory import free_bytes
 
@@ -149,27 +152,41 @@ class HunyuanDecoder:
     def __init__(self, vae: Any) -> None:
         """``vae`` is an ``AutoencoderKLHunyuanVideo``, whose decoder is exchanged."""
         self.vae = vae
+        self.group: Group | None = None
+        """The ranks that decode together, with the same latent each."""
         vae.decoder = LeanDecoder(vae.decoder)
 
     def runs(self, latent: Tensor) -> Iterator[Tensor]:
-        """Video ``[1, 3, f, 8H, 8W]`` float32 in [-1, 1], a run of frames at a time; 4 (T - 1) + 1 frames in all."""
+        """Video ``[1, 3, f, 8H, 8W]`` float32 in [-1, 1], a run of frames at a time; 4 (T - 1) + 1 frames in all.
+
+        On a group rank 0 yields them and the others nothing, but they are to be drained too.
+        """
         vae = self.vae
         z = latent.to(vae.device, vae.dtype) / vae.config.scaling_factor
         stride_t = vae.temporal_compression_ratio
         length, step = vae.tile_sample_min_num_frames // stride_t, vae.tile_sample_stride_num_frames // stride_t
-        tiled = needs_tiles(vae, z[:, :, : length + 1])
         if z.shape[2] <= length:
-            yield _levels(self._decode(z, tiled))
+            yield from map(_levels, self._decoded([z]))
             return
         before: Tensor | None = None
-        for start in range(0, z.shape[2], step):
-            now = self._decode(z[:, :, start : start + length + 1], tiled)
+        for now in self._decoded([z[:, :, start : start + length + 1] for start in range(0, z.shape[2], step)]):
             if before is not None:
                 now = vae.blend_t(before, now[:, :, 1:], (length - step) * stride_t)
             num = step * stride_t + (before is None)
             if now.shape[2]:
                 yield _levels(now[:, :, :num])
             before = now
+
+    def _decoded(self, pieces: list[Tensor]) -> Iterator[Tensor]:
+        """The video of each piece of a latent, in order: of one rank, or made by all of a group in turns for rank 0."""
+        tiled = least(self.group, int(not needs_tiles(self.vae, pieces[0]))) == 0
+        shapes = [self._video_shape(piece) for piece in pieces]
+        return in_turns(self.group, shapes, lambda index: self._decode(pieces[index], tiled), pieces[0])
+
+    def _video_shape(self, z: Tensor) -> tuple[int, ...]:
+        num_frames = 1 + (z.shape[2] - 1) * self.vae.temporal_compression_ratio
+        height, width = (size * self.vae.spatial_compression_ratio for size in z.shape[3:])
+        return z.shape[0], 3, num_frames, height, width
 
     def _decode(self, z: Tensor, tiled: bool) -> Tensor:
         if tiled:
