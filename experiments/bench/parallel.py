@@ -39,6 +39,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models on tiny grids")
     parser.add_argument("--timeout", type=float, default=150.0, help="seconds that a rank waits for the others")
+    parser.add_argument("--most-tokens", type=int, default=1 << 20, help="of a grid")
+    parser.add_argument("--grids", type=int, default=99, help="of a model, at most")
     parser.add_argument("--native-only", action="store_true", help="without the other backends")
     return parser.parse_args()
 
@@ -49,7 +51,7 @@ def plan_of(args: argparse.Namespace, folder: pathlib.Path) -> Plan:
         raise SystemExit(f"{num_ranks} GPU is here: sharing a forward needs at least 2 (or --device cpu --tiny)")
     return Plan(
         num_ranks, args.device, args.tiny, tuple(args.models), tuple(args.sections), args.out.resolve(), folder,
-        time.monotonic() + 60.0 * args.minutes, args.timeout, not args.native_only,
+        time.monotonic() + 60.0 * args.minutes, args.timeout, not args.native_only, args.most_tokens, args.grids,
     )  # fmt: skip
 
 

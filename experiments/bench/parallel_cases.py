@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.types import Grid
+
+OVERLAP_TOKENS = 8_192
+"""From where native takes two chunks (``parallel.native``)."""
+NUM_TELLING = 5
+"""Grids of a subject on which all backends are measured."""
 
 SECTIONS = ("forwards", "guided", "switch", "equality", "profile", "stock", "decode", "wires", "kernels")
 """In the order in which they run, by default all. The first five share one loaded model."""
@@ -14,6 +20,9 @@ OF_A_MODEL = SECTIONS[:5]
 NATIVE = "native"
 CHUNKS: Mapping[str, int] = {"native-1": 1, "native-2": 2}
 """Native exchange with a fixed number of chunks, to find out from where two pay."""
+PEER = "peer"
+"""Copies straight into the peers' memory (``parallel.peer``). A recording would not survive that its buffers grow, so it is
+measured on no grid larger than those before."""
 LOCAL = "local"
 """Attention left on its rank: the control that must differ."""
 RATE = 600e12
@@ -40,9 +49,9 @@ REAL = {
         "wan2.2-a14b",
         (
             *((21, 60, 104), (13, 44, 80), (11437, 2, 2), (15, 40, 26), (4, 30, 32)),  # 32,760, 11,440, a prime, 3,900, 960
-            *((21, 44, 80), (3907, 2, 2), (32749, 2, 2), (9, 62, 82), (21, 90, 160)),  # 18,480, primes, 11,439, 75,600
+            *((21, 44, 80), (3907, 2, 2), (9, 62, 82), (32749, 2, 2), (21, 90, 160)),  # 18,480, a prime, 11,439, a prime, 75,600
         ),
-        frozenset({(21, 90, 160)}),
+        frozenset({(32749, 2, 2), (21, 90, 160)}),
     ),
     "hv": Subject(
         "hunyuanvideo",
@@ -50,7 +59,7 @@ REAL = {
             *((32, 90, 160), (16, 44, 80), (14081, 2, 2), (11, 32, 56), (4, 30, 32)),  # 115,200, 14,080, a prime, 4,928, 960
             *((22, 62, 112), (38189, 2, 2)),  # 38,192, a prime
         ),
-        frozenset({(32, 90, 160)}),
+        frozenset({(32, 90, 160), (38189, 2, 2)}),
     ),
     "hv15": Subject(
         "hunyuanvideo-1.5",
@@ -79,19 +88,34 @@ def degrees(num_ranks: int) -> tuple[int, ...]:
     return tuple(1 << power for power in range(num_ranks.bit_length()) if 1 << power <= num_ranks)
 
 
-def exchanges(degree: int, is_brief: bool, others: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the exchanges to measure at a degree; one rank has none to make."""
-    if degree == 1 or is_brief:
+def exchanges(subject: Subject, grid: Grid, degree: int, others: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the exchanges to measure on a grid at a degree; one rank has none to make.
+
+    Native beside the number of chunks that it would not choose; the other backends on the grids that tell most.
+    """
+    if degree == 1:
         return (NATIVE,)
-    return (NATIVE, *CHUNKS, *others)
+    if grid in subject.brief:
+        return (NATIVE, *(name for name in others if name == PEER and grid == subject.grids[0]))
+    is_long = subject.geometry.num_tokens(grid) >= OVERLAP_TOKENS
+    unchosen = "native-1" if is_long else "native-2"
+    return (NATIVE, unchosen, *(others if grid in subject.grids[:NUM_TELLING] else ()))
 
 
 def cases(subject: Subject, num_ranks: int, others: tuple[str, ...]) -> Iterator[tuple[Grid, int, str]]:
     """Grid, degree and exchange: a grid at all degrees, then the next grid."""
     for grid in subject.grids:
         for degree in degrees(num_ranks):
-            for name in exchanges(degree, grid in subject.brief, others):
+            for name in exchanges(subject, grid, degree, others):
                 yield grid, degree, name
+
+
+def narrowed(subject: Subject, most_tokens: int, num_grids: int) -> Subject:
+    """The first grids among those of at most ``most_tokens``. Raises ValueError if there are none."""
+    found = tuple(grid for grid in subject.grids if subject.geometry.num_tokens(grid) <= most_tokens)[:num_grids]
+    if not found:
+        raise ValueError(f"{subject.name} has no grid of at most {most_tokens:,} tokens")
+    return dataclasses.replace(subject, grids=found)
 
 
 def forward_flops(geometry: ModelGeometry, num_tokens: int) -> float:
@@ -110,9 +134,10 @@ def repeats(first_s: float) -> tuple[int, int]:
 
     No further one: that call counts.
     """
-    if first_s > 2.0:
-        return 0, 0
-    return (0, 3) if first_s > 0.4 else (2, 9)
+    for least_s, num_warm, num in ((6.0, 0, 0), (1.0, 0, 2), (0.3, 0, 3), (0.05, 1, 5)):
+        if first_s > least_s:
+            return num_warm, num
+    return 2, 9
 
 
 def sent_bytes(geometry: ModelGeometry, num_tokens: int, degree: int, num_text: int = 0, size: int = 2) -> int:

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench.parallel_cases import CHUNKS, LOCAL, NATIVE, about_s, cases, degrees, sent_bytes
+from experiments.bench.parallel_cases import CHUNKS, LOCAL, NATIVE, Subject, about_s, cases, degrees, sent_bytes
+from experiments.bench.parallel_cases import exchanges as exchanges_of
 from experiments.bench.parallel_models import Exchanges, Loaded
 from experiments.bench.parallel_rig import Rig, Row
 from experiments.bench.parallel_trace import traced
+from orchestrator.types import Grid
 from stages import compiling
 
-FIRST_S = 40.0
-"""Compiling, at most."""
+SWITCH_TOKENS = 4_000
+"""About as many on the grid on which widths are changed: short, so that what a change costs is seen."""
 
 
 def forwards(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
@@ -58,7 +60,7 @@ def guided(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
 
 def switch(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """Up and down through all widths on the model as it is: what each change costs before and in its first forward."""
-    grid = found.subject.grids[-1 if rig.is_tiny else 3]
+    grid = min(found.subject.grids, key=lambda grid: abs(found.subject.geometry.num_tokens(grid) - SWITCH_TOKENS))
     row = {"section": "switch", **_what(found, grid, 0, NATIVE)}
     rig.attempt(row, 20.0, lambda: {"changes": list(_changes(rig, found, exchanges, grid)), "graphs": compiling.num_graphs()})
     found.model.attach(None, None)
@@ -92,8 +94,7 @@ def _changes(rig: Rig, found: Loaded, exchanges: Exchanges, grid: Any) -> Iterat
 
 def equality(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """Relative distance to one rank's velocity at every degree with every exchange, and of attention that stays local."""
-    grids = found.subject.grids
-    for grid in grids[1:3] if rig.is_tiny else (grids[2], grids[4]):
+    for grid in _odd_and_small(found.subject):
         row = {"section": "equality", **_what(found, grid, 1, NATIVE)}
         expected: list[Tensor] = []
         wait_s = about_s(found.subject.geometry, row["tokens"], 1)
@@ -106,6 +107,13 @@ def equality(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
                 if exchanges.refusal(name, found, grid, degree) is None:
                     rig.attempt(row, wait_s, lambda: _distance(rig, found, exchanges, row, expected[0]))  # noqa: B023
     found.model.attach(None, None)
+
+
+def _odd_and_small(subject: Subject) -> tuple[Grid, ...]:
+    """The first grid with an odd number of tokens and the smallest one."""
+    num = subject.geometry.num_tokens
+    odd = [grid for grid in subject.grids if num(grid) % 2]
+    return tuple(dict.fromkeys((*odd[:1], min(subject.grids, key=num))))
 
 
 def _kept(rig: Rig, found: Loaded, grid: Any, into: list[Tensor]) -> Row:
@@ -132,10 +140,9 @@ def _distance(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row, expected:
 
 def profile(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """One forward traced: what the exchanges take, and how much of it attention hides."""
-    grids = found.subject.grids
-    for grid in grids[:2] if rig.is_tiny else (grids[0], grids[1], grids[3]):
+    for grid in found.subject.grids[:2]:
         for degree in degrees(rig.num_ranks):
-            for name in (NATIVE,) if degree == 1 else (NATIVE, *CHUNKS):
+            for name in exchanges_of(found.subject, grid, degree, ()):
                 row = {"section": "profile", **_what(found, grid, degree, name)}
                 geometry = found.subject.geometry
                 row["sent_mb"] = sent_bytes(geometry, row["tokens"], degree, size=found.model.dtype.itemsize) / 1e6
@@ -148,7 +155,7 @@ def _traced(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row) -> Row:
     layout = rig.layout(row["degree"])
     found.model.attach(layout, None if layout is None else exchanges[row["backend"]])
     forward = found.forward(row["grid"])
-    for _ in range(3):
+    for _ in range(3 if row["tokens"] < SWITCH_TOKENS else 1):
         forward()
     rig.settle()
     mine = traced(forward, rig.is_cuda)

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.bench import single_gpu_models
-from experiments.bench.parallel_cases import CHUNKS, LOCAL, NATIVE, Subject
+from experiments.bench.parallel_cases import CHUNKS, LOCAL, NATIVE, PEER, Subject
 from experiments.bench.parallel_rig import Rig
 from orchestrator.types import Grid
 from parallel.native import Native
-from parallel.seam import Exchange
+from parallel.peer import Peer
+from parallel.seam import Exchange, Seam
 from stages import attention
 from stages.models import tiny
 from stages.models.base import Condition, Model, Request, load
@@ -97,8 +99,8 @@ class Exchanges:
         from parallel import backends
 
         found = []
-        for name in backends.names():
-            if name == NATIVE:
+        for name in (*backends.names(), PEER):
+            if name in self._made:
                 continue
             row = {"section": "backends", "backend": name}
             made = self._rig.attempt(row, 30.0, lambda name=name: self._make(name))  # type: ignore[misc]
@@ -106,14 +108,32 @@ class Exchanges:
                 found.append(name)
         return tuple(found)
 
-    def _make(self, name: str) -> dict[str, str]:
+    def _make(self, name: str) -> dict[str, Any]:
+        """Made, and tried on all ranks: one that does not work at all is not measured."""
         from parallel import backends
 
-        reason = backends.missing(name)
+        reason = backends.missing(name) if name != PEER else None if self._rig.is_cuda else "it needs GPUs"
         if reason is not None:
             return {"missing": reason}
-        self._made[name] = backends.make(name, self._rig.groups)
-        return {}
+        self._made[name] = Peer() if name == PEER else backends.make(name, self._rig.groups)
+        return {"distance": self._tried(name)}
+
+    def _tried(self, name: str) -> float:
+        """Relative distance of a small attention to native's. Raises RuntimeError where it is large."""
+        rig = self._rig
+        seam = Seam(F.scaled_dot_product_attention)
+        dtype = torch.bfloat16 if rig.is_cuda else torch.float32
+        generator = torch.Generator(rig.device).manual_seed(rig.rank)
+        q, k, v = (torch.randn(1, 8, 64, 128, device=rig.device, generator=generator).to(dtype) for _ in range(3))
+        found = []
+        for exchange in (self._made[NATIVE], self._made[name]):
+            seam.attach(rig.layout(rig.num_ranks), exchange)
+            seam.cut(64 * rig.num_ranks)
+            found.append(seam(q, k, v).float())
+        distance = float((found[1] - found[0]).norm() / found[0].norm())
+        if not distance < 0.02:
+            raise RuntimeError(f"{name} is {distance:.3g} from native")
+        return distance
 
     def __getitem__(self, name: str) -> Exchange | None:
         return self._made[name]
@@ -121,7 +141,7 @@ class Exchanges:
     def refusal(self, name: str, found: Loaded, grid: Grid, degree: int) -> str | None:
         """Why a backend cannot, told at planning time; None where it can."""
         geometry = found.subject.geometry
-        if name in (NATIVE, LOCAL, *CHUNKS):
+        if name in (NATIVE, LOCAL, PEER, *CHUNKS):
             return None
         from parallel import backends
 

@@ -36,6 +36,8 @@ class Plan:
     timeout_s: float
     """How long a rank waits for the others."""
     backends: bool
+    most_tokens: int
+    num_grids: int
 
 
 def serve(plan: Plan, rank: int, pipe: Connection) -> None:
@@ -85,10 +87,10 @@ def measure(rig: Rig, plan: Plan) -> None:
         parallel_stock,
         parallel_wires,
     )
-    from experiments.bench.parallel_cases import subjects
+    from experiments.bench.parallel_cases import narrowed, subjects
 
     exchanges = parallel_models.Exchanges(rig, plan.backends)
-    known = subjects(plan.is_tiny)
+    known = {kind: narrowed(found, plan.most_tokens, plan.num_grids) for kind, found in subjects(plan.is_tiny).items()}
     for kind in plan.models:
         if not set(plan.sections).isdisjoint(OF_A_MODEL) and rig.has_time(30.0 if rig.is_cuda else 0.0):
             started_s = time.monotonic()
@@ -104,7 +106,7 @@ def measure(rig: Rig, plan: Plan) -> None:
     if "kernels" in plan.sections:
         parallel_kernels.kernels(rig, plan.models)
     if "stock" in plan.sections and "wan" in plan.models:
-        parallel_stock.stock(rig)
+        parallel_stock.stock(rig, plan.most_tokens)
     if "wires" in plan.sections:
         parallel_wires.wires(rig)
 

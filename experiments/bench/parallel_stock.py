@@ -17,20 +17,22 @@ EAGER = 1.4
 """About how much longer than ours."""
 
 
-def stock(rig: Rig) -> None:
+def stock(rig: Rig, most_tokens: int) -> None:
     """One forward of one branch on one rank, and on slices of all widths: plain, and with ``ulysses_anything``.
 
     The widest first, and without the mode first: that is what the others are compared with.
     """
     torch.manual_seed(0)
     module = _module(rig)
+    known = TINY_STOCK_GRIDS if rig.is_tiny else STOCK_GRIDS
+    grids = [grid for grid in known if model(KIND).num_tokens(grid) <= most_tokens]
     with torch.inference_mode():
-        for grid in TINY_STOCK_GRIDS if rig.is_tiny else STOCK_GRIDS:
+        for grid in grids:
             _measure(rig, module, grid, 1, anything=False)
         for anything in (False, True):
             for degree in reversed(degrees(rig.num_ranks)[1:]):
                 _enabled(rig, module, degree, anything)
-                for grid in TINY_STOCK_GRIDS if rig.is_tiny else STOCK_GRIDS:
+                for grid in grids:
                     _measure(rig, module, grid, degree, anything)
                 _disabled(module)
 

@@ -88,18 +88,14 @@ def against_stock(rows: Sequence[Row]) -> str:
     return table(["tokens", "GPUs", "stock", "s (efficiency against its own one GPU)", "ours s", "ours faster"], lines)
 
 
+def _step(row: Row, step: Row) -> list[str]:
+    times = f"{step['attach_ms']:.3f}", f"{step['agree_ms']:.2f}", f"{step['first_more_ms']:.2f}"
+    return [row["model"], f"{row['tokens']:,}", f"{step['from']} to {step['to']}", *times, f"{1e3 * step['steady_s']:.1f}"]
+
+
 def switches(rows: Sequence[Row]) -> str:
-    lines = []
-    for row, step in ((row, step) for row in of(rows, "switch") for step in row["changes"]):
-        times = (
-            f"{step['attach_ms']:.3f}",
-            f"{step['agree_ms']:.2f}",
-            f"{step['first_more_ms']:.2f}",
-            f"{1e3 * step['steady_s']:.1f}",
-        )
-        lines.append([row["model"], f"{row['tokens']:,}", f"{step['from']} to {step['to']}", *times])
-    head = ["model", "tokens", "ranks", "attach ms", "agree ms", "first forward more ms", "steady forward ms"]
-    return table(head, lines)
+    lines = [_step(row, step) for row in of(rows, "switch") for step in row["changes"]]
+    return table(["model", "tokens", "ranks", "attach ms", "agree ms", "first forward more ms", "steady forward ms"], lines)
 
 
 def equality(rows: Sequence[Row]) -> str:
