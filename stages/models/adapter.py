@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.geometry import ModelGeometry
+from parallel.decoding import handed_on
 from parallel.groups import Group
 from parallel.layout import Layout
 from parallel.seam import Exchange, Seam
@@ -77,7 +78,7 @@ class Adapter:
     def pixels(self, latent: Tensor) -> Tensor:
         decoder = self._part(self._decoder, "vae")
         with self.turns.turn("vae"):
-            return torch.cat(list(decoder.runs(latent.to(self.device))), dim=2)
+            return handed_on(decoder.group, decoder.runs(latent.to(self.device)))
 
     def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         return self._frames(self._part(self._decoder, "vae"), latent)
