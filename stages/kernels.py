@@ -14,8 +14,8 @@ Norms = tuple[Tensor, Tensor]
 
 
 def _fused(h: Tensor, *rows: Tensor) -> bool:
-    """Whether the Triton kernels take these: on a GPU, 16-bit, one modulation for all tokens."""
-    return h.is_cuda and h.element_size() == 2 and all(row.ndim == 1 for row in rows)
+    """Whether the Triton kernels take these: on a GPU, 16-bit, one modulation for all tokens, of which there are some."""
+    return h.is_cuda and h.element_size() == 2 and h.shape[1] > 0 and all(row.ndim == 1 for row in rows)
 
 
 def _turns(qkv: Tensor, rope: Tensor) -> bool:
@@ -99,7 +99,7 @@ def joint_qkv(
 
 def split_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views ``[B, N, heads, d]``."""
-    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).unbind(2)
+    q, k, v = torch.unflatten(qkv, -1, (3, heads, -1)).unbind(2)
     return q, k, v
 
 

@@ -33,6 +33,15 @@ def test_every_width_on_one_resident_model_equals_one_rank(gang: Gang, name: str
             torch.testing.assert_close(of_width, expected, atol=1e-5, rtol=0)
 
 
+def test_a_grid_of_fewer_tokens_than_ranks_equals_one_rank(gang: Gang) -> None:
+    folder, grid = str(checkpoint(T2V)), (3, 1, 1)
+    pieces = [(hunyuan15_condition(T2V, num, grid).pack(), grid) for num in (1, 60)]
+    expected = [velocity(resident(T2V, folder), *piece) for piece in pieces]
+    for of_rank in gang.run(velocities, T2V, folder, pieces):
+        for of_width in of_rank:
+            torch.testing.assert_close(of_width, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(("width", "num_branches"), [(2, 1), (4, 2)])
 def test_attention_that_stays_on_its_rank_differs(gang: Gang, width: int, num_branches: int) -> None:
     folder = str(checkpoint(T2V))
