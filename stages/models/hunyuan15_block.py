@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.seam import Attention
 from stages.kernels import add_norm, gated_add, joint_qkv, linear_gelu, modulated_norm
-from stages.models.base import Attention
 from stages.models.layers import fuse
 
 EPS = 1e-6

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.types import Grid
+from parallel.seam import Attention
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
-from stages.models.base import Attention
 from stages.models.hunyuan15_block import EPS, block, bundle
 from stages.models.joint import JointSeam, Share
 from stages.models.layers import fuse

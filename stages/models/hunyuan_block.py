@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallel.seam import Attention
 from stages.kernels import add_norm, gated_add, joint_qkv, linear_gelu, modulated_norm, qk_rope, split_qkv
-from stages.models.base import Attention
 
 EPS = 1e-6
 

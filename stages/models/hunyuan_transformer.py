@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orchestrator.types import Grid
+from parallel.seam import Attention
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
-from stages.models.base import Attention
 from stages.models.hunyuan_block import (
     EPS,
     DualWeights,
