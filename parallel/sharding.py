@@ -7,22 +7,24 @@ its way. All ranks of the group must so run the same layers at the same time: no
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor, nn
 
 from parallel.groups import Group, told
+from parallel.layout import Layout
 
-Bundle = TypeVar("Bundle", bound=NamedTuple)
-"""The weights of one layer: ``nn.Parameter``, or further such tuples of them."""
+Bundle = TypeVar("Bundle", bound=tuple[Any, ...])
+"""The weights of one layer, often a named tuple: ``nn.Parameter``, or further such tuples of them."""
 
 
 class Sharded(Generic[Bundle]):
     """Layers in turn, each whole while it is its turn, and no longer."""
 
-    def __init__(self, shells: list[Any], like: list[Bundle]) -> None:
+    def __init__(self, shells: list[Any], like: list[Bundle], group: Group) -> None:
         self._shells = shells
         self._like = like
+        self.group = group
 
     def __len__(self) -> int:
         return len(self._shells)
@@ -38,6 +40,15 @@ class Sharded(Generic[Bundle]):
                 yield cast(Bundle, _refilled(like, iter(shell.weights)))
             finally:
                 shell.reshard()
+
+    def require(self, layout: Layout | None) -> None:
+        """Raises ValueError where not all ranks of the group are about to run the layers: the others would be waited for."""
+        ranks = range(0) if layout is None else layout.whole.ranks
+        if not set(self.group.ranks) <= set(ranks):
+            raise ValueError(
+                f"the weights are spread over {self.group.size} ranks, {self.group.ranks.start} to {self.group.ranks.stop - 1}: "
+                f"a slice of {max(len(ranks), 1)} cannot run them"
+            )
 
     @property
     def num_bytes(self) -> int:
@@ -67,12 +78,12 @@ def shard(layers: Iterable[Bundle], group: Group) -> Sharded[Bundle]:
     shells, like = [], []
     for layer in layers:
         weights = list(_leaves(layer))
-        shell = _Shell(weights)
+        shell = _Shell(weight if weight.is_contiguous() else _compact(weight) for weight in weights)
         fully_shard(shell, mesh=mesh)
         empty(weights)
         shells.append(shell)
         like.append(layer)
-    return Sharded(shells, like)
+    return Sharded(shells, like, group)
 
 
 def empty(weights: Iterable[Tensor]) -> None:
@@ -96,6 +107,12 @@ def _leaves(layer: Any) -> Iterator[nn.Parameter]:
             raise ValueError(f"only nn.Parameter can be sharded, not {type(weight).__name__}")
 
 
+def _compact(weight: nn.Parameter) -> nn.Parameter:
+    """Of a part of a larger weight, which FSDP refuses."""
+    return nn.Parameter(weight.data.contiguous(), requires_grad=False)
+
+
 def _refilled(like: Any, weights: Iterator[Tensor]) -> Any:
     """A tuple of the same kind with other weights."""
-    return type(like)(*(_refilled(weight, weights) if isinstance(weight, tuple) else next(weights) for weight in like))
+    make = getattr(type(like), "_make", tuple)
+    return make(_refilled(weight, weights) if isinstance(weight, tuple) else next(weights) for weight in like)

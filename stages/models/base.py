@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.types import VideoShape
+from parallel.groups import Group
 from parallel.layout import Layout
 from parallel.seam import Attention as Attention
 from parallel.seam import Exchange
@@ -150,11 +151,14 @@ class Model(Protocol):
         ...
 
     def pixels(self, latent: Tensor) -> Tensor:
-        """Video ``[1, 3, F, H, W]`` in [-1, 1] of a clean latent. Needs the part "vae"."""
+        """Video ``[1, 3, F, H, W]`` in [-1, 1] of a clean latent, on every rank. Needs the part "vae"."""
         ...
 
     def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        """Frames ``[F, H, W, 3]`` of a clean latent, in runs as they are ready. Needs the part "vae"."""
+        """Frames ``[F, H, W, 3]`` of a clean latent, in runs as they are ready. Needs the part "vae".
+
+        Of several ranks the first yields them; the others yield nothing, and are to be drained too.
+        """
         ...
 
 
@@ -180,6 +184,13 @@ class Loading:
     """Compile the repeated block, once for all grids (CUDA)."""
     attention: str = "auto"
     """Attention kernel by name; ``auto`` measures (``stages.attention``)."""
+    shard: Group | None = None
+    """The ranks that keep one copy of the transformer's layers between them; None: this one keeps them all."""
+
+    @property
+    def home(self) -> torch.device:
+        """Where a transformer is read to: one to be sharded may not fit on the device."""
+        return self.device if self.shard is None else torch.device("cpu")
 
 
 def load(
@@ -190,10 +201,12 @@ def load(
     lora: tuple[Lora, ...] = (),
     compile_blocks: bool | None = None,
     attention: str = "auto",
+    shard: Group | None = None,
 ) -> Model:
     """Load ``parts`` of a model; ``weights`` is a folder or repository in diffusers format, None for the embedded model.
 
     Weights are float32 on a CPU and for the embedded model, bfloat16 elsewhere. ``compile_blocks`` None: on a GPU only.
+    With ``shard`` the model runs on slices that all ranks of this group are in, and on no narrower ones.
     Raises ValueError for weights that do not fit the model's geometry.
     """
     from stages.models import embedded, families
@@ -203,6 +216,6 @@ def load(
     on = torch.device(device)
     exact = on.type == "cpu" or name == embedded.NAME
     compiled = on.type == "cuda" if compile_blocks is None else compile_blocks
-    loading = Loading(parts, on, torch.float32 if exact else torch.bfloat16, lora, compiled, attention)
+    loading = Loading(parts, on, torch.float32 if exact else torch.bfloat16, lora, compiled, attention, shard)
     folder = embedded.FOLDER if weights is None and name == embedded.NAME else find_weights(geometry, weights, parts)
     return families.load_family(geometry, folder, loading)

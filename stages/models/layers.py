@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from orchestrator.types import Grid
+from parallel.groups import Group
+from parallel.layout import Layout
+from parallel.sharding import Sharded, shard
+
+Bundle = TypeVar("Bundle", bound=tuple[object, ...])
+"""The weights of one layer."""
+
+
+def kept(layers: Iterable[Bundle], group: Group | None) -> tuple[Bundle, ...] | Sharded[Bundle]:
+    """The weights of all layers, or with a group this rank's share of them: gone through in the same way."""
+    return tuple(layers) if group is None else shard(layers, group)
+
+
+def require_all(layers: tuple[Bundle, ...] | Sharded[Bundle], layout: Layout | None) -> None:
+    """Raises ValueError where layers are spread over ranks that are not all in ``layout``."""
+    if isinstance(layers, Sharded):
+        layers.require(layout)
 
 
 def fuse(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:

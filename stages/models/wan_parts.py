@@ -62,7 +62,7 @@ def load_experts(folder: Path, geometry: ModelGeometry, loading: Loading) -> tup
     config = experts[0].config
     heads, head_dim = config.num_attention_heads, config.attention_head_dim
     seam = Seam(choose(loading.attention, loading.device, heads, head_dim, loading.dtype))
-    return tuple(WanTransformer(weights, seam, loading.compile) for weights in experts)
+    return tuple(WanTransformer(weights, seam, loading.compile, loading.shard) for weights in experts)
 
 
 def _load_weights(folder: Path, loading: Loading, expert: Literal["high", "low"]) -> Any:
@@ -73,7 +73,7 @@ def _load_weights(folder: Path, loading: Loading, expert: Literal["high", "low"]
         from stages.models import lora
 
         lora.merge(weights, loading.lora, expert)
-    return weights.to(loading.device).requires_grad_(False)
+    return weights.to(loading.home).requires_grad_(False)
 
 
 def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:

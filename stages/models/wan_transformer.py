@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.types import Grid
+from parallel.groups import Group
 from parallel.seam import Seam
+from parallel.sharding import Sharded, empty
 from stages.attention import in_blocks
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.base import Branch
-from stages.models.layers import patches
-from stages.models.wan_block import CrossMemory, block, block_weights, per_token, split_heads
+from stages.models.layers import kept, patches, require_all
+from stages.models.wan_block import BlockWeights, CrossMemory, block, block_weights, per_token, split_heads
 from stages.replay import Replay
 
 ON_CPU = ("cpu",)
@@ -37,9 +39,10 @@ TextMemory = tuple[CrossMemory, ...]
 class WanTransformer:
     """Callable ``(x, timestep, branch, clean_first) -> velocity``, on the ranks that the seam is attached to."""
 
-    def __init__(self, weights: Any, seam: Seam | None = None, compiled: bool = False) -> None:
+    def __init__(self, weights: Any, seam: Seam | None = None, compiled: bool = False, shard: Group | None = None) -> None:
         """``weights`` is a ``WanTransformer3DModel``. Attention to the prompt is by the seam's kernel alone; None: torch's.
 
+        With ``shard`` the weights, which may be on a CPU, go to the group's devices, the layers' in shares.
         Raises ValueError for weights without a norm before cross-attention.
         """
         if not weights.config.cross_attn_norm:
@@ -49,12 +52,15 @@ class WanTransformer:
         self.heads = weights.config.num_attention_heads
         self.eps = weights.config.eps
         self.dtype: torch.dtype = weights.dtype
+        self._tables = torch.stack([layer.scale_shift_table.data[0].float() for layer in weights.blocks])
+        self.layers = kept(_drained(weights.blocks) if shard else map(block_weights, weights.blocks), shard)
+        if shard is not None:
+            weights.to(shard.device)
+            self._tables = self._tables.to(shard.device)
         self.device: torch.device = weights.device
-        self.layers = tuple(block_weights(layer) for layer in weights.blocks)
         self.seam = seam or Seam(F.scaled_dot_product_attention)
         self.compiled = compiled
         self.block = maybe_compile(self._one_layer(), compiled)
-        self._tables = torch.stack([layer.scale_shift_table.data[0].float() for layer in weights.blocks])
         self._rope = functools.lru_cache(maxsize=16)(self._make_rope)
         self._first = functools.lru_cache(maxsize=16)(self._first_frame)
         self._replays: weakref.WeakKeyDictionary[Branch, Replay] = weakref.WeakKeyDictionary()
@@ -89,14 +95,15 @@ class WanTransformer:
 
     def _run(self, h: Tensor, modulations: Tensor, is_first: Tensor | None, rope: Tensor, memory: TextMemory) -> Tensor:
         """All layers."""
+        require_all(self.layers, self.seam.layout)
         for layer, modulation, seen in zip(self.layers, modulations, memory, strict=True):
             h = self.block(layer, h, modulation, is_first, rope, seen)
         return h
 
     def _replay(self, branch: Branch) -> Replay:
-        """Recordings read a prompt's keys and values, so they live as long as these."""
+        """Recordings read a prompt's keys and values, so they live as long as these. Gathered layers lie elsewhere each time."""
         if branch not in self._replays:
-            self._replays[branch] = Replay(self._run, self.compiled)
+            self._replays[branch] = Replay(self._run, self.compiled and not isinstance(self.layers, Sharded))
         return self._replays[branch]
 
     def _embed_time(self, timesteps: tuple[float, ...]) -> tuple[Tensor, Tensor]:
@@ -162,3 +169,13 @@ class WanTransformer:
         """``[B, t h w, (pt ph pw c)]`` to ``[B, c, (t pt), (h ph), (w pw)]``."""
         out = h.reshape(-1, *grid, *self.patch, h.shape[-1] // math.prod(self.patch)).permute(0, 7, 1, 4, 2, 5, 3, 6)
         return out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _drained(layers: Iterable[Any]) -> Iterator[BlockWeights]:
+    """Each layer's weights; whoever takes the next has put these elsewhere, so nothing else may hold on to them.
+
+    Keys and values of the prompt stay: ranks ask for them at different times, so that they could not be gathered.
+    """
+    for layer in layers:
+        yield block_weights(layer)
+        empty(layer.attn1.parameters())
