@@ -11,8 +11,7 @@ from orchestrator.types import Grid
 
 OVERLAP_TOKENS = 8_192
 """From where native takes two chunks (``parallel.native``)."""
-NUM_TELLING = 5
-"""Grids of a subject on which all backends are measured."""
+LONG_TOKENS = 50_000
 
 SECTIONS = ("forwards", "guided", "switch", "equality", "profile", "stock", "decode", "wires", "kernels")
 """In the order in which they run, by default all. The first five share one loaded model."""
@@ -36,12 +35,15 @@ class Subject:
 
     name: str
     grids: tuple[Grid, ...]
-    brief: frozenset[Grid] = frozenset()
-    """Grids so large that native alone, on the widths that are worth it, is measured."""
+    num_telling: int = 5
+    """Of the first grids: all exchanges are measured on these, on the others native alone."""
 
     @property
     def geometry(self) -> ModelGeometry:
         return model(self.name)
+
+    def tokens(self, grid: Grid) -> int:
+        return self.geometry.num_tokens(grid)
 
 
 REAL = {
@@ -49,22 +51,23 @@ REAL = {
         "wan2.2-a14b",
         (
             *((21, 60, 104), (13, 44, 80), (11437, 2, 2), (15, 40, 26), (4, 30, 32)),  # 32,760, 11,440, a prime, 3,900, 960
-            *((21, 44, 80), (3907, 2, 2), (9, 62, 82), (32749, 2, 2), (21, 90, 160)),  # 18,480, a prime, 11,439, a prime, 75,600
+            *((21, 44, 80), (18, 30, 52), (8, 30, 32), (3907, 2, 2), (9, 62, 82)),  # 18,480, 7,020, 1,920, a prime, 11,439
+            *((32749, 2, 2), (21, 90, 160)),  # a prime, 75,600
         ),
-        frozenset({(32749, 2, 2), (21, 90, 160)}),
     ),
     "hv": Subject(
         "hunyuanvideo",
         (
-            *((32, 90, 160), (16, 44, 80), (14081, 2, 2), (11, 32, 56), (4, 30, 32)),  # 115,200, 14,080, a prime, 4,928, 960
-            *((22, 62, 112), (38189, 2, 2)),  # 38,192, a prime
+            *((32, 90, 160), (16, 44, 80), (14081, 2, 2), (4, 30, 32), (11, 32, 40)),  # 115,200, 14,080, a prime, 960, 3,520
+            *((11, 40, 64), (7, 32, 32), (32, 44, 80), (16, 90, 160)),  # 7,040, 1,792, 28,160, 57,600
         ),
-        frozenset({(32, 90, 160), (38189, 2, 2)}),
     ),
     "hv15": Subject(
         "hunyuanvideo-1.5",
-        ((31, 30, 53), (22, 21, 37), (1, 1, 17093), (16, 15, 26), (4, 15, 16), (31, 45, 80)),
-        frozenset({(31, 45, 80)}),
+        (
+            *((31, 30, 53), (22, 21, 37), (1, 1, 17093), (16, 15, 26), (4, 15, 16)),  # 49,290, 17,094, a prime, 6,240, 960
+            *((16, 21, 37), (8, 15, 26), (8, 15, 16), (31, 30, 31), (31, 45, 80)),  # 12,432, 3,120, 1,920, 28,830, 111,600
+        ),
     ),
 }
 """A grid of p x 1 x 1 patches makes a prime number of tokens: no grid of a video has one above a thousand."""
@@ -89,17 +92,16 @@ def degrees(num_ranks: int) -> tuple[int, ...]:
 
 
 def exchanges(subject: Subject, grid: Grid, degree: int, others: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the exchanges to measure on a grid at a degree; one rank has none to make.
+    """Names of the exchanges to measure on a grid at a degree, native first; one rank has none to make.
 
-    Native beside the number of chunks that it would not choose; the other backends on the grids that tell most.
+    On grids that tell much also native with the number of chunks that it would not choose, and the other backends, but for
+    grids that take very long.
     """
-    if degree == 1:
+    place, tokens = subject.grids.index(grid), subject.tokens(grid)
+    if degree == 1 or place >= subject.num_telling:
         return (NATIVE,)
-    if grid in subject.brief:
-        return (NATIVE, *(name for name in others if name == PEER and grid == subject.grids[0]))
-    is_long = subject.geometry.num_tokens(grid) >= OVERLAP_TOKENS
-    unchosen = "native-1" if is_long else "native-2"
-    return (NATIVE, unchosen, *(others if grid in subject.grids[:NUM_TELLING] else ()))
+    unchosen = "native-1" if tokens >= OVERLAP_TOKENS else "native-2"
+    return (NATIVE, unchosen, *(name for name in others if tokens < LONG_TOKENS or name == PEER))
 
 
 def cases(subject: Subject, num_ranks: int, others: tuple[str, ...]) -> Iterator[tuple[Grid, int, str]]:
@@ -112,7 +114,7 @@ def cases(subject: Subject, num_ranks: int, others: tuple[str, ...]) -> Iterator
 
 def narrowed(subject: Subject, most_tokens: int, num_grids: int) -> Subject:
     """The first grids among those of at most ``most_tokens``. Raises ValueError if there are none."""
-    found = tuple(grid for grid in subject.grids if subject.geometry.num_tokens(grid) <= most_tokens)[:num_grids]
+    found = tuple(grid for grid in subject.grids if subject.tokens(grid) <= most_tokens)[:num_grids]
     if not found:
         raise ValueError(f"{subject.name} has no grid of at most {most_tokens:,} tokens")
     return dataclasses.replace(subject, grids=found)

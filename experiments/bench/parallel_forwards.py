@@ -24,7 +24,7 @@ SWITCH_TOKENS = 4_000
 def forwards(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """Every grid at every degree with every exchange, one branch."""
     for grid, degree, name in cases(found.subject, rig.num_ranks, exchanges.others):
-        tokens = found.subject.geometry.num_tokens(grid)
+        tokens = found.subject.tokens(grid)
         row = {"section": "forwards", **_what(found, grid, degree, name)}
         refusal = exchanges.refusal(name, found, grid, degree)
         if refusal is not None:
@@ -36,7 +36,7 @@ def forwards(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
 
 
 def _what(found: Loaded, grid: Any, degree: int, name: str) -> Row:
-    tokens = found.subject.geometry.num_tokens(grid)
+    tokens = found.subject.tokens(grid)
     return {"model": found.subject.name, "grid": grid, "tokens": tokens, "degree": degree, "backend": name}
 
 
@@ -60,7 +60,7 @@ def guided(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
 
 def switch(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """Up and down through all widths on the model as it is: what each change costs before and in its first forward."""
-    grid = min(found.subject.grids, key=lambda grid: abs(found.subject.geometry.num_tokens(grid) - SWITCH_TOKENS))
+    grid = min(found.subject.grids, key=lambda grid: abs(found.subject.tokens(grid) - SWITCH_TOKENS))
     row = {"section": "switch", **_what(found, grid, 0, NATIVE)}
     rig.attempt(row, 20.0, lambda: {"changes": list(_changes(rig, found, exchanges, grid)), "graphs": compiling.num_graphs()})
     found.model.attach(None, None)
@@ -111,9 +111,8 @@ def equality(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
 
 def _odd_and_small(subject: Subject) -> tuple[Grid, ...]:
     """The first grid with an odd number of tokens and the smallest one."""
-    num = subject.geometry.num_tokens
-    odd = [grid for grid in subject.grids if num(grid) % 2]
-    return tuple(dict.fromkeys((*odd[:1], min(subject.grids, key=num))))
+    odd = [grid for grid in subject.grids if subject.tokens(grid) % 2]
+    return tuple(dict.fromkeys((*odd[:1], min(subject.grids, key=subject.tokens))))
 
 
 def _kept(rig: Rig, found: Loaded, grid: Any, into: list[Tensor]) -> Row:

@@ -99,14 +99,15 @@ def measure(rig: Rig, plan: Plan) -> None:
             parallel_forwards.model_sections(rig, kind, found, exchanges, plan.sections)
             del found
             rig.tidy()
+    if "stock" in plan.sections and "wan" in plan.models:
+        parallel_stock.stock(rig, plan.most_tokens)
+        rig.tidy()
     if "decode" in plan.sections:
         for kind in plan.models:
             parallel_decode.decode(rig, kind, known[kind])
             rig.tidy()
     if "kernels" in plan.sections:
         parallel_kernels.kernels(rig, plan.models)
-    if "stock" in plan.sections and "wan" in plan.models:
-        parallel_stock.stock(rig, plan.most_tokens)
     if "wires" in plan.sections:
         parallel_wires.wires(rig)
 
