@@ -52,6 +52,8 @@ def serve(plan: Plan, rank: int, pipe: Connection) -> None:
         torch.cuda.set_device(rank)
     run(plan, rank, pipe)
     sys.stdout.flush()
+    if rank == 0:  # its store and its answers are what the others still read
+        time.sleep(1.0)
     os._exit(0)  # recordings hold NCCL's communicators, so these cannot be taken down in order
 
 
