@@ -30,6 +30,8 @@ from tests.dist.gang import Gang
 WIDTHS = (1, 2, 4, 2, 1)
 GRIDS: tuple[Grid, ...] = ((3, 4, 8), (3, 10, 14), (37, 2, 2))
 """Of 24, 105 and 37 tokens: a multiple of 4, odd, prime."""
+FEW: tuple[Grid, ...] = ((1, 2, 2), (3, 2, 2))
+"""Of 1 and 3 tokens: some ranks have none."""
 CLIP = VideoShape(17, 64, 96)
 
 
@@ -81,14 +83,20 @@ def velocity(model: WanModel, case: Case, grid: Grid) -> Tensor:
 
 
 def shared(
-    groups: Groups, case: Case, folder: str, width: int, num_branches: int = 1, is_control: bool = False
+    groups: Groups,
+    case: Case,
+    folder: str,
+    width: int,
+    num_branches: int = 1,
+    is_control: bool = False,
+    grids: tuple[Grid, ...] = GRIDS,
 ) -> list[Tensor] | None:
-    """Velocities on all grids, by the first ``width`` ranks together."""
+    """Velocities on some grids, by the first ``width`` ranks together."""
     if groups.rank >= width:
         return None
     model = resident(case.name, folder)
     model.attach(layout(groups, 0, width, num_branches), None if is_control else Native())
-    found = [velocity(model, case, grid) for grid in GRIDS]
+    found = [velocity(model, case, grid) for grid in grids]
     model.attach(None, None)
     return found
 
@@ -127,6 +135,15 @@ def test_all_ranks_of_a_slice_hold_the_same_velocity_to_the_last_bit(gang: Gang,
     case = Case("wan2.1-1.3b", is_guided=True)
     first, *others = gang.run(shared, case, str(checkpoint(case.name)), width, num_branches)[:width]
     assert all(torch.equal(x, y) for other in others for x, y in zip(other, first, strict=True))
+
+
+@pytest.mark.parametrize("name", ["wan2.1-i2v-14b", "wan2.2-ti2v-5b"])
+def test_fewer_tokens_than_ranks_equal_one_rank(gang: Gang, name: str) -> None:
+    case, folder = Case(name, has_first="ti2v" in name), str(checkpoint(name))
+    expected = gang.run(shared, case, folder, 1, 1, False, FEW)[0]
+    for found in gang.run(shared, case, folder, 4, 1, False, FEW):
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("num_branches", [1, 2])
