@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
-from stages.models.base import Attention
+from parallel.seam import Attention
 
 NUM_CALLS = 12
 """Calls per recording: gaps between launches are not part of a floor."""

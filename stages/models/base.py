@@ -15,7 +15,6 @@ from orchestrator.geometry import ModelGeometry, model
 from orchestrator.types import VideoShape
 from parallel.groups import Group
 from parallel.layout import Layout
-from parallel.seam import Attention as Attention
 from parallel.seam import Exchange
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
