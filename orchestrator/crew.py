@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.cluster import Cluster
 from orchestrator.config import ClusterConfig
 from orchestrator.mistakes import RunError
-from orchestrator.pods import DecodeActor, Member, Place, PodRank, SketchActor, Workshop
+from orchestrator.pods import DecodeActor, Meeting, Member, Place, PodRank, SketchActor, Workshop
 
 Actor = Any
 """A Ray actor handle."""
@@ -17,6 +17,12 @@ Ref = Any
 """A Ray object reference."""
 
 CLASSES: dict[str, type[Member]] = {"sketch": SketchActor, "pod": PodRank, "decode": DecodeActor}
+PARTS = {
+    "sketch": frozenset({"text", "transformer"}),
+    "pod": frozenset({"transformer"}),
+    "decode": frozenset({"vae"}),
+}
+"""What each kind loads of a model."""
 ROLES = {"sketch": "sketch", "pod": "heavy", "decode": "in(sketch,decode)"}
 """Label selector of the nodes for each kind, where nodes carry a ``role`` (ray_cluster.yaml)."""
 
@@ -54,13 +60,17 @@ class Crew:
         self.config = config
         self.workshop = workshop
         self.units: list[Unit] = []
-        self.num_actors = config.sketch_workers + config.heavy_ranks + config.decode_workers
+        self.num_actors = config.sketch_workers + config.heavy_ranks + self._num_decode_workers
         self.num_threads = config.num_threads or max(1, int(cluster.num_cpus) // self.num_actors)
         self._pod_place: Any = None
 
+    @property
+    def _num_decode_workers(self) -> int:
+        return 0 if self.config.decode_on == "pod" else self.config.decode_workers
+
     def slots(self) -> list[tuple[str, int]]:
         """Every (kind, slot) of a full crew."""
-        numbers = {"sketch": self.config.sketch_workers, "pod": 1, "decode": self.config.decode_workers}
+        numbers = {"sketch": self.config.sketch_workers, "pod": 1, "decode": self._num_decode_workers}
         return [(kind, slot) for kind, number in numbers.items() for slot in range(number)]
 
     def hire(self, kind: str, slot: int, generation: int) -> tuple[Unit, list[Ref]]:
@@ -71,10 +81,10 @@ class Crew:
         self.units.append(unit)
         return unit, self._form(actors) if kind == "pod" else [actors[0].ready.remote()]
 
-    @staticmethod
-    def _form(ranks: list[Actor]) -> list[Ref]:
+    def _form(self, ranks: list[Actor]) -> list[Ref]:
         address = ranks[0].open_store.remote()
-        return [actor.form.remote(rank, len(ranks), address) for rank, actor in enumerate(ranks)]
+        meeting = Meeting(len(ranks), self.config.backend, self.config.collective_timeout_s)
+        return [actor.form.remote(rank, address, meeting) for rank, actor in enumerate(ranks)]
 
     def dismiss(self, unit: Unit) -> None:
         import ray
@@ -95,16 +105,20 @@ class Crew:
     def _actor(self, kind: str, **options: Any) -> Actor:
         import ray
 
-        remote = ray.remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)(CLASSES[kind])
+        remote = ray.remote(concurrency_groups={"watch": 1, "ask": 1}, max_restarts=0, max_task_retries=0)(CLASSES[kind])
         if self.cluster.uses_roles and "scheduling_strategy" not in options:
             options["label_selector"] = {"role": ROLES[kind]}
         needs = self.needs(kind)
         return remote.options(
             num_cpus=needs["CPU"],
             num_gpus=needs.get("GPU", 0),
-            runtime_env={"env_vars": environment(needs.get("GPU", 0), self.num_threads)},
+            runtime_env={"env_vars": environment(needs.get("GPU", 0), self.num_threads, self.config.nvlink_multicast)},
             **options,
-        ).remote(self.workshop, self.num_threads)
+        ).remote(self.workshop, self.parts(kind), self.num_threads)
+
+    def parts(self, kind: str) -> frozenset[str]:
+        """What an actor loads of each model; a pod that decodes has the VAE too."""
+        return PARTS[kind] | (PARTS["decode"] if kind == "pod" and self.config.decode_on == "pod" else frozenset())
 
     def _pod_actors(self) -> list[Actor]:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Within
@@ -146,12 +160,17 @@ class Crew:
         return {"CPU": share} | ({"GPU": gpus} if gpus else {})
 
 
-def environment(num_gpus: float, num_threads: int) -> dict[str, str]:
+def environment(num_gpus: float, num_threads: int, nvlink_multicast: bool = False) -> dict[str, str]:
     """An actor's environment, set on the actor because Ray takes some of it away from a job's.
 
     With a GPU the process sees all of the node's and picks its own (:func:`orchestrator.pods.device_of`); without, none.
     """
     shared = {"OMP_NUM_THREADS": str(num_threads)}
-    if num_gpus:
-        return shared | {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
-    return shared | {"CUDA_VISIBLE_DEVICES": ""}
+    if not num_gpus:
+        return shared | {"CUDA_VISIBLE_DEVICES": ""}
+    gpu = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+    return shared | gpu | ({} if nvlink_multicast else WITHOUT_MULTICAST)
+
+
+WITHOUT_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
+"""Some hosts grant NVLink multicast and then stall on it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,6 @@ from orchestrator.events import (
     Command,
     Decoded,
     Event,
-    Failed,
     Finish,
     GiveUp,
     PhaseDone,
@@ -32,9 +30,10 @@ from orchestrator.events import (
     WorkerJoined,
     WorkerLost,
 )
-from orchestrator.local import PHASE_OF, OnEvent
+from orchestrator.jobs import Job, blame, failure_of, is_death, outcome_of, summary
+from orchestrator.local import OnEvent
 from orchestrator.mistakes import RunError
-from orchestrator.pods import ClipWorkshop, Place, Workshop
+from orchestrator.pods import ClipWorkshop, Doing, Place, Workshop
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
 from orchestrator.types import Item
@@ -43,6 +42,12 @@ MAX_START_FAILURES = 3
 """Failures in a row before a worker was ever ready, after which the sweep stops: the machine is at fault, not an item."""
 POLL_S = 5.0
 """How often start deadlines are looked at while nothing happens."""
+SOON_S = 0.2
+"""The same for what is left of a failing slice."""
+GRACE_S = 10.0
+"""How long the other ranks of a slice have to answer once one has failed: they may be stuck in a collective without it."""
+ASK_S = 2.0
+"""How long the other ranks have to say how far the clip was when one died."""
 
 
 def run_on_ray(
@@ -67,18 +72,6 @@ def run_on_ray(
     finally:
         if cluster is None:
             joined.leave()
-
-
-@dataclass
-class Job:
-    """A command at work: one reference per rank of its unit, and the boundary it will leave in the object store."""
-
-    command: Command
-    unit: Unit
-    waiting: set[int]
-    ranks: tuple[int, ...]
-    boundary: Ref = None
-    answers: dict[int, Any] = field(default_factory=dict)
 
 
 class RayShell:
@@ -120,10 +113,14 @@ class RayShell:
     def _wait(self) -> None:
         import ray
 
-        ready, _ = ray.wait(list(self._awaited), num_returns=1, timeout=POLL_S)
+        failing = any(job.deadline_s is not None for job in self._jobs.values())
+        ready, _ = ray.wait(list(self._awaited), num_returns=1, timeout=SOON_S if failing else POLL_S)
         for ref in ready:
             _, then = self._awaited.pop(ref)
             then(outcome_of(ref))
+        for job in list(self._jobs.values()):
+            if job.deadline_s is not None and time.monotonic() > job.deadline_s:
+                self._conclude(job)
         self._refuse_to_wait_forever()
 
     # Workers come and go
@@ -154,13 +151,18 @@ class RayShell:
             return self._on_failed_start(unit, summary(outcome))
         if rank in unit.dead:
             return None
-        unit.dead.add(rank)
-        for job in self._jobs_of(unit):
-            if rank in job.ranks:
-                self._drop(job)
-        ranks = (rank,) if unit.kind == "pod" else ()
-        self._tell(WorkerLost(self._now_s(), unit.name, summary(outcome), ranks))
-        return self._renew_if_done(unit)
+        job = next((job for job in self._jobs_of(unit) if rank in job.ranks), None)
+        reason = summary(outcome)
+        if unit.kind == "pod":
+            reason = f"rank {rank} died{f' in {self._whereabouts(job)}' if job else ''}: {reason}"
+        return self._lose(unit, {rank}, reason, job)
+
+    def _lose(self, unit: Unit, ranks: set[int], reason: str, job: Job | None) -> None:
+        unit.dead |= ranks
+        if job is not None:
+            self._drop(job)
+        self._tell(WorkerLost(self._now_s(), unit.name, reason, tuple(sorted(ranks)) if unit.kind == "pod" else ()))
+        self._renew_if_done(unit)
 
     def _on_failed_start(self, unit: Unit, reason: str) -> None:
         self._start_failures[unit.kind, unit.slot] += 1
@@ -199,27 +201,33 @@ class RayShell:
 
     def _start(self, command: Command) -> None:
         item = self.items[command.item_key]
-        if isinstance(command, StartSketch):
+        if isinstance(command, StartPhase):
+            self._start_phase(command, item)
+        elif isinstance(command, StartDecode):
+            self._start_decode(command, item)
+        elif isinstance(command, StartSketch):
             unit = self._unit(command.worker)
             answer, boundary = unit.actors[0].sketch.options(num_returns=2).remote(item)
-            self._await(Job(command, unit, {0}, (0,), boundary), {0: answer})
-        elif isinstance(command, StartDecode):
-            unit = self._unit(command.worker)
-            path = self.runbook.staging(item, command.attempt)
-            self._await(Job(command, unit, {0}, (0,)), {0: unit.actors[0].decode.remote(item, command.handle, path)})
-        elif isinstance(command, StartPhase):
-            self._start_phase(command, item)
+            self._await(Job(command, item, unit, (0,), boundary), {0: answer})
 
     def _start_phase(self, command: StartPhase, item: Item) -> None:
         """Every rank of the slice is told; the first one's boundary counts."""
         unit, piece = self._unit(command.slice.pod), command.slice
         calls = {
-            rank: unit.actors[rank].refine.options(num_returns=2).remote(item, command.handle, piece) for rank in piece.ranks
+            rank: unit.actors[rank].refine.options(num_returns=2).remote(item, command.handle, piece, command.begin, command.stop)
+            for rank in piece.ranks
         }
         if unit.place is not None:
             self._places[item.item_key] = unit.place
-        job = Job(command, unit, set(piece.ranks), tuple(piece.ranks), calls[piece.start][1])
+        job = Job(command, item, unit, tuple(piece.ranks), calls[piece.start][1])
         self._await(job, {rank: refs[0] for rank, refs in calls.items()})
+
+    def _start_decode(self, command: StartDecode, item: Item) -> None:
+        unit, path = self._unit(command.worker), self.runbook.staging(item, command.attempt)
+        arguments = (item, command.handle, path) if command.slice is None else (item, command.handle, path, command.slice)
+        ranks = (0,) if command.slice is None else tuple(command.slice.ranks)
+        calls = {rank: unit.actors[rank].decode.remote(*arguments) for rank in ranks}
+        self._await(Job(command, item, unit, ranks), calls)
 
     def _await(self, job: Job, answers: dict[int, Ref]) -> None:
         self._jobs[job.command.item_key] = job
@@ -232,14 +240,25 @@ class RayShell:
         if is_death(outcome):
             self._on_death(job.unit, rank, outcome)
             return
-        job.waiting.discard(rank)
         job.answers[rank] = outcome
-        failed = isinstance(outcome, Exception)
-        if job.waiting and not failed:
+        if isinstance(outcome, Exception) and job.deadline_s is None:
+            job.deadline_s = time.monotonic() + GRACE_S
+        if not job.waiting:
+            self._conclude(job)
+
+    def _conclude(self, job: Job) -> None:
+        """All ranks have answered, or have had their time to."""
+        if job.lost:
+            self._lose(job.unit, job.lost, f"{self._whereabouts(job)}: {blame(job.lost, job.problems)}", job)
             return
         self._drop(job)
-        self._tell(failure_of(self._now_s(), job.command, outcome) if failed else self._success(job))
+        self._tell(self._failure(job) if job.problems else self._success(job))
         self._renew_if_done(job.unit)
+
+    def _failure(self, job: Job) -> Event:
+        rank, problem = next(iter(job.problems.items()))
+        where = f"{job.unit.name} rank {rank}, {self._whereabouts(job)}" if job.unit.kind == "pod" else ""
+        return failure_of(self._now_s(), job.command, problem, where)
 
     def _success(self, job: Job) -> Event:
         command, answer, now_s = job.command, job.answers[job.ranks[0]], self._now_s()
@@ -248,8 +267,21 @@ class RayShell:
             decision, timings_s = answer
             return Sketched(now_s, key, attempt, decision, timings_s, job.boundary)
         if isinstance(command, StartPhase):
-            return PhaseDone(now_s, key, attempt, answer, job.boundary)
+            return PhaseDone(now_s, key, attempt, command.stop, answer, job.boundary)
         return Decoded(now_s, key, attempt, answer)
+
+    def _whereabouts(self, job: Job) -> str:
+        """The clip and how far it was, by the first of the slice's ranks to say so."""
+        import ray
+
+        asked = [job.unit.actors[rank].doing.options(concurrency_group="ask").remote() for rank in job.ranks]
+        while asked:
+            ready, asked = ray.wait(asked, num_returns=1, timeout=ASK_S)
+            if not ready:
+                break
+            if isinstance(doing := outcome_of(ready[0]), Doing) and doing.item_key == job.item.item_key:
+                return f"{job.clip}, {doing}"
+        return f"{job.clip}, {job.stages}"
 
     def _drop(self, job: Job) -> None:
         del self._jobs[job.command.item_key]
@@ -259,34 +291,3 @@ class RayShell:
 
     def _unit(self, name: str) -> Unit:
         return next(unit for unit in self.crew.units if unit.name == name)
-
-
-def outcome_of(ref: Ref) -> Any:
-    """The value behind a ready reference, or the Ray error it holds."""
-    import ray
-
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayError as error:
-        return error
-
-
-def is_death(outcome: Any) -> bool:
-    """The actor's process is gone or cannot be reached; what it was doing may or may not have happened."""
-    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
-
-    return isinstance(outcome, RayActorError | WorkerCrashedError | NodeDiedError | OutOfMemoryError)
-
-
-def failure_of(time_s: float, command: Command, error: Exception) -> Failed:
-    """A worker's exception is its phase's failure; a boundary lost with its node means the sketch must be made again."""
-    from ray.exceptions import ObjectLostError
-
-    phase = "sketch" if isinstance(error, ObjectLostError) else PHASE_OF[type(command)]
-    return Failed(time_s, command.item_key, command.attempt, phase, summary(error), str(error))
-
-
-def summary(error: Any) -> str:
-    """One line of an error; of a worker's own exception, that one's type and message."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:400]}"

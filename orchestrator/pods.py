@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +23,8 @@ from orchestrator.work import Worker
 Packed = Any
 """A boundary as numpy arrays, numbers and frozen values."""
 
-FORM_TIMEOUT_S = 60.0
-"""How long ranks wait for each other, when a pod forms and in every collective."""
+LOAD_TIMEOUT_S = 900.0
+"""How long the ranks of a pod wait for the last of them to have loaded its weights."""
 
 
 class Workshop(Protocol):
@@ -63,13 +64,35 @@ class Place:
     host: str
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """What the ranks of a pod have in common."""
+
+    num_ranks: int
+    backend: str = "native"
+    timeout_s: float = 600.0
+    """How long a rank waits for the others in every collective."""
+
+
+@dataclass(frozen=True)
+class Doing:
+    """How far a rank is with a clip. ``stage`` counts from 1; 0: it is decoded. ``step`` is the last that was begun, if any."""
+
+    item_key: str
+    stage: int
+    step: int | None = None
+
+    def __str__(self) -> str:
+        stage = f"stage {self.stage}" if self.stage else "decoding"
+        return stage if self.step is None else f"{stage}, step {self.step}"
+
+
 class Member:
     """What the actors share: they make their worker on their own device, and they can be watched."""
 
-    parts: frozenset[str]
-
-    def __init__(self, workshop: Workshop, num_threads: int) -> None:
+    def __init__(self, workshop: Workshop, parts: frozenset[str], num_threads: int) -> None:
         self.workshop = workshop
+        self.parts = parts
         self.num_threads = num_threads
         self.device = "cpu"
 
@@ -85,77 +108,97 @@ class Member:
 
 
 class SketchActor(Member):
-    parts = frozenset({"text", "transformer"})
-
     def sketch(self, item: Item) -> tuple[tuple[Decision, dict[str, float]], Packed]:
         decision, timings_s, boundary = self.worker.sketch(item)
         return (decision, timings_s), boundary.pack()
 
 
 class DecodeActor(Member):
-    parts = frozenset({"vae"})
-
     def decode(self, item: Item, packed: Packed, path: Path) -> Clip:
         return self.worker.decode(item, self.workshop.unpack(packed), path)
 
 
 class PodRank(Member):
-    """One rank of a heavy pod. All ranks of a slice are told of an item; the slice's first rank does the work and answers.
+    """One rank of a heavy pod. All ranks of a slice do the work of a clip together; the slice's first rank answers.
 
-    The pod's process groups are made once, at the start: ``groups`` holds one for each aligned slice of two or more ranks,
-    for the attention of a slice to use.
+    The pod's process groups, one for each aligned slice of two or more ranks, are made once, at the start.
     """
 
-    parts = frozenset({"transformer"})
+    _doing: Doing | None = None
 
     def open_store(self) -> tuple[str, int]:
         """Open the pod's rendezvous on this node's own address (rank 0 only); the others join at the answer."""
         import ray
-        import torch.distributed as dist
+
+        from parallel.groups import open_store
 
         host = ray.util.get_node_ip_address()
-        listener = socket.create_server((host, 0))
-        port = int(listener.getsockname()[1])
-        self.store = dist.TCPStore(  # type: ignore[attr-defined]
-            host, port, is_master=True, wait_for_workers=False, timeout=_form_timeout(), master_listen_fd=listener.detach()
-        )
+        self.store, port = open_store(host, timedelta(seconds=LOAD_TIMEOUT_S), listen)
         return host, port
 
-    def form(self, rank: int, num_ranks: int, address: tuple[str, int]) -> Place:
-        """Make the worker, meet the other ranks, build the groups. Raises RuntimeError when they do not add up."""
+    def form(self, rank: int, address: tuple[str, int], meeting: Meeting) -> Place:
+        """Make the worker, meet the other ranks, build the groups. Raises GroupError when they do not add up."""
         import torch
-        import torch.distributed as dist
+
+        from parallel import backends
+        from parallel.groups import Groups, join_store
 
         place = self.ready()
         host, port = address
         if rank > 0:
-            self.store = dist.TCPStore(host, port, is_master=False, timeout=_form_timeout())  # type: ignore[attr-defined]
+            self.store = join_store(host, port, timedelta(seconds=LOAD_TIMEOUT_S))
+        self.store.set(f"loaded/{rank}", "")
+        self.store.wait([f"loaded/{other}" for other in range(meeting.num_ranks)], timedelta(seconds=LOAD_TIMEOUT_S))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(own_address(host)))
-        backend = "gloo" if self.device == "cpu" else "nccl"
-        dist.init_process_group(backend, store=self.store, rank=rank, world_size=num_ranks, timeout=_form_timeout())
-        self.rank = rank
-        self.groups = {piece: dist.new_group(list(piece)) for piece in aligned_ranks(num_ranks)}
-        met = torch.ones(1, device=self.device)
-        dist.all_reduce(met)
-        if int(met) != num_ranks:
-            raise RuntimeError(f"rank {rank} met {int(met)} ranks, the pod has {num_ranks}")
+        timeout = timedelta(seconds=meeting.timeout_s)
+        self.groups = Groups(self.store, rank, meeting.num_ranks, torch.device(self.device), timeout)
+        self.exchange = backends.make(meeting.backend, self.groups)
         return place
 
-    def refine(self, item: Item, packed: Packed, piece: Slice) -> tuple[dict[str, float] | None, Packed]:
-        if self.rank != piece.start:
-            return None, None
-        boundary, timings_s = self.worker.refine(item, self.workshop.unpack(packed))
-        return timings_s, boundary.pack()
+    def refine(self, item: Item, packed: Packed, piece: Slice, begin: int, stop: int) -> tuple[dict[str, float] | None, Packed]:
+        """Stages ``begin`` (counted from 0) to ``stop``: seconds and the boundary there."""
+        self._doing = Doing(item.item_key, begin + 1)
+        boundary, timings_s = self.worker.refine(
+            item, self.workshop.unpack(packed), partial(self._note, item), stop=stop, team=self._team(piece)
+        )
+        return (timings_s, boundary.pack()) if self._answers(piece) else (None, None)
+
+    def decode(self, item: Item, packed: Packed, path: Path, piece: Slice) -> Clip | None:
+        self._doing = Doing(item.item_key, 0)
+        boundary, team = self.workshop.unpack(packed), self._team(piece)
+        if self._answers(piece):
+            return self.worker.decode(item, boundary, path, team)
+        self.worker.help_decode(item, boundary, team)
+        return None
+
+    def doing(self) -> Doing | None:
+        """What this rank does, or did last. Answers while it works."""
+        return self._doing
+
+    def _note(self, item: Item, done: Any) -> None:
+        self._doing = Doing(item.item_key, done.stage + 1, done.step + 1)
+
+    def _answers(self, piece: Slice) -> bool:
+        return self.groups.rank == piece.start
+
+    def _team(self, piece: Slice) -> Any:
+        """None for a slice of one rank. Makes this rank's GPU current: each thread of an actor has a current one of its own."""
+        import torch
+
+        if self.device != "cpu":
+            torch.cuda.set_device(self.device)
+        if piece.width == 1:
+            return None
+        from stages.worker import Team
+
+        return Team(self.groups, self.exchange, piece.start, piece.width)
 
 
-def _form_timeout() -> timedelta:
-    return timedelta(seconds=FORM_TIMEOUT_S)
-
-
-def aligned_ranks(num_ranks: int) -> list[range]:
-    """The ranks of every aligned slice of 2, 4, 8, ... ranks, in the one order in which all ranks must make the groups."""
-    widths = [2**power for power in range(1, num_ranks.bit_length()) if 2**power <= num_ranks]
-    return [range(start, start + width) for width in widths for start in range(0, num_ranks - width + 1, width)]
+def listen(host: str) -> tuple[int, int]:
+    """A socket at a free port of ``host``, of that address alone: its file descriptor and port."""
+    listener = socket.create_server((host, 0))
+    port = int(listener.getsockname()[1])
+    return listener.detach(), port
 
 
 def own_address(host: str) -> str:

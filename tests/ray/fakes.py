@@ -90,7 +90,9 @@ class FakeWorker:
         self._obey(item, "sketch")
         return DECISION, {"sketch_s": 0.5}, Latent(np.full(LATENT_CELLS, item.seed), "sketched", self.wire)
 
-    def refine(self, item: Item, boundary: Latent) -> tuple[Latent, dict[str, float]]:
+    def refine(
+        self, item: Item, boundary: Latent, on_step: Any, *, stop: int | None, team: Any
+    ) -> tuple[Latent, dict[str, float]]:
         self._obey(item, "refine")
         assert boundary.phase == "sketched"
         assert boundary.x.max() == item.seed

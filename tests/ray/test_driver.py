@@ -14,8 +14,9 @@ from ray.exceptions import ObjectLostError, RayError
 
 from orchestrator.cluster import Cluster
 from orchestrator.config import ClusterConfig
-from orchestrator.driver import failure_of, run_on_ray
+from orchestrator.driver import run_on_ray
 from orchestrator.events import Event, PhaseDone, Sketched, StartDecode, StartPhase, WorkerJoined
+from orchestrator.jobs import failure_of
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
 from orchestrator.runbook import Runbook
@@ -118,7 +119,7 @@ def test_items_that_kill_or_fail_every_time_are_given_up_and_the_sweep_goes_on(r
     assert "fakes.py" in failer["story"][-1], "the remote traceback is missing from the story"
 
 
-@pytest.mark.parametrize("command", [StartPhase("key0", 2, Slice("pod-0", 0, 1)), StartDecode("key0", 2, "decode-0")])
+@pytest.mark.parametrize("command", [StartPhase("key0", 2, Slice("pod-0", 0, 1), 1, 2), StartDecode("key0", 2, "decode-0")])
 def test_a_boundary_lost_with_its_node_is_made_again_from_the_sketch(command: StartPhase | StartDecode) -> None:
     lost = failure_of(1.0, command, ObjectLostError("00" * 28, "", ""))
     assert (lost.phase, lost.attempt, lost.item_key) == ("sketch", 2, "key0")

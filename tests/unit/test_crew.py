@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from orchestrator.cluster import Cluster, missing_environment
 from orchestrator.config import ClusterConfig
 from orchestrator.crew import Crew, environment
-from orchestrator.pods import ClipWorkshop, aligned_ranks, device_of, interface_of
+from orchestrator.pods import ClipWorkshop, device_of, interface_of
+from parallel.groups import aligned_ranks
 
 
 def crew(config: ClusterConfig, num_cpus: float = 2) -> Crew:
@@ -61,6 +62,21 @@ def test_gpu_actors_see_all_gpus_and_cpu_actors_none() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in environment(1, 4)
     assert environment(0, 4)["CUDA_VISIBLE_DEVICES"] == ""
     assert environment(0, 4)["OMP_NUM_THREADS"] == "4"
+
+
+def test_nvlink_multicast_is_off_unless_it_is_asked_for() -> None:
+    assert environment(1, 4)["NCCL_NVLS_ENABLE"] == "0"
+    assert environment(1, 4)["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
+    assert not {"NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST"} & environment(1, 4, nvlink_multicast=True).keys()
+    assert "NCCL_NVLS_ENABLE" not in environment(0, 4)
+
+
+def test_a_pod_that_decodes_loads_the_vae_and_takes_the_place_of_the_decode_workers() -> None:
+    apart, together = crew(ClusterConfig()), crew(ClusterConfig(decode_on="pod"))
+    assert apart.parts("pod") == {"transformer"}
+    assert together.parts("pod") == {"transformer", "vae"}
+    assert {kind for kind, _ in together.slots()} == {"sketch", "pod"}
+    assert together.num_actors == apart.num_actors - 1
 
 
 @given(st.integers(1, 9))
