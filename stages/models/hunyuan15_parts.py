@@ -84,7 +84,7 @@ def load_transformer(folder: Path, loading: Loading) -> Hunyuan15Transformer:
         lora.merge(weights, loading.lora)
     heads, head_dim = weights.config.num_attention_heads, weights.config.attention_head_dim
     attention = choose(loading.attention, loading.device, heads, head_dim, loading.dtype)
-    return Hunyuan15Transformer(weights.to(loading.device).requires_grad_(False), attention, loading.compile)
+    return Hunyuan15Transformer(weights.to(loading.home).requires_grad_(False), attention, loading.compile, loading.shard)
 
 
 def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:

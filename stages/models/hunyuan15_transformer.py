@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.types import Grid
+from parallel.groups import Group
 from parallel.seam import Attention
+from parallel.sharding import empty
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
-from stages.models.hunyuan15_block import EPS, block, bundle
+from stages.models.hunyuan15_block import EPS, StreamWeights, block, bundle
 from stages.models.joint import JointSeam, Share
-from stages.models.layers import fuse
+from stages.models.layers import fuse, kept, require_all
 from stages.replay import Replay
 from stages.sampling import NoiseLevel
 
@@ -57,19 +59,31 @@ class TimeState:
 class Hunyuan15Transformer:
     """Callable ``(x, condition, time, memory) -> velocity``. ``seam`` is where a slice of ranks shares its tokens."""
 
-    def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention, compiled: bool = False) -> None:
-        """``weights`` is a ``HunyuanVideo15Transformer3DModel``; ``attention`` is of image and text together, on one rank."""
+    def __init__(
+        self,
+        weights: Any,
+        attention: Attention = F.scaled_dot_product_attention,
+        compiled: bool = False,
+        shard: Group | None = None,
+    ) -> None:
+        """``weights`` is a ``HunyuanVideo15Transformer3DModel``; ``attention`` is of image and text together, on one rank.
+
+        With ``shard`` the weights, which may be on a CPU, go to the group's devices, the blocks' in shares but for modulation.
+        """
         self.weights = weights
         self.seam = JointSeam(attention)
         self.block = maybe_compile(functools.partial(block, attention=opaque(self.seam)), compiled)
         self.dtype: torch.dtype = weights.dtype
         self.meanflow: bool = weights.config.use_meanflow
         self.num_latent_channels: int = weights.config.out_channels
-        self._blocks = [bundle(module) for module in weights.transformer_blocks]
+        blocks = weights.transformer_blocks
+        self._blocks = kept(_drained(blocks) if shard else map(bundle, blocks), shard)
+        if shard is not None:
+            weights.to(shard.device)
         norms = [norm for module in weights.transformer_blocks for norm in (module.norm1, module.norm1_context)]
         self._modulation = fuse([norm.linear for norm in norms])
         self._embed = weights.x_embedder.proj.weight.detach().flatten(1)
-        self.replay = Replay(self._run, compiled)
+        self.replay = Replay(self._run, compiled and shard is None)  # gathered weights lie elsewhere each time
         self._rope = functools.lru_cache(maxsize=8)(self._make_rope)
 
     def remember(self, tensors: Mapping[str, Tensor]) -> PromptMemory:
@@ -112,6 +126,7 @@ class Hunyuan15Transformer:
 
     def _run(self, h: Tensor, c: Tensor, modulation: Tensor, rope: Tensor, share: Share) -> Tensor:
         """All layers; what they make of the condition tokens is not used. ``share`` only tells recordings apart."""
+        require_all(self._blocks, self.seam.layout)
         for (image, text), rows in zip(self._blocks, modulation, strict=True):
             h, c = self.block(image, text, rows, h, c, rope)
         return h
@@ -147,6 +162,13 @@ class Hunyuan15Transformer:
         cos, sin = self.weights.rope(self._embed.new_empty(1, 1, *grid))
         mine = slice(image.start, image.stop)
         return torch.stack([cos[mine, 0::2], sin[mine, 0::2]], dim=-1)
+
+
+def _drained(blocks: Iterable[Any]) -> Iterator[tuple[StreamWeights, StreamWeights]]:
+    """Each block's weights; whoever takes the next has put these elsewhere, so nothing else may hold on to them."""
+    for module in blocks:
+        yield bundle(module)
+        empty(module.attn.parameters())
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -57,7 +57,7 @@ def load_transformer(folder: Path, loading: Loading) -> HunyuanTransformer:
         lora.merge(weights, loading.lora)
     heads, head_dim = weights.config.num_attention_heads, weights.config.attention_head_dim
     attention = choose(loading.attention, loading.device, heads, head_dim, loading.dtype)
-    return HunyuanTransformer(weights.to(loading.device).requires_grad_(False), attention, loading.compile)
+    return HunyuanTransformer(weights.to(loading.home).requires_grad_(False), attention, loading.compile, loading.shard)
 
 
 def load_vae(folder: Path, loading: Loading, *, encodes: bool, decodes: bool) -> Any:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orchestrator.types import Grid
+from parallel.groups import Group
 from parallel.seam import Attention
 from stages.attention import opaque
 from stages.compiling import maybe_compile
@@ -32,7 +33,7 @@ from stages.models.hunyuan_block import (
     single_block,
 )
 from stages.models.joint import JointSeam, Share
-from stages.models.layers import patches
+from stages.models.layers import Bundle, kept, patches, require_all
 from stages.replay import Replay
 
 NUM_TABLES = 4
@@ -54,21 +55,32 @@ class Prompt:
 class HunyuanTransformer:
     """Callable ``(x, timestep, guidance, prompt) -> velocity``. ``seam`` is where a slice of ranks shares its tokens."""
 
-    def __init__(self, weights: Any, attention: Attention = F.scaled_dot_product_attention, compile_blocks: bool = False) -> None:
-        """``weights`` is a ``HunyuanVideoTransformer3DModel``, which loses its repeated blocks; ``attention`` is of one rank."""
+    def __init__(
+        self,
+        weights: Any,
+        attention: Attention = F.scaled_dot_product_attention,
+        compile_blocks: bool = False,
+        shard: Group | None = None,
+    ) -> None:
+        """``weights`` is a ``HunyuanVideoTransformer3DModel``, which loses its repeated blocks; ``attention`` is of one rank.
+
+        With ``shard`` the weights, which may be on a CPU, go to the group's devices, the blocks' in shares.
+        """
         config = weights.config
         self.weights = weights
         self.dtype: torch.dtype = weights.dtype
         self.patch: Grid = (config.patch_size_t, config.patch_size, config.patch_size)
         self.replaces_first = config.image_condition_type == "token_replace"
-        self.duals = _drain(weights.transformer_blocks, _dual_weights)
-        self.singles = _drain(weights.single_transformer_blocks, _single_weights)
+        self.duals = kept(_drained(weights.transformer_blocks, _dual_weights), shard)
+        self.singles = kept(_drained(weights.single_transformer_blocks, _single_weights), shard)
+        if shard is not None:
+            weights.to(shard.device)
         self.seam = JointSeam(attention)
         constants: dict[str, Any] = {"head_dim": config.attention_head_dim, "attention": opaque(self.seam)}
         dual: Callable[..., tuple[Tensor, Tensor]] = functools.partial(dual_block, **constants)
         single: Callable[..., Tensor] = functools.partial(single_block, **constants)
         self.dual_block, self.single_block = maybe_compile(dual, compile_blocks), maybe_compile(single, compile_blocks)
-        self.replay = Replay(self._run, compile_blocks)
+        self.replay = Replay(self._run, compile_blocks and shard is None)  # gathered weights lie elsewhere each time
         self._tables = functools.lru_cache(maxsize=NUM_TABLES)(self._make_tables)
         self._guide = functools.lru_cache(maxsize=NUM_TABLES)(self._make_guide)
 
@@ -97,6 +109,7 @@ class HunyuanTransformer:
 
     def _run(self, h: Tensor, c: Tensor, emb: Tensor, rope: Tensor, first: Tensor | None) -> Tensor:
         """All layers: of image and of text tokens, then of both in one row."""
+        require_all(self.duals, self.seam.layout)
         of_image = rope[: h.shape[1]], None if first is None else first[: h.shape[1]]
         for dual in self.duals:
             h, c = self.dual_block(dual, h, c, emb, *of_image)
@@ -172,15 +185,10 @@ class HunyuanTransformer:
         return out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-Bundle = TypeVar("Bundle")
-
-
-def _drain(blocks: nn.ModuleList, bundle: Callable[[Any], Bundle]) -> list[Bundle]:
+def _drained(blocks: nn.ModuleList, bundle: Callable[[Any], Bundle]) -> Iterator[Bundle]:
     """Bundles of weights, one block after the other, each leaving the list: fused copies never double the memory."""
-    bundles = []
     while len(blocks):
-        bundles.append(bundle(blocks.pop(0)))
-    return bundles
+        yield bundle(blocks.pop(0))
 
 
 def _dual_weights(block: Any) -> DualWeights:

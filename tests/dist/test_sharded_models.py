@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from stages.models.wan import WanModel
 from stages.sampling import NoiseLevel
 from tests.checkpoints import checkpoint
 from tests.dist.gang import Gang
+from tests.dist.joint_runs import attach, hunyuan15_condition, hunyuan_condition, velocity
 
 A14B = "wan2.2-a14b"
-GRID = (3, 10, 14)
+HUNYUAN15 = "hunyuanvideo-1.5"
+GRID, JOINT_GRID = (3, 10, 14), (3, 6, 10)
 
 
 @functools.cache
@@ -76,6 +79,26 @@ def test_spread_weights_change_nothing(gang: Gang, spread_over: int, start: int,
     for rank in gang.run(shared, folder, spread_over, start, width)[start : start + width]:
         for found, expected_ in zip(rank, expected, strict=True):
             torch.testing.assert_close(found, expected_, atol=1e-5, rtol=0)
+
+
+def shared_joint(groups: Groups, name: str, folder: str, packed: dict[str, Any], num_branches: int) -> Tensor:
+    """Of a model with image and text streams, spread over adjacent pairs, on all four ranks."""
+    model: Any = load(name, folder, parts=frozenset({"transformer"}), shard=groups.slice(groups.rank // 2 * 2, 2))
+    attach(groups, model, 4, num_branches)
+    return velocity(model, packed, JOINT_GRID)
+
+
+@pytest.mark.parametrize(
+    ("name", "condition", "num_branches"),
+    [("hunyuanvideo", hunyuan_condition, 1), ("hunyuanvideo-i2v", hunyuan_condition, 1), (HUNYUAN15, hunyuan15_condition, 2)],
+)
+def test_spread_weights_of_two_streams_change_nothing(
+    gang: Gang, name: str, condition: Callable[..., Condition], num_branches: int
+) -> None:
+    folder, packed = str(checkpoint(name)), condition(name, 7, JOINT_GRID).pack()
+    expected = velocity(load(name, folder, parts=frozenset({"transformer"})), packed, JOINT_GRID)
+    for found in gang.run(shared_joint, name, folder, packed, num_branches):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def bytes_held(groups: Groups, folder: str, spread_over: int) -> tuple[int, int]:
