@@ -21,6 +21,7 @@ from orchestrator.manifest import update_manifest
 from orchestrator.mistakes import ConfigError
 from orchestrator.paths import RunPaths
 from orchestrator.progress import Progress
+from orchestrator.resolve_sizing import sizing_of
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.types import Item, Record
@@ -143,7 +144,7 @@ class _Run:
     def _make(self, todo: list[Item], tracker: Tracker | None) -> bool:
         """Run the shell; True when a person interrupted it."""
         self._warn_unknown_words(todo)
-        scheduler = Scheduler(scheduler_config(self.sweep))
+        scheduler = Scheduler(scheduler_config(self.sweep), sizing_of(self.sweep.arms, self.sweep.cluster))
         progress = Progress(self.console, len(todo))
         runbook = Runbook(
             self.ledger,

@@ -22,11 +22,15 @@ from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
 from orchestrator.mistakes import ConfigError, from_validation
 from orchestrator.options import ArmName, AttentionName, Backend, BudgetOption, LoraOption, PromptsOption, SweepName
-from orchestrator.policy import SizingConfig
 from orchestrator.prompts import Prompt, Seed, load_prompts
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_budget import device_mistakes
+from orchestrator.resolve_sizing import sizing_mistakes
+from orchestrator.sizing import SizingConfig
 from orchestrator.types import Item
+
+MEASURED_POINTS = {"cost": {"forwards": {"__all__": {"points"}}}}
+"""Not for people to read: they are in the calibration file."""
 
 
 class ClusterConfig(BaseModel):
@@ -159,7 +163,7 @@ class Sweep:
             "name": self.name,
             "reference": self.reference,
             "max_attempts": self.max_attempts,
-            "arms": [arm.model_dump(mode="json") for arm in self.arms],
+            "arms": [arm.model_dump(mode="json", exclude=MEASURED_POINTS) for arm in self.arms],
             "prompts": _prompt_rows(self.items),
             "cluster": self.cluster.model_dump(mode="json"),
             "tracking": self.tracking.model_dump(mode="json"),
@@ -224,6 +228,7 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
     items = _items(points, prompts, spec.seeds, frames)
     frames.tell_missing()
     mistakes.extend(device_mistakes(arms, on_gpu=spec.cluster.gpus_per_rank > 0))
+    mistakes.extend(sizing_mistakes(arms, spec.cluster))
     mistakes.extend(_password(spec.tracking.uri))
     mistakes.extend(_twice(items) if not mistakes else [])
     if mistakes:

@@ -143,7 +143,8 @@ def shard_ranks(geometry: ModelGeometry, limits: Limits, num_branches: int, num_
 
     Raises ValueError, with the arithmetic of every width, when no slice is wide enough.
     """
-    return require(geometry, limits, num_branches, [num_tokens])[0]
+    any_tokens = limits.model_copy(update={"backend": backends.names()[0]})
+    return require(geometry, any_tokens, num_branches, [num_tokens])[0]
 
 
 def require(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol, Self
+from collections.abc import Mapping
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator import sizing
+from orchestrator.cost import CostModel
+from orchestrator.degrees import Limits, legal_widths, powers
+from orchestrator.geometry import model
+from orchestrator.schedules import forwards_per_stage
+from orchestrator.sizing import Choice, Order, SizingConfig, Voice
 from orchestrator.types import Action, Decision, Item, Phase
 
-Rule = Literal["efficient", "throughput", "narrowest", "fastest", "deadline"]
-Order = Literal["arrival", "longest"]
+SPLIT_DECODE = 0.9
+"""Efficiency that a decode is taken to keep with each doubling of its ranks, where nobody measured it."""
 
 
 class Policy(Protocol):
@@ -32,70 +39,111 @@ class Policy(Protocol):
         ...
 
 
-class SizingConfig(BaseModel):
-    """How many ranks a clip is given, stage by stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rule: Rule = "efficient"
-    """efficient: the widest slice whose efficiency is at least ``min_efficiency``. throughput: the narrowest, so most items per
-    hour. narrowest: one rank unless memory asks for more. fastest: the least seconds. deadline: the fewest GPU-seconds that
-    finish a clip's stages within ``deadline_s``."""
-    min_efficiency: float = Field(0.85, gt=0, le=1)
-    """Seconds on one rank over (ranks x seconds on them)."""
-    deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """For all stages after the sketch, under the rule of that name."""
-    min_phase_s: float = Field(0.5, ge=0, allow_inf_nan=False)
-    """A stage shorter than this joins its neighbour's width: handing a clip over costs tens of milliseconds."""
-    order: Order = "arrival"
-    """arrival: the order of the spec, so that the arms of a prompt finish together. longest: most work first, which shortens the
-    tail of the last items."""
-
-    @model_validator(mode="after")
-    def _deadline_is_whole(self) -> Self:
-        if self.rule == "deadline" and self.deadline_s is None:
-            raise ValueError("rule deadline needs deadline_s, the seconds that a clip's stages may take")
-        if self.rule != "deadline" and self.deadline_s is not None:
-            raise ValueError(
-                f"deadline_s is {self.deadline_s:g}, which rule {self.rule} does not read; set rule: deadline or drop it"
-            )
-        return self
-
-
 class Throughput(BaseModel):
     """Every item on the narrowest legal slice: no rank ever waits for another, so most items per hour."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     order: Order = "arrival"
-    """As :attr:`SizingConfig.order`."""
+    """As :attr:`orchestrator.sizing.SizingConfig.order`."""
     degrees: tuple[int, ...] = Field((1,), min_length=1)
     """Legal widths of the model's slices."""
 
     def priority(self, item: Item, decision: Decision) -> float:
-        return order_key(self.order, decision)
+        return _priority(self.order, decision)
 
     def phases(self, item: Item, decision: Decision, max_width: int) -> tuple[Phase, ...]:
-        width = min(_fitting(self.degrees, max_width))
-        return (Phase(len(decision.action.stages), width, f"{ranks(width)}, the narrowest"),)
+        fitting = [width for width in self.degrees if width <= max_width]
+        if not fitting:
+            raise ValueError(f"no legal degree of {list(self.degrees)} fits a pod of {max_width} ranks")
+        return (
+            Phase(len(decision.action.stages), min(fitting), f"rank{'s' * (min(fitting) > 1)}: {min(fitting)}, the narrowest"),
+        )
 
     def decode_width(self, item: Item, max_width: int) -> int:
         return 1
 
 
-def _fitting(widths: tuple[int, ...], max_width: int) -> list[int]:
-    fitting = [width for width in widths if width <= max_width]
-    if not fitting:
-        raise ValueError(f"no legal degree of {list(widths)} fits a pod of {max_width} ranks")
-    return fitting
+class ArmSizing(BaseModel):
+    """What the widths of one arm's clips rest on, resolved once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    cost: CostModel
+    """Of the pod's backend, with every degree that a slice of the pod can have."""
+    limits: Limits
+    least_width: int = Field(1, ge=1)
+    """Ranks over which the weights are sharded, as one GPU cannot hold them."""
 
 
-def ranks(width: int) -> str:
-    return "1 rank" if width == 1 else f"{width} ranks"
+class Sizing(BaseModel):
+    """Widths stage by stage, by the rule of the config, from what the stages are predicted to cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: SizingConfig = SizingConfig()
+    arms: Mapping[str, ArmSizing]
+
+    def priority(self, item: Item, decision: Decision) -> float:
+        return _priority(self.config.order, decision)
+
+    def phases(self, item: Item, decision: Decision, max_width: int) -> tuple[Phase, ...]:
+        stages = stage_choices(self.arms[item.arm], decision.action, max_width)
+        return self.sized(self.arms[item.arm], stages, num_sketched(decision.action))
+
+    def sized(self, arm: ArmSizing, stages: tuple[tuple[Choice, ...], ...], num_before: int) -> tuple[Phase, ...]:
+        clip = self.clip(stages)
+        voice = Voice("GPU" if arm.limits.on_gpu else "rank", arm.cost.num_branches)
+        return sizing.phases(clip, stages, num_before, sizing.with_remark(voice, self.config, clip))
+
+    def clip(self, stages: tuple[tuple[Choice, ...], ...]) -> tuple[Choice, ...]:
+        """What is chosen for each stage."""
+        options = [sizing.faster(of_stage) for of_stage in stages]
+        return sizing.join_short(sizing.choose(self.config, options), options, self.config.min_phase_s)
+
+    def decode_width(self, item: Item, max_width: int) -> int:
+        options = sizing.faster(decode_choices(self.arms[item.arm].cost, max_width))
+        return sizing.one(self.config, options).width if options else 1
 
 
-def order_key(order: Order, decision: Decision) -> float:
-    """Priority under an order: see :meth:`Policy.priority`."""
+def num_sketched(action: Action) -> int:
+    """Stages that the sketch runs: the first, unless it is the only one."""
+    return min(len(action.stages) - 1, 1)
+
+
+def stage_choices(arm: ArmSizing, action: Action, max_width: int) -> tuple[tuple[Choice, ...], ...]:
+    """Every legal width of each stage after the sketch. Raises ValueError when a stage has none."""
+    geometry, first = model(arm.model), num_sketched(action)
+    forwards = forwards_per_stage([stage.steps for stage in action.stages])
+    found = []
+    for stage, num in list(zip(action.stages, forwards, strict=True))[first:]:
+        tokens = geometry.num_tokens(stage.grid)
+        legal = legal_widths(geometry, arm.limits, arm.cost.num_branches, [tokens])
+        widths = [width for width in legal if arm.least_width <= width <= max_width]
+        if not widths:
+            least = f"; its weights take {arm.least_width} ranks" if arm.least_width > 1 else ""
+            raise ValueError(f"{arm.model}: {tokens:,} tokens can run on no slice of a pod of {max_width}{least}")
+        extra_s = arm.cost.transition_token_s * tokens if first else 0.0
+        found.append(sizing.choices(arm.cost, widths, tokens, num, extra_s))
+    return tuple(found)
+
+
+def decode_choices(cost: CostModel, max_width: int) -> tuple[Choice, ...]:
+    """A decode on each width; none when not even one GPU's seconds are known."""
+    if cost.decode_s is None or max_width < 1:
+        return ()
+    measured = dict(cost.split_decode_s)
+    found = []
+    for width in powers(max_width):
+        share = SPLIT_DECODE ** math.log2(width)
+        seconds = cost.decode_s if width == 1 else measured.get(width, cost.decode_s / (width * share))
+        share = cost.decode_s / (width * seconds) if seconds else 1.0
+        found.append(Choice(width, 0, seconds, seconds, share, width > 1 and width not in measured))
+    return tuple(found)
+
+
+def _priority(order: Order, decision: Decision) -> float:
     return -token_steps(decision.action) if order == "longest" else 0.0
 
 

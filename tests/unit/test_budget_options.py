@@ -117,7 +117,7 @@ def test_a_record_tells_what_was_asked_and_what_was_predicted(tmp_path: Path) ->
     planner = make_planner("dvg", geometry, arm.shape, arm.num_steps, arm.target, arm.dvg, cost=arm.cost)
     action = planner.actions[0]  # type: ignore[attr-defined]
     clip = Clip("v.mp4", 1, "00")
-    finish = Finish(item.item_key, 1, item, Decision(action, "because"), clip, {}, 1.0, 1.0, 1)
+    finish = Finish(item.item_key, 1, item, Decision(action, "because"), clip, {}, 1.0, 1.0, ())
     record = make_record(finish, arm, geometry, "cpu", "here", "v.mp4")
     assert (record.target, record.cost_label) == ("speedup=2", "uncalibrated")
     assert record.predicted_s == pytest.approx(denoise_s(geometry, action, arm.cost))

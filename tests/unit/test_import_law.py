@@ -23,13 +23,20 @@ SHARED_NAMES = (
     "arms",
     "degrees",
 )
-DECIDING = ("events", "eventlog", "books", "plan", "policy", "slices", "scheduler")
+DECIDING = ("events", "eventlog", "books", "plan", "policy", "sizing", "slices", "scheduler")
 PURE_PARALLEL = frozenset({"parallel", "parallel.backends"})
 """What a backend can do is known without torch."""
 PURE = (*SHARED_NAMES, *DECIDING)
 PURE_MODULES = frozenset(f"orchestrator.{name}" for name in PURE)
 SHARED = frozenset(f"orchestrator.{name}" for name in SHARED_NAMES)
-RAY_MODULES = ("orchestrator.driver", "orchestrator.pods", "orchestrator.cluster", "orchestrator.crew", "orchestrator.doctor")
+RAY_MODULES = (
+    "orchestrator.driver",
+    "orchestrator.jobs",
+    "orchestrator.pods",
+    "orchestrator.cluster",
+    "orchestrator.crew",
+    "orchestrator.doctor",
+)
 
 
 def module_name(path: pathlib.Path) -> str:

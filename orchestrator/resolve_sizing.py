@@ -1,0 +1,85 @@
+"""From a sweep's arms and workers to the policy that gives every clip its widths; what cannot be, told before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from orchestrator.arms import Arm
+from orchestrator.calibration import cost_model
+from orchestrator.cost import split, with_degrees
+from orchestrator.degrees import Limits, device_limits, powers, require, shard_ranks
+from orchestrator.geometry import model
+from orchestrator.policy import ArmSizing, Sizing
+from orchestrator.sizing import SizingConfig
+from parallel import backends
+
+
+class Pod(Protocol):
+    """What a sweep's workers say of the pod (``orchestrator.config.ClusterConfig``)."""
+
+    @property
+    def heavy_ranks(self) -> int: ...
+    @property
+    def gpus_per_rank(self) -> float: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def sizing(self) -> SizingConfig: ...
+
+
+def sizing_of(arms: Iterable[Arm], pod: Pod) -> Sizing:
+    """The policy of a sweep. Raises ValueError, with the arithmetic, for an arm that no slice of the pod can run."""
+    return Sizing(config=pod.sizing, arms={arm.name: arm_sizing(arm, pod) for arm in arms})
+
+
+def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
+    """Raises ValueError as :func:`sizing_of`."""
+    geometry = model(arm.model)
+    cost = arm.cost or cost_model(geometry, arm.shape, arm.guidance)
+    limits = _limits(cost.device, pod)
+    tokens = geometry.num_tokens(geometry.latent_grid(arm.shape))
+    least = shard_ranks(geometry, limits, cost.num_branches, tokens)
+    legal = require(geometry, limits, cost.num_branches, [tokens])
+    if idle := _idle(legal, limits, cost.num_branches):
+        require(geometry, limits, cost.num_branches, [tokens], asked=idle)
+    degrees = powers(pod.heavy_ranks)
+    return ArmSizing(model=arm.model, cost=with_degrees(geometry, cost, degrees, pod.backend), limits=limits, least_width=least)
+
+
+def _idle(legal: Sequence[int], limits: Limits, num_branches: int) -> int | None:
+    """A width at which the backend would have had work, when it has none at any width; the default one is never in the way."""
+    shared = [width for width in powers(limits.max_width) if split(width, num_branches)[1] > 1]
+    chosen = limits.backend != backends.names()[0]
+    return shared[0] if chosen and shared and not set(shared) & set(legal) else None
+
+
+def _limits(device: str, pod: Pod) -> Limits:
+    limits = device_limits(device, pod.heavy_ranks, pod.backend)
+    on_gpu = pod.gpus_per_rank > 0
+    return limits.model_copy(update={"on_gpu": on_gpu, "memory_gb": limits.memory_gb if on_gpu else None})
+
+
+def sizing_mistakes(arms: Iterable[Arm], pod: Pod) -> list[str]:
+    """Everything about the pod that cannot be, and every arm that it cannot run."""
+    found = _pod_mistakes(pod)
+    for arm in arms:
+        try:
+            arm_sizing(arm, pod)
+        except ValueError as error:
+            found.append(f"arm {arm.name}: {error}")
+    return found
+
+
+def _pod_mistakes(pod: Pod) -> list[str]:
+    if pod.heavy_ranks == 1:
+        return []
+    found = []
+    if 0 < pod.gpus_per_rank < 1:
+        found.append(
+            f"cluster.gpus_per_rank is {pod.gpus_per_rank:g} and cluster.heavy_ranks {pod.heavy_ranks}: ranks that work together "
+            "need a GPU each; set gpus_per_rank to 1 or heavy_ranks to 1"
+        )
+    if (missing := backends.missing(pod.backend)) is not None:
+        found.append(f"cluster.backend {pod.backend} cannot run here: {missing}; native needs nothing")
+    return found
