@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -100,8 +101,9 @@ def exchanges(subject: Subject, grid: Grid, degree: int, others: tuple[str, ...]
     place, tokens = subject.grids.index(grid), subject.tokens(grid)
     if degree == 1 or place >= subject.num_telling:
         return (NATIVE,)
-    unchosen = "native-1" if tokens >= OVERLAP_TOKENS else "native-2"
-    return (NATIVE, unchosen, *(name for name in others if tokens < LONG_TOKENS or name == PEER))
+    if tokens >= LONG_TOKENS:
+        return (NATIVE, *(name for name in others if name == PEER))
+    return (NATIVE, "native-1" if tokens >= OVERLAP_TOKENS else "native-2", *others)
 
 
 def cases(subject: Subject, num_ranks: int, others: tuple[str, ...]) -> Iterator[tuple[Grid, int, str]]:
@@ -120,6 +122,18 @@ def narrowed(subject: Subject, most_tokens: int, num_grids: int) -> Subject:
     return dataclasses.replace(subject, grids=found)
 
 
+def traced_grids(subject: Subject) -> tuple[Grid, ...]:
+    """Two whose forwards are short enough to be looked into."""
+    found = (grid for grid in subject.grids if subject.tokens(grid) < LONG_TOKENS and subject.tokens(grid) % 2 == 0)
+    return tuple(itertools.islice(found, 2))
+
+
+def odd_and_small(subject: Subject) -> tuple[Grid, ...]:
+    """The first grid with an odd number of tokens and the smallest one."""
+    odd = [grid for grid in subject.grids if subject.tokens(grid) % 2]
+    return tuple(dict.fromkeys((*odd[:1], min(subject.grids, key=subject.tokens))))
+
+
 def forward_flops(geometry: ModelGeometry, num_tokens: int) -> float:
     """Floating-point operations of one forward of one branch, condition tokens left out."""
     width = geometry.heads * geometry.head_dim
@@ -136,7 +150,7 @@ def repeats(first_s: float) -> tuple[int, int]:
 
     No further one: that call counts.
     """
-    for least_s, num_warm, num in ((6.0, 0, 0), (1.0, 0, 2), (0.3, 0, 3), (0.05, 1, 5)):
+    for least_s, num_warm, num in ((3.0, 0, 0), (1.0, 0, 2), (0.3, 0, 3), (0.05, 1, 5)):
         if first_s > least_s:
             return num_warm, num
     return 2, 9

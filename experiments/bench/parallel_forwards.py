@@ -9,12 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench.parallel_cases import CHUNKS, LOCAL, NATIVE, Subject, about_s, cases, degrees, sent_bytes
+from experiments.bench.parallel_cases import (
+    CHUNKS,
+    LOCAL,
+    NATIVE,
+    about_s,
+    cases,
+    degrees,
+    odd_and_small,
+    sent_bytes,
+    traced_grids,
+)
 from experiments.bench.parallel_cases import exchanges as exchanges_of
 from experiments.bench.parallel_models import Exchanges, Loaded
 from experiments.bench.parallel_rig import Rig, Row
 from experiments.bench.parallel_trace import traced
-from orchestrator.types import Grid
 from stages import compiling
 
 SWITCH_TOKENS = 4_000
@@ -30,7 +39,7 @@ def forwards(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
         if refusal is not None:
             rig.keep({**row, "refused": refusal})
             continue
-        wait_s = about_s(found.subject.geometry, tokens, degree, num_calls=3)
+        wait_s = about_s(found.subject.geometry, tokens, degree)
         rig.attempt(row, wait_s, lambda: _timed(rig, found, exchanges, row))  # noqa: B023 - called at once
     found.model.attach(None, None)
 
@@ -94,7 +103,7 @@ def _changes(rig: Rig, found: Loaded, exchanges: Exchanges, grid: Any) -> Iterat
 
 def equality(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """Relative distance to one rank's velocity at every degree with every exchange, and of attention that stays local."""
-    for grid in _odd_and_small(found.subject):
+    for grid in odd_and_small(found.subject):
         row = {"section": "equality", **_what(found, grid, 1, NATIVE)}
         expected: list[Tensor] = []
         wait_s = about_s(found.subject.geometry, row["tokens"], 1)
@@ -107,12 +116,6 @@ def equality(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
                 if exchanges.refusal(name, found, grid, degree) is None:
                     rig.attempt(row, wait_s, lambda: _distance(rig, found, exchanges, row, expected[0]))  # noqa: B023
     found.model.attach(None, None)
-
-
-def _odd_and_small(subject: Subject) -> tuple[Grid, ...]:
-    """The first grid with an odd number of tokens and the smallest one."""
-    odd = [grid for grid in subject.grids if subject.tokens(grid) % 2]
-    return tuple(dict.fromkeys((*odd[:1], min(subject.grids, key=subject.tokens))))
 
 
 def _kept(rig: Rig, found: Loaded, grid: Any, into: list[Tensor]) -> Row:
@@ -139,7 +142,7 @@ def _distance(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row, expected:
 
 def profile(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """One forward traced: what the exchanges take, and how much of it attention hides."""
-    for grid in found.subject.grids[:2]:
+    for grid in traced_grids(found.subject):
         for degree in degrees(rig.num_ranks):
             for name in exchanges_of(found.subject, grid, degree, ()):
                 row = {"section": "profile", **_what(found, grid, degree, name)}

@@ -56,8 +56,13 @@ class Loaded:
 
 
 def loaded(rig: Rig, kind: str, subject: Subject) -> Loaded:
+    """Its blocks compiled by a first forward."""
     torch.manual_seed(0)
-    return _tiny(rig, subject) if rig.is_tiny else _real(rig, kind, subject)
+    found = _tiny(rig, subject) if rig.is_tiny else _real(rig, kind, subject)
+    with torch.inference_mode():
+        found.forward(min(subject.grids, key=subject.tokens))()
+    rig.settle()
+    return found
 
 
 def _real(rig: Rig, kind: str, subject: Subject) -> Loaded:

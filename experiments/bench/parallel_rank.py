@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.bench.parallel_cases import OF_A_MODEL
 
@@ -72,7 +72,10 @@ def run(plan: Plan, rank: int, pipe: Connection) -> None:
     device = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank)
     started_s = time.monotonic()
     groups = Groups(store, rank, plan.num_ranks, device, timeout)
-    facts = {"num_ranks": plan.num_ranks, "is_tiny": plan.is_tiny, "timeout_s": plan.timeout_s, "sections": plan.sections}
+    facts: dict[str, Any] = {"num_ranks": plan.num_ranks, "is_tiny": plan.is_tiny, "timeout_s": plan.timeout_s}
+    frozen = pathlib.Path("COMMIT")
+    if frozen.is_file():
+        facts["commit"] = frozen.read_text().strip()
     rig = Rig(groups, plan.out, plan.ends_at_s, plan.is_tiny, plan.folder, facts)
     rig.keep({"section": "start", "groups_s": time.monotonic() - started_s})
     measure(rig, plan)
@@ -90,6 +93,7 @@ def measure(rig: Rig, plan: Plan) -> None:
         parallel_wires,
     )
     from experiments.bench.parallel_cases import narrowed, subjects
+    from stages import attention, compiling
 
     exchanges = parallel_models.Exchanges(rig, plan.backends)
     known = {kind: narrowed(found, plan.most_tokens, plan.num_grids) for kind, found in subjects(plan.is_tiny).items()}
@@ -97,7 +101,8 @@ def measure(rig: Rig, plan: Plan) -> None:
         if not set(plan.sections).isdisjoint(OF_A_MODEL) and rig.has_time(30.0 if rig.is_cuda else 0.0):
             started_s = time.monotonic()
             found = parallel_models.loaded(rig, kind, known[kind])
-            rig.keep({"section": "load", "model": known[kind].name, "load_s": time.monotonic() - started_s})
+            seconds = {"load_s": time.monotonic() - started_s, "compile_s": compiling.compile_seconds()}
+            rig.keep({"section": "load", "model": known[kind].name, **seconds, "kernels": attention.measurements()})
             parallel_forwards.model_sections(rig, kind, found, exchanges, plan.sections)
             del found
             rig.tidy()

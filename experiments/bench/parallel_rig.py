@@ -25,6 +25,7 @@ from parallel.groups import Groups
 from parallel.layout import Layout, layout
 
 Row = dict[str, Any]
+LONG_S = 6.0
 MOST_ERROR = 400
 """Characters of an error that are kept."""
 
@@ -118,22 +119,30 @@ class Rig:
             torch.cuda.empty_cache()
 
     def timed(self, call: Callable[[], object], degree: int) -> Row:
-        """Median seconds of ``call`` after warm-up: the slowest rank of each slice of ``degree``, the median slice."""
+        """Median seconds of ``call``: the slowest rank of each slice of ``degree``, the median slice.
+
+        After a warm-up call, unless calls take so long that it does not matter.
+        """
         if self.is_cuda:
             torch.cuda.reset_peak_memory_stats()
-        call()
-        self.settle()
-        seconds = self.series(call, 1)
-        num_warm, num = repeats(max(self.gather(seconds[0])))
-        for _ in range(num_warm):
-            call()
-        if num:
-            self.settle()
-            seconds = self.series(call, num)
+        seconds = self.first(call)
+        if max(self.gather(seconds[0])) < LONG_S:
+            seconds = self.first(call)
+            num_warm, num = repeats(max(self.gather(seconds[0])))
+            for _ in range(num_warm):
+                call()
+            if num:
+                self.settle()
+                seconds = self.series(call, num)
         by_rank = self.gather(statistics.median(seconds))
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.is_cuda else 0.0
         found = {"median_s": of_slices(by_rank, degree), "by_rank_s": by_rank, "repeats": len(seconds)}
         return {**found, "spread": max(seconds) / min(seconds), "peak_gib": max(self.gather(peak))}
+
+    def first(self, call: Callable[[], object]) -> list[float]:
+        """Seconds of one call that all ranks begin together."""
+        self.settle()
+        return self.series(call, 1)
 
     def series(self, call: Callable[[], object], num: int) -> list[float]:
         """Seconds of each of ``num`` calls in a row, on this rank's device."""
