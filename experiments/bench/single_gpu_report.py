@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.bench.single_gpu_models import SUBJECTS, Subject
 from experiments.bench.single_gpu_rows import BUDGETS, STEPS, Clock, feasible, spread
-from experiments.calibrate import fit_forward
+from experiments.calibrate_fit import fit_forward
 from orchestrator.actions import InfeasibleBudget
 from orchestrator.calibration import StepRow
 from orchestrator.types import Action, Grid
