@@ -42,6 +42,7 @@ Calibration = Annotated[str | None, typer.Option(help="A calibration file; defau
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: the first GPU there is.")]
 Attention = Annotated[str, typer.Option(help="cudnn, flash, flash3, flash4, efficient or math; auto measures.")]
 Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="Default: on a GPU.")]
+Backend = Annotated[str, typer.Option(help="How ranks exchange tokens: native, ulysses or usp.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -131,16 +132,20 @@ def plan(
     calibration: Calibration = None,
     spatial_demand: Annotated[float | None, typer.Option(min=0, max=1, help="Measured or assumed detail.")] = None,
     temporal_demand: Annotated[float | None, typer.Option(min=0, max=1, help="Measured or assumed motion.")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, max=8, help="GPUs of a pod: also print each stage's, and why.")] = None,
+    sizing: Annotated[str, typer.Option(help="efficient, throughput, narrowest, fastest or deadline.")] = "efficient",
+    deadline_s: Annotated[float | None, typer.Option(help="Seconds for a clip's stages, with --sizing deadline.")] = None,
+    backend: Backend = "native",
     as_json: AsJson = False,
 ) -> None:
-    """Print the actions a budget allows, and the one a demand chooses. Loads no model."""
-    from orchestrator.cli_plan import run_plan
+    """Print the actions a budget allows, the one a demand chooses, and a pod's widths for them. Loads no model."""
+    from orchestrator.cli_plan import PodOptions, run_plan
 
     settings = _settings(
         model=model, frames=frames, height=height, width=width, steps=steps, guidance=guidance,
         budget=_budget(budget, speedup, gpu_seconds), device_name=device_name, calibration=calibration,
     )  # fmt: skip
-    run_plan(settings, spatial_demand, temporal_demand, as_json)
+    run_plan(settings, spatial_demand, temporal_demand, as_json, PodOptions(ranks, backend, sizing, deadline_s))
 
 
 @app.command()
@@ -164,7 +169,7 @@ def calibrate(
     degrees: Annotated[
         str | None, typer.Option(help="Ranks that share a forward, like 1,2,4,8; default: all legal ones on GPUs, 1 on a CPU.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="How they exchange tokens: native, ulysses or usp.")] = "native",
+    backend: Backend = "native",
     device: Device = "auto",
     attention: Attention = "auto",
     compile_blocks: Compile = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,18 +14,36 @@ from rich.table import Table
 from orchestrator.actions import DvgConfig
 from orchestrator.cli import print_json
 from orchestrator.config import ArmOptions
+from orchestrator.cost import CostModel
+from orchestrator.degrees import device_limits
 from orchestrator.mistakes import ConfigError, from_validation
-from orchestrator.plan import plan_report
+from orchestrator.model_geometry import ModelGeometry
+from orchestrator.plan import ARM, plan_report
+from orchestrator.policy import Sizing
 from orchestrator.resolve import model_of, shape_of
 from orchestrator.resolve_budget import DEFAULT, Run, cost_of
-from orchestrator.types import Demand
+from orchestrator.resolve_sizing import sizing_on
+from orchestrator.sizing import SizingConfig
+from orchestrator.types import Demand, VideoShape
 
 STATE_STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
 
-def run_plan(settings: Mapping[str, Any], spatial: float | None, temporal: float | None, as_json: bool) -> None:
-    """Raises ConfigError for an unknown model, an illegal shape, half a demand or an infeasible budget."""
-    report = _plan(settings, _demand(spatial, temporal))
+@dataclass(frozen=True)
+class PodOptions:
+    """The pod to plan for, as it was written; without ranks there is none."""
+
+    ranks: int | None = None
+    backend: str = "native"
+    rule: str = "efficient"
+    deadline_s: float | None = None
+
+
+def run_plan(
+    settings: Mapping[str, Any], spatial: float | None, temporal: float | None, as_json: bool, pod: PodOptions | None = None
+) -> None:
+    """Raises ConfigError for an unknown model, an illegal shape, half a demand, an infeasible budget or an impossible pod."""
+    report = _plan(settings, _demand(spatial, temporal), pod or PodOptions())
     if as_json:
         print_json(report)
     else:
@@ -37,11 +56,12 @@ def _demand(spatial: float | None, temporal: float | None) -> Demand | None:
     return None if spatial is None or temporal is None else Demand(spatial, temporal)
 
 
-def _plan(settings: Mapping[str, Any], demand: Demand | None) -> dict[str, Any]:
+def _plan(settings: Mapping[str, Any], demand: Demand | None, pod: PodOptions) -> dict[str, Any]:
     mistakes: list[str] = []
     model = model_of(settings["model"], mistakes)
     options = _options(settings, mistakes)
-    if model is None or options is None:
+    rule = _rule(pod, mistakes)
+    if model is None or options is None or mistakes:
         raise ConfigError(mistakes)
     shape = shape_of(options.model_dump(), model)
     if wrong := model.shape_mistakes(shape):
@@ -51,9 +71,25 @@ def _plan(settings: Mapping[str, Any], demand: Demand | None) -> dict[str, Any]:
     config = DvgConfig.for_model(model)
     run = Run("dvg", model, shape, steps, guidance, config)
     try:
-        return plan_report(model.name, shape, steps, options.budget or DEFAULT, config, demand, cost_of(run, settings))
+        cost = cost_of(run, settings)
+        sizing = None if pod.ranks is None else pod_sizing(model, shape, cost, pod, rule)
+        return plan_report(model.name, shape, steps, options.budget or DEFAULT, config, demand, cost, sizing)
     except ValueError as error:
         raise ConfigError([" ".join(str(error).split())]) from error
+
+
+def _rule(pod: PodOptions, mistakes: list[str]) -> SizingConfig:
+    try:
+        return SizingConfig.model_validate({"rule": pod.rule, "deadline_s": pod.deadline_s})
+    except ValidationError as error:
+        mistakes.extend(from_validation(error, SizingConfig, "sizing"))
+        return SizingConfig()
+
+
+def pod_sizing(model: ModelGeometry, shape: VideoShape, cost: CostModel, pod: PodOptions, rule: SizingConfig) -> Sizing:
+    """Raises ValueError, with the arithmetic, when the pod cannot run the model."""
+    limits = device_limits(cost.device, pod.ranks or 1, pod.backend)
+    return Sizing(config=rule, arms={ARM: sizing_on(limits, model, shape, cost)})
 
 
 def _options(settings: Mapping[str, Any], mistakes: list[str]) -> ArmOptions | None:
@@ -70,19 +106,39 @@ def _print_plan(report: Mapping[str, Any]) -> None:
     steps = "+".join(str(n) for n in report["steps_per_stage"])
     console.print(f"[bold]{report['model']}[/]  grid {grid}  {report['tokens']:,} tokens  steps {steps}")
     console.print(_cost_line(report["cost"]), highlight=False)
+    if report["pod"]:
+        console.print(_pod_line(report["pod"]), highlight=False)
     ends = report["actions"][0]["stages"]
     console.print("first and last stage: " + _stages([ends[0], *ends[1:][-1:]]), highlight=False)
     table = Table(header_style="bold")
-    for heading in ("", "s2", "f2", "density", "predicted", "speedup", "between (grid x steps @ shift)"):
+    on_pod = ("ranks", "on the pod") if report["pod"] else ()
+    for heading in ("", "s2", "f2", "density", "predicted", "speedup", *on_pod, "between (grid x steps @ shift)"):
         table.add_column(heading)
     for action in report["actions"]:
         mark = "*" if report["chosen"] and _same(action, report["chosen"]) else ""
         rates = ("-", "-") if action["s2"] is None else (f"{action['s2']:.2f}", str(action["f2"]))
         figures = (f"{action['density']:.4f}", seconds(action["predicted_s"]), f"{action['speedup']:.2f}")
-        table.add_row(mark, *rates, *figures, _stages(action["stages"][1:-1]))
+        table.add_row(mark, *rates, *figures, *_slices(action), _stages(action["stages"][1:-1]))
     console.print(table)
     if report["chosen"]:
         console.print("* chosen for the given demand")
+    for phase in (report["chosen"] or report["actions"][0]).get("phases", ()):
+        console.print(f"up to stage {phase['stop']}: {phase['why']}", highlight=False, soft_wrap=True)
+
+
+def _pod_line(pod: Mapping[str, Any]) -> str:
+    rule = pod["sizing"]
+    limit = {"efficient": f" (at least {rule['min_efficiency']:.0%})", "deadline": f" ({rule['deadline_s']} s)"}.get(
+        rule["rule"], ""
+    )
+    return f"a pod of {pod['ranks']} ranks, backend {pod['backend']}, sizing {rule['rule']}{limit}"
+
+
+def _slices(action: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ranks of each stage after the sketch, and their seconds in all."""
+    if "slices" not in action:
+        return ()
+    return "|".join(str(piece["width"]) for piece in action["slices"]), seconds(action["refine_s"])
 
 
 def seconds(value_s: float) -> str:

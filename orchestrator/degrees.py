@@ -157,12 +157,15 @@ def require(
         return legal
     lines = [line for width in refused for line in mistakes(geometry, width, limits, num_branches, num_tokens)]
     told = ", ".join(map(str, legal)) if legal else f"none up to {limits.max_width}"
-    raise ValueError(f"{geometry.name}: {'; '.join(lines)}; legal: {told}{_with_guidance(geometry, limits, num_branches, legal)}")
+    more = _with_guidance(geometry, limits, num_branches, num_tokens, legal)
+    raise ValueError(f"{geometry.name}: {'; '.join(lines)}; legal: {told}{more}")
 
 
-def _with_guidance(geometry: ModelGeometry, limits: Limits, num_branches: int, legal: Sequence[int]) -> str:
-    """Widths that a second branch would add."""
-    if num_branches > 1:
+def _with_guidance(
+    geometry: ModelGeometry, limits: Limits, num_branches: int, num_tokens: Sequence[int], legal: Sequence[int]
+) -> str:
+    """Widths that a second branch would add, of models that can have one."""
+    if num_branches > 1 or geometry.family == "hunyuan":
         return ""
-    more = [width for width in legal_widths(geometry, limits, 2) if width not in legal and width > 1]
+    more = [width for width in legal_widths(geometry, limits, 2, num_tokens) if width not in legal and width > 1]
     return "; with guidance split also " + ", ".join(f"{width} = 2 x {width // 2}" for width in more) if more else ""

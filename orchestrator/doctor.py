@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.mistakes import without_password
+from parallel import backends
 from stages.models import embedded
 
 REQUIRED = {
@@ -45,7 +46,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Every check, none of which starts anything or leaves this machine."""
     checks: list[Callable[[], list[Finding]]] = [
-        _python, _packages, _gpus, _attention, _video, _embedded, _ray_auth, _mlflow, _machine,
+        _python, _packages, _gpus, _attention, _backends, _video, _embedded, _ray_auth, _mlflow, _machine,
     ]  # fmt: skip
     return [finding for check in checks for finding in check()]
 
@@ -111,6 +112,30 @@ def _attention() -> list[Finding]:
         if key.startswith(torch.cuda.get_device_name()):
             rows.append(Finding("attention", "ok", _rates(rates), f"measured: {key}"))
     return rows
+
+
+def _backends() -> list[Finding]:
+    """How the ranks of a slice may exchange tokens, whether they can here, and what each cannot do anywhere."""
+    rows = []
+    for name in backends.names():
+        missing = backends.missing(name)
+        rows.append(Finding(f"backend {name}", "missing" if missing else "ok", missing or "can run here", _cannot(name)))
+    return rows
+
+
+def _cannot(name: str) -> str:
+    """What a backend refuses, found by asking it."""
+    questions = {
+        "heads that the ranks do not divide": (6, 64, "cuda"),
+        "token counts that the ranks do not divide, models whose prompt joins attention": (8, 63, "cuda"),
+        "CPUs": (8, 64, "cpu"),
+    }
+    refused = [
+        what
+        for what, (heads, tokens, device) in questions.items()
+        if backends.mistakes(name, heads=heads, num_tokens=[tokens], degree=4, device_type=device)
+    ]
+    return f"cannot do: {'; '.join(refused)}" if refused else "does everything"
 
 
 def _rates(rates: Mapping[str, Mapping[str, float]]) -> str:

@@ -1,4 +1,7 @@
-"""What ``dvg plan`` reports: a model's grid, tokens, actions and predicted seconds for a budget, with no model loaded."""
+"""What ``dvg plan`` reports: a model's grid, tokens, actions and predicted seconds for a budget, with no model loaded.
+
+For a pod also on how many ranks each stage would run, for how long, and why.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,26 @@ from orchestrator.actions import DvgConfig, decide, density_executed, steps_per_
 from orchestrator.budgets import Target, actions_for, density_for
 from orchestrator.cost import CostModel, denoise_s, full_s
 from orchestrator.geometry import ModelGeometry, model
+from orchestrator.policy import ArmSizing, Sizing, num_sketched, stage_choices
 from orchestrator.types import Action, Demand, VideoShape
+
+ARM = "plan"
+"""Under which a plan's sizing holds its one arm."""
 
 
 def plan_report(
-    model_name: str, shape: VideoShape, num_steps: int, target: Target, config: DvgConfig, demand: Demand | None, cost: CostModel
+    model_name: str,
+    shape: VideoShape,
+    num_steps: int,
+    target: Target,
+    config: DvgConfig,
+    demand: Demand | None,
+    cost: CostModel,
+    sizing: Sizing | None = None,
 ) -> dict[str, Any]:
     """JSON-ready report; ``chosen`` is None without a demand. ``budget`` is the density that fixes stage 1.
+
+    ``sizing`` has the pod as that of its arm ``ARM``; None: no pod.
 
     Raises ValueError for an unknown model or an illegal shape; InfeasibleBudget or InfeasibleTarget when no action fits.
     """
@@ -37,14 +53,23 @@ def plan_report(
             "full_s": full_run_s,
             "decode_s": cost.decode_s,
         },
-        "actions": [action_row(geometry, action, cost, full_run_s) for action in actions],
+        "pod": pod_row(sizing) if sizing else None,
+        "actions": [action_row(geometry, action, cost, full_run_s, sizing) for action in actions],
         "demand": {"spatial": demand.spatial, "temporal": demand.temporal} if demand else None,
         "weights": list(decision.weights) if decision and decision.weights else None,
-        "chosen": action_row(geometry, decision.action, cost, full_run_s) if decision else None,
+        "chosen": action_row(geometry, decision.action, cost, full_run_s, sizing) if decision else None,
     }
 
 
-def action_row(geometry: ModelGeometry, action: Action, cost: CostModel, full_run_s: float) -> dict[str, Any]:
+def pod_row(sizing: Sizing) -> dict[str, Any]:
+    """The pod and the rule, as JSON."""
+    limits = sizing.arms[ARM].limits
+    return {"ranks": limits.max_width, "backend": limits.backend, "sizing": sizing.config.model_dump(mode="json")}
+
+
+def action_row(
+    geometry: ModelGeometry, action: Action, cost: CostModel, full_run_s: float, sizing: Sizing | None = None
+) -> dict[str, Any]:
     """An action as JSON: its rates, densities, predicted denoising seconds and stages."""
     predicted_s = denoise_s(geometry, action, cost)
     stages = [
@@ -64,4 +89,15 @@ def action_row(geometry: ModelGeometry, action: Action, cost: CostModel, full_ru
         "predicted_s": predicted_s,
         "speedup": full_run_s / predicted_s,
         "stages": stages,
+    } | (slices_row(sizing, sizing.arms[ARM], action) if sizing else {})
+
+
+def slices_row(sizing: Sizing, arm: ArmSizing, action: Action) -> dict[str, Any]:
+    """Ranks and seconds of each stage after the sketch, and why each phase is as wide as it is."""
+    stages, before = stage_choices(arm, action, arm.limits.max_width), num_sketched(action)
+    clip = sizing.clip(stages)
+    return {
+        "slices": [{"width": c.width, "step_s": c.step_s, "stage_s": c.stage_s, "efficiency": c.efficiency} for c in clip],
+        "refine_s": sum(c.stage_s for c in clip),
+        "phases": [{"stop": p.stop, "width": p.width, "why": p.why} for p in sizing.sized(arm, stages, before)],
     }

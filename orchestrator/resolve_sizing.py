@@ -7,11 +7,13 @@ from typing import Protocol
 
 from orchestrator.arms import Arm
 from orchestrator.calibration import cost_model
-from orchestrator.cost import split, with_degrees
+from orchestrator.cost import CostModel, split, with_degrees
 from orchestrator.degrees import Limits, device_limits, powers, require, shard_ranks
 from orchestrator.geometry import model
+from orchestrator.model_geometry import ModelGeometry
 from orchestrator.policy import ArmSizing, Sizing
 from orchestrator.sizing import SizingConfig
+from orchestrator.types import VideoShape
 from parallel import backends
 
 
@@ -37,14 +39,18 @@ def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
     """Raises ValueError as :func:`sizing_of`."""
     geometry = model(arm.model)
     cost = arm.cost or cost_model(geometry, arm.shape, arm.guidance)
-    limits = _limits(cost.device, pod)
-    tokens = geometry.num_tokens(geometry.latent_grid(arm.shape))
-    least = shard_ranks(geometry, limits, cost.num_branches, tokens)
-    legal = require(geometry, limits, cost.num_branches, [tokens])
-    if idle := _idle(legal, limits, cost.num_branches):
-        require(geometry, limits, cost.num_branches, [tokens], asked=idle)
-    degrees = powers(pod.heavy_ranks)
-    return ArmSizing(model=arm.model, cost=with_degrees(geometry, cost, degrees, pod.backend), limits=limits, least_width=least)
+    return sizing_on(_limits(cost.device, pod), geometry, arm.shape, cost)
+
+
+def sizing_on(limits: Limits, geometry: ModelGeometry, shape: VideoShape, cost: CostModel) -> ArmSizing:
+    """What the widths of such videos rest on. Raises ValueError, with the arithmetic, when no slice can run the full grid."""
+    tokens, branches = geometry.num_tokens(geometry.latent_grid(shape)), cost.num_branches
+    least = shard_ranks(geometry, limits, branches, tokens)
+    legal = require(geometry, limits, branches, [tokens])
+    if idle := _idle(legal, limits, branches):
+        require(geometry, limits, branches, [tokens], asked=idle)
+    cost = with_degrees(geometry, cost, powers(limits.max_width), limits.backend)
+    return ArmSizing(model=geometry.name, cost=cost, limits=limits, least_width=least)
 
 
 def _idle(legal: Sequence[int], limits: Limits, num_branches: int) -> int | None:

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import build_sweep, load_sweep
+from orchestrator.config import ClusterConfig, build_sweep, load_sweep
 from orchestrator.mistakes import ConfigError
+from orchestrator.resolve import resolve_arm
+from orchestrator.resolve_sizing import sizing_mistakes, sizing_of
+from parallel import backends
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = ["a red circle", "a blue square"]
@@ -214,3 +217,46 @@ def test_values_that_read_alike_in_a_file_name_still_make_arms_of_their_own() ->
     arms = build_sweep(spec(arms={"dvg": {}}, sweep={"negative": ["a,b", "a;b", "plain"]}), ROOT).arms
     assert len({arm.name for arm in arms}) == 3
     assert arms[2].name == "dvg-negativeplain"
+
+
+POD = {"heavy_ranks": 8, "gpus_per_rank": 1}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "words"),
+    [
+        ({"sizing": {"rule": "deadline"}}, ["cluster.sizing", "deadline_s"]),
+        ({"sizing": {"rule": "fast"}}, ["cluster.sizing.rule", "'fastest'"]),
+        ({"sizing": {"deadline_s": 3}}, ["only rule deadline reads"]),
+        ({"backend": "ring"}, ["cluster.backend", "'native', 'ulysses' or 'usp'"]),
+        ({"backend": "usp"}, ["cluster.backend usp cannot run here"]),
+        ({"heavy_ranks": 2, "gpus_per_rank": 0.5}, ["cluster.gpus_per_rank is 0.5", "a GPU each"]),
+        ({"collective_timeout_s": 0}, ["cluster.collective_timeout_s", "greater than 0"]),
+    ],
+)
+def test_a_pod_that_cannot_be_is_refused(cluster: dict[str, Any], words: list[str]) -> None:
+    text = "\n".join(mistakes(spec(cluster=cluster)))
+    assert all(word in text for word in words), text
+
+
+def test_an_arm_that_no_slice_of_the_pod_can_run_is_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "missing", lambda name: None)
+    arm = resolve_arm("a", {"model": "wan-mini", "device_name": "NVIDIA H200"}, [])
+    assert arm is not None
+    large = arm.model_copy(update={"model": "wan2.2-a14b", "num_frames": 81, "height": 480, "width": 832})
+    cost = large.cost.model_copy(update={"device": "NVIDIA RTX 4090"}) if large.cost else None
+    one = ClusterConfig(heavy_ranks=1, gpus_per_rank=1)
+    (memory,) = sizing_mistakes([large.model_copy(update={"cost": cost})], one)
+    assert memory.startswith("arm a: wan2.2-a14b: width 1: 57.2 GB of weights")
+    joint = large.model_copy(update={"model": "hunyuanvideo", "num_frames": 125, "height": 720, "width": 1280})
+    (shares,) = sizing_mistakes([joint], ClusterConfig(**POD, backend="usp"))
+    assert "width 4: usp needs equal shares: 115,455 tokens / 2 ranks" in shares
+    assert sizing_mistakes([large, joint], ClusterConfig(**POD)) == []
+
+
+def test_weights_that_one_gpu_cannot_hold_are_spread_over_two() -> None:
+    arm = resolve_arm("a", {"model": "wan-mini", "device_name": "NVIDIA L40S"}, [])
+    assert arm is not None
+    large = arm.model_copy(update={"model": "wan2.2-a14b", "num_frames": 81, "height": 480, "width": 832})
+    assert sizing_of([large], ClusterConfig(**POD)).arms["a"].least_width == 2
+    assert sizing_of([large], ClusterConfig(heavy_ranks=8)).arms["a"].least_width == 1, "nobody knows a CPU's memory"

@@ -7,14 +7,21 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from orchestrator.actions import DvgConfig, InfeasibleBudget
 from orchestrator.budgets import InfeasibleTarget, Target
+from orchestrator.cli import app
 from orchestrator.cost import CostModel, ForwardCost, uncalibrated
+from orchestrator.degrees import Limits
 from orchestrator.geometry import model
-from orchestrator.plan import plan_report
+from orchestrator.plan import ARM, plan_report
+from orchestrator.policy import Sizing
+from orchestrator.resolve_sizing import sizing_on
+from orchestrator.sizing import SizingConfig
 from orchestrator.types import Demand, VideoShape
 
+RULES = ("efficient", "throughput", "narrowest", "fastest")
 HV15 = VideoShape(121, 480, 848)
 LINEAR = ForwardCost(fixed_s=0.0, token_s=1e-4, token2_s=0.0)
 COST = CostModel(label="calibrated", device="made up", forwards=(LINEAR,), num_branches=2, decode_s=3.0)
@@ -103,3 +110,44 @@ def test_planning_loads_neither_torch_nor_ray():
     code = "import sys, orchestrator.plan; print(sorted({'torch', 'ray', 'mlflow', 'diffusers'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def pod(num_ranks, rule="efficient", cost=COST, **options):
+    limits = Limits(max_width=num_ranks)
+    arm = sizing_on(limits, model("hunyuanvideo-1.5"), HV15, cost)
+    return Sizing(config=SizingConfig(rule=rule, **options), arms={ARM: arm})
+
+
+def test_for_a_pod_every_action_states_ranks_seconds_and_reasons():
+    args = ("hunyuanvideo-1.5", HV15, 50, Target(value=0.5), DvgConfig(), Demand(0.5, 0.5), COST)
+    assert plan_report(*args)["pod"] is None
+    rows = plan_report(*args, pod(8))
+    assert (rows["pod"]["ranks"], rows["pod"]["backend"], rows["pod"]["sizing"]["rule"]) == (8, "native", "efficient")
+    for action in [*rows["actions"], rows["chosen"]]:
+        assert len(action["slices"]) == len(action["stages"]) - 1, "the sketch is not the pod's"
+        assert action["refine_s"] == pytest.approx(sum(piece["stage_s"] for piece in action["slices"]))
+        assert action["refine_s"] < action["predicted_s"]
+        assert action["phases"][-1]["stop"] == len(action["stages"])
+        assert all("tokens: " in phase["why"] for phase in action["phases"])
+    json.dumps(rows, allow_nan=False)
+
+
+def test_the_fastest_rule_takes_no_more_seconds_than_any_other():
+    args = ("hunyuanvideo-1.5", HV15, 50, Target(value=0.5), DvgConfig(), None, COST)
+    took = {rule: plan_report(*args, pod(8, rule, min_phase_s=0))["actions"][0]["refine_s"] for rule in RULES}
+    assert took["fastest"] == min(took.values())
+    assert took["narrowest"] == max(took.values())
+
+
+def test_the_command_prints_a_pods_widths_and_refuses_with_the_arithmetic():
+    def dvg(*options):
+        return CliRunner().invoke(app, ["plan", "--device-name", "NVIDIA H200", "--ranks", "8", *options])
+
+    done = dvg("--model", "wan2.2-a14b", "--guidance", "1")
+    for words in ("a pod of 8 ranks, backend native, sizing efficient (at least 85%)", "up to stage 4: 32,760 tokens: "):
+        assert words in done.stdout
+    assert "115,455 tokens / 2 ranks" in str(dvg("--model", "hunyuanvideo", "--backend", "usp").exception)
+    assert "needs deadline_s" in str(dvg("--model", "hunyuanvideo", "--sizing", "deadline").exception)
+    assert "'efficient', 'throughput'" in str(dvg("--model", "hunyuanvideo", "--sizing", "widest").exception)
+    tight = CliRunner().invoke(app, ["plan", "--model", "wan2.2-a14b", "--device-name", "NVIDIA RTX 4090", "--ranks", "1"])
+    assert "57.2 GB of weights" in str(tight.exception)
