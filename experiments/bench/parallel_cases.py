@@ -18,6 +18,7 @@ SECTIONS = ("forwards", "guided", "switch", "equality", "profile", "stock", "dec
 """In the order in which they run, by default all. The first five share one loaded model."""
 OF_A_MODEL = SECTIONS[:5]
 NATIVE = "native"
+OTHERS = ("ulysses", "usp")
 CHUNKS: Mapping[str, int] = {"native-1": 1, "native-2": 2}
 """Native exchange with a fixed number of chunks, to find out from where two pay."""
 PEER = "peer"

@@ -85,7 +85,7 @@ def _tiny(rig: Rig, subject: Subject) -> Loaded:
     if rig.rank == 0:
         tiny.build(subject.name, folder)
     rig.settle()
-    model = load(subject.name, str(folder), str(rig.device))
+    model = load(subject.name, str(folder), str(rig.device), compile_blocks=False)
     shape = subject.geometry.default_shape
     requests = {1: Request("a red circle", shape, 1.0), 2: Request("a red circle", shape, 5.0, "grey")}
     return Loaded(subject, model, {num: model.encode(request) for num, request in requests.items()})
