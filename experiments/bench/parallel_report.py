@@ -22,9 +22,9 @@ Files = Mapping[str, Mapping[str, Any]]
 FULL = {"wan2.2-a14b": (21, 60, 104), "hunyuanvideo": (32, 90, 160)}
 MEDIUM, PRIME = (13, 44, 80), (11437, 2, 2)
 
-HOW = """Random weights at real sizes in bf16, CUDA events. A row is the median call of the slowest rank of a slice and, as the slices of
-a host work at once, of the median slice. One GPU is our own fastest path on the same GPUs in the same run. `native` chooses its
-number of chunks itself; `native-1` and `native-2` are told.
+HOW = """Random weights at real sizes in bf16, CUDA events. A row is the median call of the slowest rank of a slice and, as the
+slices of a host work at once, of the median slice. One GPU is our own fastest path on the same GPUs in the same run. `native`
+chooses its number of chunks itself; `native-1` and `native-2` are told.
 """
 
 
