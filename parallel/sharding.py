@@ -7,6 +7,7 @@ its way. All ranks of the group must so run the same layers at the same time: no
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor, nn
@@ -79,7 +80,8 @@ def shard(layers: Iterable[Bundle], group: Group) -> Sharded[Bundle]:
     for layer in layers:
         weights = list(_leaves(layer))
         shell = _Shell(weight if weight.is_contiguous() else _compact(weight) for weight in weights)
-        fully_shard(shell, mesh=mesh)
+        with nullcontext() if group.device.type == "cpu" else torch.cuda.device(group.device):
+            fully_shard(shell, mesh=mesh)
         empty(weights)
         shells.append(shell)
         like.append(layer)
