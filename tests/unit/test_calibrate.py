@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from experiments.calibrate import Settings, check_grids, default_grids, measure, random_model
-from experiments.calibrate_fit import fit_forward
-from orchestrator.calibration import FOLDER_VARIABLE, StepRow, load
+from experiments.calibrate_fit import About, compose, fit_forward, held_out
+from orchestrator.calibration import FOLDER_VARIABLE, SHIPPED, DecodeRow, StepRow, load
 from orchestrator.cli import app
 from orchestrator.geometry import MODELS, model
 from orchestrator.mistakes import ConfigError
@@ -89,6 +89,48 @@ def test_a_fit_never_bends_down_for_a_slow_small_grid() -> None:
     assert error == pytest.approx(max(abs(fit.seconds(row.tokens) / row.median_s - 1) for row in rows))
 
 
+ABOUT = About("wan2.1-14b", "NVIDIA H200", "bfloat16", "cudnn", "2.11")
+
+
+def made_rows(degree: int, backend: str = "native", wobble: float = 0.0) -> list[StepRow]:
+    counts = (960, 1920, 3900, 7800, 15_600, 32_760)
+    seconds = [0.01 + (2e-5 * n + 1e-9 * n * n) / degree for n in counts]
+    return [
+        StepRow(grid=(1, 1, n), tokens=n, degree=degree, backend=backend, median_s=s * (1 + wobble * (-1) ** i), repeats=1)
+        for i, (n, s) in enumerate(zip(counts, seconds, strict=True))
+    ]
+
+
+def test_rows_of_any_degrees_and_backends_become_one_file_with_the_error_on_rows_left_out() -> None:
+    rows = [*made_rows(8, "usp"), *made_rows(1), *made_rows(2), *made_rows(2, "usp")]
+    found = compose(rows, ABOUT, [DecodeRow(num_frames=9, height=32, width=32, degree=2, seconds=1.0)])
+    assert [(fit.degree, fit.backend) for fit in found.fits] == [(1, "native"), (2, "native"), (2, "usp"), (8, "usp")]
+    assert set(found.steps) == set(rows)
+    assert found.held_out_error is not None
+    assert found.held_out_error < 0.01
+    assert found.split_decode_s(VideoShape(9, 32, 64)) == ((2, 2.0),)
+    with pytest.raises(ValueError, match="degree 1"):
+        compose(made_rows(2), ABOUT)
+
+
+def test_a_row_that_is_left_out_is_predicted_by_the_others_alone() -> None:
+    odd = [row.model_copy(update={"median_s": 2 * row.median_s}) if row.tokens == 3900 else row for row in made_rows(1)]
+    errors = {row.tokens: error for row, error in held_out(odd)}
+    assert errors[3900] == pytest.approx(-0.5, abs=0.01)
+    assert set(errors) == {1920, 3900, 7800, 15_600}, "nothing is told of the ends"
+    assert held_out(made_rows(1)[:3]) == []
+    small = max(abs(error) for _, error in held_out(made_rows(4, wobble=0.01)))
+    assert 0.005 < small < 0.06
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_the_files_that_ship_predict_what_they_left_out(path: Path) -> None:
+    found = load(path)
+    for fit in found.fits:
+        errors = [abs(error) for row, error in held_out(found.rows_of(fit.degree, fit.backend)) if row.tokens > 4_680]
+        assert max(errors) < 0.06
+
+
 @pytest.fixture
 def dvg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dvg:
     """The command in this process; ``result.exception`` is what :func:`orchestrator.cli.main` tells in one line."""
@@ -98,6 +140,35 @@ def dvg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dvg:
 
 
 CALIBRATE = ("calibrate", "--frames", "9", "--height", "32", "--width", "32", "--grids", "1x4x4,3x4x4", "--repeats", "1")
+
+
+def test_ranks_are_measured_together_and_one_of_them_alone(dvg: Dvg, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = dvg(*CALIBRATE, "--degrees", "2", "--no-decode", "--json")
+    assert done.exit_code == 0, done.exception
+    found = load(Path(json.loads(done.stdout)["path"]))
+    assert [(row.degree, row.tokens) for row in found.steps] == [(1, 4), (1, 12), (2, 4), (2, 12)]
+    assert [fit.degree for fit in found.fits] == [1, 2]
+    planned = dvg("plan", "--ranks", "2", "--json")
+    phases = json.loads(planned.stdout)["actions"][0]["phases"]
+    assert "(uncalibrated)" not in phases[0]["why"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "wan2.1-1.3b", "--degrees", "1,8"), "12 heads cannot be shared evenly by 8 ranks: 12 / 8 = 1.5"),
+        (("--degrees", "3"), "power of two; legal: 1, 2, 4, 8"),
+        (("--degrees", "two"), "for example 1,2,4,8"),
+        (("--degrees", "2", "--backend", "usp"), "usp"),
+        (("--degrees", "2", "--backend", "ring"), "Choices: native, ulysses, usp"),
+    ],
+)
+def test_ranks_that_cannot_work_together_are_refused_before_anything_is_loaded(
+    dvg: Dvg, options: tuple[str, ...], words: str
+) -> None:
+    done = dvg("calibrate", *options)
+    assert isinstance(done.exception, ConfigError)
+    assert words in str(done.exception)
 
 
 def test_calibrate_writes_the_file_that_plan_then_uses(dvg: Dvg) -> None:

@@ -130,6 +130,9 @@ def test_doctor_names_what_each_missing_piece_would_give() -> None:
     rows = {row["topic"]: row for row in json.loads(done.stdout)}
     assert rows["torch"]["state"] == "ok"
     assert all(row["gives"] for row in rows.values())
+    assert rows["backend native"]["state"] == "ok"
+    assert rows["backend native"]["gives"] == "cannot do: heads that the ranks do not divide"
+    assert "CPUs" in rows["backend usp"]["gives"]
     assert done.returncode in (0, 1)
 
 

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from experiments.calibrate_fit import fit_forward
 from orchestrator.actions import DvgConfig, action_list, full_action
 from orchestrator.calibration import StepRow
-from orchestrator.cost import GPUS, CostModel, ForwardCost, denoise_s, full_s, num_branches, rates, uncalibrated
+from orchestrator.cost import (
+    GPUS,
+    CostModel,
+    ForwardCost,
+    denoise_s,
+    full_s,
+    num_branches,
+    rates,
+    uncalibrated,
+    with_degrees,
+)
 from orchestrator.geometry import MODELS, model
 from orchestrator.types import Action, Grid, Stage, VideoShape
 
@@ -150,3 +160,66 @@ def test_the_made_up_rows_are_the_grids_they_claim() -> None:
     counts: dict[Grid, int] = {(32, 90, 160): 115_200, (21, 60, 104): 32_760, (31, 30, 53): 49_290}
     found = {row.grid: row.tokens for name in MEASURED for row in rows(name)}
     assert counts.items() <= found.items()
+
+
+POINTS = ((1_000, 0.20), (4_000, 0.30), (20_000, 2.0))
+
+
+def test_a_curve_goes_through_what_was_measured_and_keeps_its_shape_beyond() -> None:
+    plain = ForwardCost(fixed_s=0.1, token_s=5e-5, token2_s=1e-9)
+    bent = plain.model_copy(update={"points": POINTS})
+    assert [bent.seconds(tokens) for tokens, _ in POINTS] == pytest.approx([seconds for _, seconds in POINTS])
+    ends = [bent.seconds(n) / plain.seconds(n) for n in (10, 1_000, 20_000, 90_000)]
+    assert ends[0] == pytest.approx(ends[1])
+    assert ends[2] == pytest.approx(ends[3])
+    assert plain.model_copy(update={"points": POINTS[:1]}).seconds(1_000) == pytest.approx(0.2)
+
+
+@given(st.integers(1, 200_000))
+def test_between_two_measurements_the_error_is_between_theirs(num_tokens: int) -> None:
+    plain = ForwardCost(fixed_s=0.1, token_s=5e-5, token2_s=1e-9)
+    shares = [seconds / plain.seconds(tokens) for tokens, seconds in POINTS]
+    bent = plain.model_copy(update={"points": POINTS})
+    assert min(shares) - 1e-9 <= bent.seconds(num_tokens) / plain.seconds(num_tokens) <= max(shares) + 1e-9
+
+
+def test_two_branches_run_side_by_side_on_half_of_the_ranks_each() -> None:
+    wider = ForwardCost(degree=2, fixed_s=0.3, token_s=0.0, token2_s=0.0)
+    cost = MADE_UP.model_copy(update={"forwards": (*MADE_UP.forwards, wider), "num_branches": 2})
+    alone = MADE_UP.forward_s(100)
+    assert [cost.step_s(100, width) for width in (1, 2, 4)] == pytest.approx([2 * alone, alone, 0.3])
+    assert MADE_UP.step_s(100) == alone
+    with pytest.raises(ValueError, match="degree 4"):
+        cost.step_s(100, 8)
+
+
+@given(st.sampled_from(sorted(MODELS)), st.sampled_from([H200, "NVIDIA L40S", "CPU"]), st.integers(1, 200_000))
+def test_degrees_nobody_measured_are_predicted_never_faster_than_an_even_share(name: str, device: str, num_tokens: int) -> None:
+    geometry = model(name)
+    cost = with_degrees(geometry, uncalibrated(geometry, device), (1, 2, 4, 8))
+    alone = cost.forward_s(num_tokens)
+    for degree in (2, 4, 8):
+        assert cost.is_predicted(degree)
+        assert cost.forward_s(num_tokens, degree) > alone / degree
+
+
+def test_a_measured_degree_is_taken_as_it_is_and_only_of_its_backend() -> None:
+    measured = ForwardCost(degree=4, backend="usp", fixed_s=0.1, token_s=0.0, token2_s=0.0)
+    cost = MADE_UP.model_copy(update={"forwards": (*MADE_UP.forwards, measured)})
+    geometry = model("wan2.1-14b")
+    usp, native = (with_degrees(geometry, cost, (1, 2, 4), backend) for backend in ("usp", "native"))
+    assert usp.forward_s(9_999, 4) == 0.1
+    assert not usp.is_predicted(4)
+    assert usp.is_predicted(2)
+    assert native.is_predicted(4)
+    assert native.forward_s(9_999, 4) != 0.1
+    assert cost.alone == MADE_UP
+
+
+def test_launches_under_which_small_grids_lie_are_a_floor() -> None:
+    truth = ForwardCost(fixed_s=0.0, token_s=1e-5, token2_s=1e-9, floor_s=0.08)
+    counts = (500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000)
+    made = [StepRow(grid=(1, 1, n), tokens=n, degree=8, median_s=truth.seconds(n), repeats=1) for n in counts]
+    fit, error = fit_forward(made)
+    assert fit.floor_s == pytest.approx(0.08)
+    assert error < 1e-6
