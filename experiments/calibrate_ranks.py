@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -104,6 +105,8 @@ def _rank(rank: int, job: Job, store: str, told: SimpleQueue[Any]) -> None:
         told.put(compose(rows, about(model, job.settings, "random" if job.random_weights else "given"), decodes))
     if everyone is not None:
         everyone.agree("done")
+    del model  # its recordings hold the groups' collectives
+    gc.collect()
     groups.close()
 
 
