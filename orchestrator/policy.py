@@ -56,9 +56,8 @@ class Throughput(BaseModel):
         fitting = [width for width in self.degrees if width <= max_width]
         if not fitting:
             raise ValueError(f"no legal degree of {list(self.degrees)} fits a pod of {max_width} ranks")
-        return (
-            Phase(len(decision.action.stages), min(fitting), f"rank{'s' * (min(fitting) > 1)}: {min(fitting)}, the narrowest"),
-        )
+        width = min(fitting)
+        return (Phase(len(decision.action.stages), width, f"{width} rank{'s' if width > 1 else ''}, the narrowest"),)
 
     def decode_width(self, item: Item, max_width: int) -> int:
         return 1
