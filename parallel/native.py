@@ -33,7 +33,7 @@ class Native:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
         heads = q.shape[1] // group.size
-        bounds = _chunks(heads, self._num_chunks(q, heads, sum(counts)))
+        bounds = chunks(heads, self._num_chunks(q, heads, sum(counts)))
         arriving = [_Arriving((q, k, v), bound, group, counts) for bound in bounds]
         leaving = [_Leaving(local(*chunk.wait()), bound, group, counts) for chunk, bound in zip(arriving, bounds, strict=True)]
         out = q.new_empty(q.shape[2], group.size, heads, q.shape[3])
@@ -47,7 +47,8 @@ class Native:
         return 2 if q.is_cuda and heads > 1 and num_tokens >= OVERLAP_TOKENS else 1
 
 
-def _chunks(heads: int, num: int) -> list[slice]:
+def chunks(heads: int, num: int) -> list[slice]:
+    """``num`` pieces of a rank's heads, as equal as can be."""
     ends = [heads * i // num for i in range(num + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 

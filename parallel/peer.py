@@ -1,13 +1,15 @@
-"""The same exchange as ``native``, written straight into the other GPUs' memory instead of through NCCL.
+"""The exchange of ``native``, written straight into the other GPUs' memory instead of through NCCL.
 
 Each rank copies the heads that a peer attends to into that peer's buffer, over NVLink, already in the order in which attention
-reads them, and what attention found goes back the same way: nothing is packed or unpacked. Buffers are torch's symmetric memory
+reads them, and what attention found goes back the same way: nothing is packed or unpacked. For long sequences heads go in
+chunks on a stream of their own, so that one is attended to while others are on their way. Buffers are torch's symmetric memory
 (CUDA peer access within one host; multicast is not used).
 """
 
 from __future__ import annotations
 
-import math
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,18 +17,22 @@ import torch
 from torch import Tensor
 
 from parallel.groups import Group
-from parallel.native import lay_out
+from parallel.native import OVERLAP_TOKENS, chunks, lay_out
 from parallel.seam import Attention
 from parallel.shares import piece
 
 LEAST_ELEMENTS = 1 << 24
 """Of a buffer: growing means meeting all ranks again."""
+NUM_VIEWS = 4096
+"""Views of the buffers kept: making one costs the host several microseconds."""
 
 
 @dataclass(eq=False)
 class Peer:
     """The exchange. All ranks of a group must call it with the same ``counts``."""
 
+    num_chunks: int | None = None
+    """Of each rank's heads. None: two for long sequences, otherwise one."""
     _buffers: dict[tuple[Any, ...], _Buffer] = field(default_factory=dict)
 
     @property
@@ -34,22 +40,15 @@ class Peer:
         return "peer"
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
-        size, heads, head_dim = group.size, q.shape[1] // group.size, q.shape[3]
-        mine, num, total = piece(counts, group.rank), counts[group.rank], sum(counts)
-        inbox, outbox = (3, total, heads, head_dim), (max(counts), size, heads, head_dim)
-        buffer = self._buffer(group, q.dtype, math.prod(inbox), math.prod(outbox))
-        for peer in buffer.peers:
-            target = buffer.of(peer, inbox)
-            for index, x in enumerate((q, k, v)):
-                lay_out(target[index, mine], x[0, peer * heads : (peer + 1) * heads].transpose(0, 1))
-        buffer.meet()
-        found = local(*(x.transpose(0, 1).unsqueeze(0) for x in buffer.of(group.rank, inbox)))[0].transpose(0, 1)
-        for peer in buffer.peers:
-            target = buffer.of(peer, outbox, buffer.num_inbox)
-            lay_out(target[: counts[peer], group.rank], found[piece(counts, peer)])
-        buffer.meet()
-        own = buffer.of(group.rank, outbox, buffer.num_inbox)[:num]
-        return own.flatten(1, 2).transpose(0, 1).unsqueeze(0)
+        heads = q.shape[1] // group.size
+        num = self.num_chunks or (2 if sum(counts) >= OVERLAP_TOKENS else 1)
+        buffer = self._buffer(group, q.dtype, sum(counts) * heads * q.shape[3] * 3, max(counts) * q.shape[1] * q.shape[3])
+        crossing = _Crossing(buffer, group, counts, heads, q.shape[3])
+        if min(num, heads) > 1:
+            crossing.overlapped((q, k, v), local, chunks(heads, min(num, heads)))
+        else:
+            crossing.at_once((q, k, v), local, slice(0, heads))
+        return crossing.found().flatten(1, 2).transpose(0, 1).unsqueeze(0)
 
     def _buffer(self, group: Group, dtype: torch.dtype, num_inbox: int, num_outbox: int) -> _Buffer:
         key = (group.key, dtype)
@@ -57,6 +56,10 @@ class Peer:
         if found is None or found.num_inbox < num_inbox or found.num_outbox < num_outbox:
             self._buffers[key] = found = _Buffer(group, dtype, _rounded(num_inbox), _rounded(num_outbox))
         return found
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
 def _rounded(num: int) -> int:
@@ -73,13 +76,91 @@ class _Buffer:
         self.dtype = dtype
         self.memory = symmetric.empty(num_inbox + num_outbox, dtype=dtype, device=group.device)
         self.handle: Any = symmetric.rendezvous(self.memory, group.handle)
+        self.side: torch.cuda.Stream | None = _stream(group.device)
         self.peers = [(group.rank + step) % group.size for step in range(1, group.size + 1)]
         """All ranks, this one last: so no peer is written to by all at once."""
+        self.of = functools.lru_cache(maxsize=NUM_VIEWS)(self._of)
 
-    def of(self, rank: int, shape: tuple[int, ...], start: int = 0) -> Tensor:
+    def _of(self, rank: int, shape: tuple[int, ...], start: int) -> Tensor:
         found: Tensor = self.handle.get_buffer(rank, shape, self.dtype, start)
         return found
 
     def meet(self) -> None:
-        """On the GPU's own stream: no rank goes on before all have come here. The host does not wait."""
+        """On the current stream: no rank's goes on before all have come here. The host does not wait."""
         self.handle.barrier(channel=0)
+
+
+@dataclass(frozen=True)
+class _Crossing:
+    """One attention.
+
+    Nothing is overwritten too early: a rank writes into another's inbox after the last meeting of the attention before, to which
+    that one came when it had read all of it; and into an outbox after this attention's first meeting, to which its owner comes
+    when what followed the attention before has read it.
+    """
+
+    buffer: _Buffer
+    group: Group
+    counts: tuple[int, ...]
+    heads: int
+    head_dim: int
+
+    def at_once(self, qkv: Sequence[Tensor], local: Attention, chunk: slice) -> None:
+        self.send(qkv, chunk)
+        self.buffer.meet()
+        self.send_back(local(*self.arrived(chunk)), chunk)
+        self.buffer.meet()
+
+    def overlapped(self, qkv: Sequence[Tensor], local: Attention, bounds: Sequence[slice]) -> None:
+        main, side = torch.cuda.current_stream(), self.buffer.side
+        if side is None:
+            raise RuntimeError("chunks that overlap need a GPU's streams")
+        side.wait_stream(main)
+        here = []
+        with torch.cuda.stream(side):
+            for chunk in bounds:
+                self.send(qkv, chunk)
+                self.buffer.meet()
+                here.append(side.record_event())
+        kept = []  # until the side stream has read them
+        for chunk, event in zip(bounds, here, strict=True):
+            main.wait_event(event)
+            kept.append(local(*self.arrived(chunk)))
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                self.send_back(kept[-1], chunk)
+        with torch.cuda.stream(side):
+            self.buffer.meet()
+        main.wait_stream(side)
+
+    def send(self, qkv: Sequence[Tensor], chunk: slice) -> None:
+        """This rank's tokens of each peer's heads of the chunk, to it."""
+        mine = piece(self.counts, self.group.rank)
+        for peer in self.buffer.peers:
+            target, first = self._inbox(peer, chunk), peer * self.heads
+            for index, x in enumerate(qkv):
+                lay_out(target[index, mine], x[0, first + chunk.start : first + chunk.stop].transpose(0, 1))
+
+    def arrived(self, chunk: slice) -> tuple[Tensor, ...]:
+        """Queries, keys and values ``[1, chunk's heads, all tokens, head_dim]``."""
+        return tuple(x.transpose(0, 1).unsqueeze(0) for x in self._inbox(self.group.rank, chunk))
+
+    def send_back(self, found: Tensor, chunk: slice) -> None:
+        """What attention found for each peer's tokens, to it."""
+        rows = found[0].transpose(0, 1)
+        for peer in self.buffer.peers:
+            target = self._outbox(peer)[:, self.group.rank, chunk]
+            lay_out(target, rows[piece(self.counts, peer)])
+
+    def found(self) -> Tensor:
+        """``[this rank's tokens, ranks, heads of each, head_dim]``; overwritten by the next attention."""
+        return self._outbox(self.group.rank)
+
+    def _inbox(self, rank: int, chunk: slice) -> Tensor:
+        per_head = 3 * sum(self.counts) * self.head_dim
+        shape = (3, sum(self.counts), chunk.stop - chunk.start, self.head_dim)
+        return self.buffer.of(rank, shape, per_head * chunk.start)
+
+    def _outbox(self, rank: int) -> Tensor:
+        shape = (self.counts[rank], self.group.size, self.heads, self.head_dim)
+        return self.buffer.of(rank, shape, self.buffer.num_inbox)
