@@ -23,8 +23,11 @@ class _Backend:
     """From 4 ranks on, a group falls into this many parts: heads are shared within each, keys and values go round the parts."""
 
 
+AUTO = "auto"
 _BACKENDS = {
+    AUTO: _Backend(),
     "native": _Backend(),
+    "peer": _Backend(needs_gpu=True),
     "ulysses": _Backend(modules=("deepspeed",)),
     "usp": _Backend(modules=("xfuser", "yunchang", "triton"), needs_gpu=True, needs_equal_shares=True, ring=2),
 }
@@ -35,13 +38,30 @@ def names() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
-def make(name: str, groups: Groups) -> Exchange:
-    """The exchange for all slices of a pod; all its ranks call this with the same name, as groups may be made.
+def settled(name: str, device_type: str) -> str:
+    """What ``auto`` stands for on such a device; any other name is itself. Raises ValueError for an unknown name."""
+    _named(name)
+    if name != AUTO:
+        return name
+    return "peer" if device_type == "cuda" else "native"
 
+
+def make(name: str, groups: Groups) -> Exchange:
+    """The exchange for all slices of a pod; all its ranks call this with the same name, as they may have to meet for it.
+
+    ``auto`` is the fastest that passes a trial on this pod.
     Raises ValueError for a name that is not known or that cannot run here.
     """
     if (problem := missing(name)) is not None:
         raise ValueError(f"backend {name!r} cannot run here: {problem}")
+    if name == AUTO:
+        from parallel.trial import fastest
+
+        return fastest(groups)
+    if name == "peer":
+        from parallel.peer import Peer
+
+        return Peer()
     if name == "ulysses":
         from parallel.ulysses import Ulysses
 
@@ -61,6 +81,7 @@ def mistakes(name: str, *, heads: int, num_tokens: Sequence[int], degree: int, d
     ``num_tokens`` are sums of image and text tokens where these attend together. ``degree`` counts the ranks of one forward:
     with guidance split, half the slice. Raises ValueError for an unknown name.
     """
+    name = settled(name, device_type)
     backend = _named(name)
     if degree == 1:
         return []
@@ -115,4 +136,4 @@ def _named(name: str) -> _Backend:
 
 
 def _others() -> str:
-    return " and ".join(name for name, backend in _BACKENDS.items() if not backend.needs_gpu)
+    return " and ".join(name for name, backend in _BACKENDS.items() if not backend.needs_gpu and name != AUTO)

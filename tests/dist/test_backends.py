@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
@@ -9,14 +10,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from parallel import backends
-from parallel.groups import Groups
+from parallel.groups import Group, Groups
 from parallel.layout import layout
-from parallel.seam import Exchange, Seam
+from parallel.native import Native
+from parallel.seam import Attention, Exchange, Seam
+from parallel.trial import passing
 from tests.dist.gang import Gang
 
-ON_CPU = ("native", "ulysses")
+ON_CPU = ("auto", "native", "ulysses")
 HEAD_DIM = 6
 WIDTHS = (1, 2, 4, 2, 1)
 made: dict[str, Exchange] = {}
@@ -24,19 +28,19 @@ made: dict[str, Exchange] = {}
 
 
 @cache
-def inputs(num_tokens: int, heads: int) -> list[torch.Tensor]:
+def inputs(num_tokens: int, heads: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(num_tokens)
     return [torch.randn(1, heads, num_tokens, HEAD_DIM, generator=generator) for _ in range(3)]
 
 
-def expected(num_image: int, num_text: int, heads: int) -> torch.Tensor:
+def expected(num_image: int, num_text: int, heads: int) -> Tensor:
     found = F.scaled_dot_product_attention(*inputs(num_image + num_text, heads))
     return found.transpose(1, 2).flatten(2)[:, :num_image]
 
 
 def attended(
     groups: Groups, start: int, width: int, num_image: int, num_text: int, heads: int, name: str, is_control: bool = False
-) -> torch.Tensor | None:
+) -> Tensor | None:
     """Image rows that one slice finds together."""
     if name not in made:
         made[name] = backends.make(name, groups)
@@ -77,6 +81,43 @@ def test_attention_that_stays_on_its_rank_differs(gang: Gang, name: str) -> None
     assert (found - expected(37, 5, 8)).abs().max() > 0.1
 
 
+@dataclass
+class Wrong:
+    """On one rank: an exchange that raises, or that leaves attention where it is."""
+
+    rank: int
+    raises: bool
+    name: str = "wrong"
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
+        found = Native()(q, k, v, local, group, counts)
+        if group.rank != self.rank:
+            return found
+        if self.raises:
+            raise RuntimeError("no peer access")
+        return local(q, k, v)
+
+
+def tried(groups: Groups, rank: int, raises: bool) -> str:
+    return passing(Wrong(rank, raises), groups).name
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_exchange_that_fails_on_one_rank_is_used_on_none(gang: Gang, raises: bool) -> None:
+    assert gang.run(tried, 2, raises) == ["native"] * 4
+
+
+def test_an_exchange_that_passes_its_trial_is_used(gang: Gang) -> None:
+    assert gang.run(tried, 9, False) == ["wrong"] * 4
+
+
+def test_auto_is_settled_by_the_device() -> None:
+    assert [backends.settled("auto", kind) for kind in ("cuda", "cpu")] == ["peer", "native"]
+    assert [backends.settled(name, "cpu") for name in backends.names()[1:]] == list(backends.names()[1:])
+    uneven = {"heads": 40, "num_tokens": [101], "degree": 8}
+    assert all(backends.mistakes("auto", **uneven, device_type=kind) == [] for kind in ("cuda", "cpu"))
+
+
 @given(st.sampled_from(backends.names()), st.integers(1, 48), st.sampled_from([1, 2, 4, 8]), st.integers(1, 10_000))
 def test_a_degree_that_is_allowed_divides_what_its_backend_divides(name: str, heads: int, degree: int, num_tokens: int) -> None:
     found = backends.mistakes(name, heads=heads, num_tokens=[num_tokens], degree=degree, device_type="cuda")
@@ -112,7 +153,7 @@ def test_a_degree_that_no_slice_has_is_refused() -> None:
 
 
 def test_an_unknown_backend_is_refused_with_the_choices() -> None:
-    told = r"'ring' is not known. Choices: native, ulysses, usp"
+    told = r"'ring' is not known. Choices: auto, native, peer, ulysses, usp"
     with pytest.raises(ValueError, match=told):
         backends.missing("ring")
     with pytest.raises(ValueError, match=told):
