@@ -33,7 +33,7 @@ from orchestrator.events import (
 from orchestrator.jobs import Job, blame, failure_of, is_death, outcome_of, summary
 from orchestrator.local import OnEvent
 from orchestrator.mistakes import RunError
-from orchestrator.pods import ClipWorkshop, Doing, Place, Workshop
+from orchestrator.pods import ClipWorkshop, Doing, Place, Workshop, shards_of
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
 from orchestrator.types import Item
@@ -66,7 +66,8 @@ def run_on_ray(
     joined = cluster or start_or_join(sweep.cluster.address)
     try:
         config = sweep.cluster
-        made = workshop or ClipWorkshop(sweep.arms_by_name, config.attention, config.compile_blocks)
+        shards = shards_of(scheduler.policy)
+        made = workshop or ClipWorkshop(sweep.arms_by_name, config.attention, config.compile_blocks, shards)
         crew = Crew(joined, config, made)
         RayShell({item.item_key: item for item in items}, crew, scheduler, runbook, on_event).run()
     finally:

@@ -10,27 +10,34 @@ import platform
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.arms import Arm
+from orchestrator.policy import Policy, Sizing
 from orchestrator.types import Clip, Decision, Item, Slice
 from orchestrator.work import Worker
+
+if TYPE_CHECKING:
+    from parallel.groups import Group, Groups
+    from stages.worker import ClipWorker
 
 Packed = Any
 """A boundary as numpy arrays, numbers and frozen values."""
 
-LOAD_TIMEOUT_S = 900.0
-"""How long the ranks of a pod wait for the last of them to have loaded its weights."""
+COME_TIMEOUT_S = 900.0
+"""How long the ranks of a pod wait for the last of them to come."""
 
 
 class Workshop(Protocol):
     """Makes an actor's worker and reads boundaries. Travels to the actors by pickle."""
 
-    def make(self, parts: frozenset[str], device: str, num_threads: int) -> Worker: ...
+    def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Groups | None = None) -> Worker:
+        """``groups``: of the pod that the worker is for, if any."""
+        ...
 
     def unpack(self, packed: Packed) -> Any: ...
 
@@ -42,18 +49,40 @@ class ClipWorkshop:
     arms: Mapping[str, Arm]
     attention: str = "auto"
     compile_blocks: bool | None = None
+    shards: Mapping[str, int] = field(default_factory=dict)
+    """Over how many of a pod's ranks the weights of an arm's transformer are spread; 1, whole on each, where none is given."""
 
-    def make(self, parts: frozenset[str], device: str, num_threads: int) -> Worker:
-        from stages.worker import ClipWorker
-
-        worker = ClipWorker(self.arms, parts, device, num_threads, self.attention, self.compile_blocks)
+    def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Groups | None = None) -> Worker:
+        shards = (
+            {}
+            if groups is None
+            else {name: groups.slice(groups.rank // width * width, width) for name, width in self.shards.items()}
+        )
+        kind = self.worker_class()
+        worker = kind(self.arms, parts, device, num_threads, self.attention, self.compile_blocks, shards)
         worker.warm_up()
         return worker
+
+    def worker_class(self) -> type[ClipWorker]:
+        from stages.worker import ClipWorker
+
+        return ClipWorker
 
     def unpack(self, packed: Packed) -> Any:
         from stages.denoise import Boundary
 
         return Boundary.unpack(packed)
+
+
+def spread(shards: Mapping[str, int], groups: Groups) -> dict[str, Group | None]:
+    """The aligned slice around this rank that holds an arm's weights with it."""
+    return {name: groups.slice(groups.rank // width * width, width) for name, width in shards.items()}
+
+
+def shards_of(policy: Policy) -> dict[str, int]:
+    """Ranks that each arm's weights must be spread over: of arms that do not fit on one."""
+    arms = policy.arms if isinstance(policy, Sizing) else {}
+    return {name: arm.least_width for name, arm in arms.items() if arm.least_width > 1}
 
 
 @dataclass(frozen=True)
@@ -99,7 +128,10 @@ class Member:
     def ready(self) -> Place:
         """Make the worker; its errors are this call's."""
         self.device = own_device()
-        self.worker = self.workshop.make(self.parts, self.device, self.num_threads)
+        return self._make()
+
+    def _make(self, groups: Groups | None = None) -> Place:
+        self.worker = self.workshop.make(self.parts, self.device, self.num_threads, groups)
         return Place(device_name(self.device), platform.node())
 
     def watch(self) -> None:
@@ -133,27 +165,27 @@ class PodRank(Member):
         from parallel.groups import open_store
 
         host = ray.util.get_node_ip_address()
-        self.store, port = open_store(host, timedelta(seconds=LOAD_TIMEOUT_S), listen)
+        self.store, port = open_store(host, timedelta(seconds=COME_TIMEOUT_S), listen)
         return host, port
 
     def form(self, rank: int, address: tuple[str, int], meeting: Meeting) -> Place:
-        """Make the worker, meet the other ranks, build the groups. Raises GroupError when they do not add up."""
+        """Meet the other ranks, build the groups, make the worker. Raises GroupError when the ranks do not add up."""
         import torch
 
         from parallel import backends
         from parallel.groups import Groups, join_store
 
-        place = self.ready()
+        self.device, patience = own_device(), timedelta(seconds=COME_TIMEOUT_S)
         host, port = address
         if rank > 0:
-            self.store = join_store(host, port, timedelta(seconds=LOAD_TIMEOUT_S))
-        self.store.set(f"loaded/{rank}", "")
-        self.store.wait([f"loaded/{other}" for other in range(meeting.num_ranks)], timedelta(seconds=LOAD_TIMEOUT_S))
+            self.store = join_store(host, port, patience)
+        self.store.set(f"here/{rank}", "")
+        self.store.wait([f"here/{other}" for other in range(meeting.num_ranks)], patience)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(own_address(host)))
         timeout = timedelta(seconds=meeting.timeout_s)
         self.groups = Groups(self.store, rank, meeting.num_ranks, torch.device(self.device), timeout)
         self.exchange = backends.make(meeting.backend, self.groups)
-        return place
+        return self._make(self.groups)
 
     def refine(self, item: Item, packed: Packed, piece: Slice, begin: int, stop: int) -> tuple[dict[str, float] | None, Packed]:
         """Stages ``begin`` (counted from 0) to ``stop``: seconds and the boundary there."""

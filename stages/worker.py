@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.arms import Arm, LoraSpec
 from orchestrator.types import Clip, Decision, Grid, Item
-from parallel.groups import Groups
+from parallel.groups import Group, Groups
 from parallel.layout import Layout, layout
 from parallel.seam import Exchange
 from stages import decode, sketch
@@ -58,14 +58,19 @@ class ClipWorker:
         num_threads: int | None = None,
         attention: str = "auto",
         compile_blocks: bool | None = None,
+        shards: Mapping[str, Group | None] | None = None,
     ) -> None:
-        """``attention`` and ``compile_blocks`` as :func:`stages.models.base.load` takes them."""
+        """``attention`` and ``compile_blocks`` as :func:`stages.models.base.load` takes them.
+
+        ``shards`` are the ranks that an arm's transformer is spread over, by name; arms that share a model share the widest.
+        """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self.arms = dict(arms)
         self.parts = parts
         self.device = device
         self.attention, self.compile_blocks = attention, compile_blocks
+        self.shards = {name: group for name, group in (shards or {}).items() if group is not None}
         self._models: dict[ModelKey, Model] = {}
         self._planners: dict[str, Planner] = {}
 
@@ -144,9 +149,15 @@ class ClipWorker:
             log.info("loading %s of %s on %s", ", ".join(sorted(parts)), arm.model, self.device)
             lora = tuple(Lora(**spec.model_dump()) for spec in arm.lora)
             with _explained(None, arm, "loading"):
-                loaded = load(arm.model, arm.weights, self.device, parts, lora, self.compile_blocks, self.attention)
+                loaded = load(
+                    arm.model, arm.weights, self.device, parts, lora, self.compile_blocks, self.attention, self._shard(key)
+                )
             self._models[key] = loaded
         return self._models[key]
+
+    def _shard(self, key: ModelKey) -> Group | None:
+        groups = [self.shards[arm.name] for arm in self.arms.values() if _key(arm) == key and arm.name in self.shards]
+        return max(groups, key=lambda group: group.size, default=None)
 
     def _parts(self, key: ModelKey) -> frozenset[str]:
         """This worker's parts, with what else the phases that it runs need for any arm of this model."""

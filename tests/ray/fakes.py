@@ -67,7 +67,7 @@ class FakeWorkshop:
     broken: str = ""
     """"raise" or "die": workers cannot be made."""
 
-    def make(self, parts: frozenset[str], device: str, num_threads: int) -> FakeWorker:
+    def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Any = None) -> FakeWorker:
         if self.broken == "raise":
             raise ValueError("weights 'nowhere' do not exist")
         if self.broken == "die":

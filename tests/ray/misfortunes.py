@@ -21,7 +21,7 @@ class StepDone:
 class SharedWorkshop(FakeWorkshop):
     """Fakes that meet in real collectives: the second rank of the slice does what the clip's id says, at its first attempt."""
 
-    def make(self, parts: frozenset[str], device: str, num_threads: int) -> FakeWorker:
+    def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Any = None) -> FakeWorker:
         super().make(parts, device, num_threads)
         return SharedWorker(self, device)
 

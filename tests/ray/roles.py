@@ -27,7 +27,7 @@ from tests.ray.fakes import ARM, FakeWorkshop, items, sweep
 class WhereaboutsWorkshop(FakeWorkshop):
     """Leaves word of the node each worker is on."""
 
-    def make(self, parts: frozenset[str], device: str, num_threads: int) -> object:
+    def make(self, parts: frozenset[str], device: str, num_threads: int, groups: object = None) -> object:
         node = ray.get_runtime_context().get_node_id()
         (self.folder / f"node.{'-'.join(sorted(parts))}.{node}").touch()
         return super().make(parts, device, num_threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
 from orchestrator.types import Item, Record
 from stages.video import read_video
+from stages.worker import ClipWorker
 from tests.ray.traps import COMPANION, VICTIM, ByPrompt, TrappedWorkshop, arm
 from tests.tiny import checkpoint
 
@@ -40,10 +41,21 @@ class Made:
         return self.paths.root / self.records[name].video
 
 
-def make(cluster: Cluster, root: Path, guidance: float, decode_on: str, **widths: tuple[int, ...]) -> Made:
+def clip(name: str) -> Item:
+    return Item(f"key-{name}", "dvg", name, "a red circle moves left", 7)
+
+
+def make(
+    cluster: Cluster,
+    root: Path,
+    changes: dict[str, Any],
+    decode_on: Literal["workers", "pod"],
+    shards: dict[str, int],
+    **widths: tuple[int, ...],
+) -> Made:
     """A sweep of one clip by each name, all of the same prompt and seed, on a pod of four ranks."""
-    made_of = arm(checkpoint(), guidance=guidance, negative_prompt="slow square" if guidance > 1 else "")
-    items = [Item(f"key-{name}", "dvg", name, "a red circle moves left", 7) for name in widths]
+    made_of = arm(checkpoint(), **changes)
+    items = [clip(name) for name in widths]
     config = ClusterConfig(heavy_ranks=4, num_threads=1, decode_on=decode_on)
     latents: dict[str, np.ndarray] = {}
     scheduler = Scheduler(SchedulerConfig(decode_on=decode_on), ByPrompt(widths))
@@ -56,7 +68,7 @@ def make(cluster: Cluster, root: Path, guidance: float, decode_on: str, **widths
     paths = RunPaths(root / "run")
     sweep = Sweep("test", (made_of,), tuple(items), None, 3, config, TrackingConfig())
     runbook = Runbook(Ledger(paths), {"dvg": made_of})
-    run_on_ray(sweep, items, scheduler, runbook, look, TrappedWorkshop({"dvg": made_of}, folder=root), cluster)
+    run_on_ray(sweep, items, scheduler, runbook, look, TrappedWorkshop({"dvg": made_of}, shards=shards, folder=root), cluster)
     log = [json.loads(line) for line in paths.events.read_text().splitlines()]
     replay(log, Scheduler(SchedulerConfig(decode_on=decode_on), ByPrompt(widths)))
     return Made(paths, {record.prompt_id: record for record in Ledger(paths).records()}, latents, log)
@@ -64,7 +76,7 @@ def make(cluster: Cluster, root: Path, guidance: float, decode_on: str, **widths
 
 @pytest.fixture(scope="module")
 def made(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make(cluster, tmp_path_factory.mktemp("slices"), 1.0, "workers", **WIDTHS)
+    return make(cluster, tmp_path_factory.mktemp("slices"), {}, "workers", {}, **WIDTHS)
 
 
 @pytest.mark.parametrize("name", [COMPANION, "mixed"])
@@ -104,11 +116,22 @@ def test_the_error_names_pod_rank_clip_and_stage(made: Made) -> None:
     assert lost["reason"].startswith(f"rank {dead} died in clip {VICTIM} (key-{VICTIM}), stage 2, step ")
 
 
-def test_guidance_is_split_and_a_pod_decodes_with_the_same_result(cluster: Cluster, tmp_path: Path) -> None:
-    made = make(cluster, tmp_path, 3.0, "pod", narrow=(1, 1, 1), pair=(2, 2, 2), four=(4, 4, 4))
+def test_guidance_is_split_weights_are_spread_and_a_pod_decodes_with_the_same_result(cluster: Cluster, tmp_path: Path) -> None:
+    guided = {"guidance": 3.0, "negative_prompt": "slow square"}
+    made = make(cluster, tmp_path, guided, decode_on="pod", shards={"dvg": 2}, pair=(2, 2, 2), four=(4, 4, 4))
+    latent, frames = alone(guided, tmp_path / "alone.mp4")
     for name in ("pair", "four"):
-        assert np.abs(made.latents[name] - made.latents["narrow"]).max() <= 1e-5
-        ours, alone = (read_video(made.video(each)).astype(int) for each in (name, "narrow"))
-        assert np.abs(ours - alone).max() <= 1
+        assert np.abs(made.latents[name] - latent).max() <= 1e-5
+        apart = np.abs(read_video(made.video(name)).astype(int) - frames)
+        assert apart.mean() <= 0.05, "more than a few bytes that were rounded the other way, as the encoder spreads them"
     decodes = [command for row in made.log for command in row["commands"] if command["type"] == "StartDecode"]
-    assert [command["slice"]["width"] for command in decodes] == [2, 2, 2]
+    assert [command["slice"]["width"] for command in decodes] == [2, 2]
+
+
+def alone(changes: dict[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The same clip in this process: its last latent and its frames."""
+    worker = ClipWorker({"dvg": arm(checkpoint(), **changes)}, num_threads=1)
+    item = clip("alone")
+    boundary, _ = worker.refine(item, worker.sketch(item)[2])
+    worker.decode(item, boundary, path)
+    return boundary.x.numpy(), read_video(path).astype(int)

@@ -13,7 +13,6 @@ from typing import Any
 from orchestrator.arms import Arm
 from orchestrator.pods import ClipWorkshop
 from orchestrator.types import Decision, Item, Phase
-from orchestrator.work import Worker
 
 VICTIM, COMPANION = "victim", "companion"
 
@@ -42,7 +41,7 @@ class TrappedWorkshop(ClipWorkshop):
 
     folder: Path = Path()
 
-    def make(self, parts: frozenset[str], device: str, num_threads: int) -> Worker:
+    def worker_class(self) -> Any:
         from stages.worker import ClipWorker
 
         class Trapped(ClipWorker):
@@ -53,9 +52,7 @@ class TrappedWorkshop(ClipWorkshop):
                     on_step = beside(self.folder, on_step)
                 return super().refine(item, boundary, on_step, stop=stop, team=team)
 
-        worker = Trapped(self.arms, parts, device, num_threads)
-        worker.warm_up()
-        return worker
+        return Trapped
 
 
 @dataclass

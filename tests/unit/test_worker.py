@@ -8,6 +8,8 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +50,18 @@ def item(arm_name: str, seed: int = 7) -> Item:
 @pytest.fixture(scope="module")
 def worker() -> ClipWorker:
     return ClipWorker(ARMS, num_threads=1)
+
+
+def test_a_clip_refined_stage_by_stage_is_the_clip_refined_at_once(worker: ClipWorker) -> None:
+    _, _, first = worker.sketch(item("dvg"))
+    whole, whole_s = worker.refine(item("dvg"), first)
+    boundary, timings_s = first, {}
+    for stop in range(2, 5):
+        boundary, more_s = worker.refine(item("dvg"), Boundary.unpack(boundary.pack()), stop=stop)
+        assert boundary.stage == stop
+        timings_s |= more_s
+    assert torch.equal(boundary.x, whole.x)
+    assert timings_s.keys() == whole_s.keys()
 
 
 @pytest.mark.parametrize("name", list(ARMS))
@@ -165,12 +179,14 @@ def test_the_arm_and_the_item_say_what_is_loaded_and_encoded(monkeypatch: pytest
             arm("indexed", "dvg", 0.5, lora=lora, dvg=DvgConfig(image_condition="index", demand_space="pixels")),
         )
     }
-    worker = ClipWorker(arms, frozenset({"transformer"}), "cpu", attention="torch", compile_blocks=False)
+    pair: Any = SimpleNamespace(size=2)
+    shards = {"plain": None, "indexed": pair}
+    worker = ClipWorker(arms, frozenset({"transformer"}), "cpu", attention="torch", compile_blocks=False, shards=shards)
     worker.warm_up()
     on = ("wan-mini", str(checkpoint()), "cpu")
     assert loads == [
-        (*on, frozenset({"transformer", "encoder"}), (), False, "torch"),
-        (*on, frozenset({"transformer"}), (Lora("a.safetensors", 0.5, "low"),), False, "torch"),
+        (*on, frozenset({"transformer", "encoder"}), (), False, "torch", None),
+        (*on, frozenset({"transformer"}), (Lora("a.safetensors", 0.5, "low"),), False, "torch", pair),
     ]
     picture = tmp_path / "cat.png"
     picture.write_bytes(b"a cat")
