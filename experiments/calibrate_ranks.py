@@ -143,7 +143,7 @@ def _measure(
 ) -> None:
     """What ``degree`` ranks take, appended to ``rows`` and ``decodes``."""
     group = groups.slice(0, degree)
-    backend = "native" if group is None else job.backend
+    backend = "native" if group is None else exchange.name
     model.attach(layout(groups, 0, degree, 1), None if group is None else exchange)
 
     def alike(seconds: float) -> float:

@@ -42,7 +42,7 @@ Calibration = Annotated[str | None, typer.Option(help="A calibration file; defau
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: the first GPU there is.")]
 Attention = Annotated[str, typer.Option(help="cudnn, flash, flash3, flash4, efficient or math; auto measures.")]
 Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="Default: on a GPU.")]
-Backend = Annotated[str, typer.Option(help="How ranks exchange tokens: native, ulysses or usp.")]
+Backend = Annotated[str, typer.Option(help="How ranks exchange tokens: native, peer, ulysses or usp; auto: the fastest here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -135,7 +135,7 @@ def plan(
     ranks: Annotated[int | None, typer.Option(min=1, max=8, help="GPUs of a pod: also print each stage's, and why.")] = None,
     sizing: Annotated[str, typer.Option(help="efficient, throughput, narrowest, fastest or deadline.")] = "efficient",
     deadline_s: Annotated[float | None, typer.Option(help="Seconds for a clip's stages, with --sizing deadline.")] = None,
-    backend: Backend = "native",
+    backend: Backend = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Print the actions a budget allows, the one a demand chooses, and a pod's widths for them. Loads no model."""
@@ -169,7 +169,7 @@ def calibrate(
     degrees: Annotated[
         str | None, typer.Option(help="Ranks that share a forward, like 1,2,4,8; default: all legal ones on GPUs, 1 on a CPU.")
     ] = None,
-    backend: Backend = "native",
+    backend: Backend = "auto",
     device: Device = "auto",
     attention: Attention = "auto",
     compile_blocks: Compile = None,

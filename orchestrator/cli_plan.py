@@ -34,7 +34,7 @@ class PodOptions:
     """The pod to plan for, as it was written; without ranks there is none."""
 
     ranks: int | None = None
-    backend: str = "native"
+    backend: str = "auto"
     rule: str = "efficient"
     deadline_s: float | None = None
 

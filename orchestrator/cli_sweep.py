@@ -168,12 +168,13 @@ class _Run:
 
             config = self.sweep.cluster
             device = find_device("cuda" if config.gpus_per_rank else "cpu")
+            attention, compiled = config.attention, config.compile_blocks
             worker = ClipWorker(
                 self.sweep.arms_by_name,
                 device=device,
                 num_threads=config.num_threads,
-                attention=config.attention,
-                compile_blocks=config.compile_blocks,
+                attention=attention,
+                compile_blocks=compiled,
             )
             run_local(todo, worker, scheduler, runbook, progress.on_event, device)
         else:
@@ -227,6 +228,7 @@ def scheduler_config(sweep: Sweep) -> SchedulerConfig:
         max_attempts=sweep.max_attempts,
         max_ahead=max(least.max_ahead, workers.sketch_workers + workers.heavy_ranks),
         max_undecoded=max(least.max_undecoded, 2 * workers.decode_workers),
+        decode_on=workers.decode_on,
     )
 
 

@@ -56,8 +56,8 @@ class ClusterConfig(BaseModel):
     """Compile the transformer's repeated block; auto: on a GPU."""
     sizing: SizingConfig = SizingConfig()
     """How many of the pod's ranks a clip is given, stage by stage."""
-    backend: Backend = "native"
-    """How the ranks of a slice share attention: see ``dvg doctor``."""
+    backend: Backend = "auto"
+    """How the ranks of a slice share attention (see ``dvg doctor``); auto: the fastest that passes a trial on the pod."""
     decode_on: Literal["workers", "pod"] = "workers"
     """Where videos are decoded: on the decode workers, or split over ranks of the pod that are idle."""
     collective_timeout_s: float = Field(600, gt=0, allow_inf_nan=False)

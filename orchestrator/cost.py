@@ -198,10 +198,12 @@ def link(device: str) -> Link:
     return PCIE if any(part in device.upper() for part in WITHOUT_NVLINK) else NVLINK
 
 
-def with_degrees(geometry: ModelGeometry, cost: CostModel, degrees: Iterable[int], backend: str = "native") -> CostModel:
-    """The same for ``backend`` alone, degrees that were not measured with it being predicted from one GPU."""
+def with_degrees(
+    geometry: ModelGeometry, cost: CostModel, degrees: Iterable[int], backend: str = "native", instead: str | None = None
+) -> CostModel:
+    """The same for ``backend`` alone. Degrees that were not measured with it, or ``instead``, are predicted from one GPU."""
     one = cost.forward_of(1)
-    measured = {forward.degree: forward for forward in cost.forwards if forward.backend == backend}
+    measured = {forward.degree: forward for name in (instead, backend) for forward in cost.forwards if forward.backend == name}
     forwards = [
         measured.get(degree) or _predicted(geometry, one, degree, backend, cost.device) for degree in degrees if degree > 1
     ]

@@ -41,7 +41,7 @@ class Limits(BaseModel):
 
     max_width: int = Field(8, ge=1)
     """Its ranks."""
-    backend: str = "native"
+    backend: str = backends.AUTO
     """A name of ``parallel.backends``."""
     on_gpu: bool = True
     memory_gb: float | None = Field(None, gt=0)
@@ -52,7 +52,7 @@ class Limits(BaseModel):
         return "cuda" if self.on_gpu else "cpu"
 
 
-def device_limits(device: str, max_width: int = 8, backend: str = "native") -> Limits:
+def device_limits(device: str, max_width: int = 8, backend: str = backends.AUTO) -> Limits:
     """Those of a pod of devices of this name, as :func:`orchestrator.calibration.device_name` gives it."""
     on_gpu = not device.upper().startswith("CPU")
     return Limits(max_width=max_width, backend=backend, on_gpu=on_gpu, memory_gb=gpu_gb(device) if on_gpu else None)
@@ -143,7 +143,7 @@ def shard_ranks(geometry: ModelGeometry, limits: Limits, num_branches: int, num_
 
     Raises ValueError, with the arithmetic of every width, when no slice is wide enough.
     """
-    any_tokens = limits.model_copy(update={"backend": backends.names()[0]})
+    any_tokens = limits.model_copy(update={"backend": backends.AUTO})
     return require(geometry, any_tokens, num_branches, [num_tokens])[0]
 
 

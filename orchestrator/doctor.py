@@ -118,6 +118,8 @@ def _backends() -> list[Finding]:
     """How the ranks of a slice may exchange tokens, whether they can here, and what each cannot do anywhere."""
     rows = []
     for name in backends.names():
+        if name == backends.AUTO:
+            continue
         missing = backends.missing(name)
         rows.append(Finding(f"backend {name}", "missing" if missing else "ok", missing or "can run here", _cannot(name)))
     return rows

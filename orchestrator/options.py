@@ -14,7 +14,7 @@ from orchestrator.prompts import Prompt
 
 AttentionName = Literal["auto", "cudnn", "flash", "flash3", "flash4", "efficient", "math"]
 """As in ``stages.attention``, which loads torch."""
-Backend = Literal["native", "ulysses", "usp"]
+Backend = Literal["auto", "native", "peer", "ulysses", "usp"]
 """As in ``parallel.backends``, which says what each of them cannot do."""
 
 

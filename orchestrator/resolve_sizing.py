@@ -31,8 +31,22 @@ class Pod(Protocol):
 
 
 def sizing_of(arms: Iterable[Arm], pod: Pod) -> Sizing:
-    """The policy of a sweep. Raises ValueError, with the arithmetic, for an arm that no slice of the pod can run."""
-    return Sizing(config=pod.sizing, arms={arm.name: arm_sizing(arm, pod) for arm in arms})
+    """The policy of a sweep. Raises ValueError, with the arithmetic, for an arm that no slice of the pod can run.
+
+    Arms that share a model in memory are spread over as many ranks as any of them needs.
+    """
+    arms = tuple(arms)
+    alone = {arm.name: arm_sizing(arm, pod) for arm in arms}
+    least: dict[object, int] = {}
+    for arm in arms:
+        least[_memory_key(arm)] = max(least.get(_memory_key(arm), 1), alone[arm.name].least_width)
+    joint = {arm.name: alone[arm.name].model_copy(update={"least_width": least[_memory_key(arm)]}) for arm in arms}
+    return Sizing(config=pod.sizing, arms=joint)
+
+
+def _memory_key(arm: Arm) -> object:
+    """As ``stages.worker`` keeps models."""
+    return arm.model, arm.weights, arm.lora
 
 
 def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
@@ -49,14 +63,16 @@ def sizing_on(limits: Limits, geometry: ModelGeometry, shape: VideoShape, cost: 
     legal = require(geometry, limits, branches, [tokens])
     if idle := _idle(legal, limits, branches):
         require(geometry, limits, branches, [tokens], asked=idle)
-    cost = with_degrees(geometry, cost, powers(limits.max_width), limits.backend)
+    backend = backends.settled(limits.backend, limits.device_type)
+    instead = "native" if limits.backend == backends.AUTO else None  # which it falls back to
+    cost = with_degrees(geometry, cost, powers(limits.max_width), backend, instead)
     return ArmSizing(model=geometry.name, cost=cost, limits=limits, least_width=least)
 
 
 def _idle(legal: Sequence[int], limits: Limits, num_branches: int) -> int | None:
     """A width at which the backend would have had work, when it has none at any width; the default one is never in the way."""
     shared = [width for width in powers(limits.max_width) if split(width, num_branches)[1] > 1]
-    chosen = limits.backend != backends.names()[0]
+    chosen = limits.backend != backends.AUTO
     return shared[0] if chosen and shared and not set(shared) & set(legal) else None
 
 
@@ -87,5 +103,5 @@ def _pod_mistakes(pod: Pod) -> list[str]:
             "need a GPU each; set gpus_per_rank to 1 or heavy_ranks to 1"
         )
     if (missing := backends.missing(pod.backend)) is not None:
-        found.append(f"cluster.backend {pod.backend} cannot run here: {missing}; native needs nothing")
+        found.append(f"cluster.backend {pod.backend} cannot run here: {missing}; auto takes what can")
     return found

@@ -160,7 +160,7 @@ def test_ranks_are_measured_together_and_one_of_them_alone(dvg: Dvg, monkeypatch
         (("--degrees", "3"), "power of two; legal: 1, 2, 4, 8"),
         (("--degrees", "two"), "for example 1,2,4,8"),
         (("--degrees", "2", "--backend", "usp"), "usp"),
-        (("--degrees", "2", "--backend", "ring"), "Choices: native, ulysses, usp"),
+        (("--degrees", "2", "--backend", "ring"), "Choices: auto, native, peer, ulysses, usp"),
     ],
 )
 def test_ranks_that_cannot_work_together_are_refused_before_anything_is_loaded(

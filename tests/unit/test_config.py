@@ -228,7 +228,7 @@ POD = {"heavy_ranks": 8, "gpus_per_rank": 1}
         ({"sizing": {"rule": "deadline"}}, ["cluster.sizing", "deadline_s"]),
         ({"sizing": {"rule": "fast"}}, ["cluster.sizing.rule", "'fastest'"]),
         ({"sizing": {"deadline_s": 3}}, ["only rule deadline reads"]),
-        ({"backend": "ring"}, ["cluster.backend", "'native', 'ulysses' or 'usp'"]),
+        ({"backend": "ring"}, ["cluster.backend", "'native', 'peer', 'ulysses' or 'usp'"]),
         ({"backend": "usp"}, ["cluster.backend usp cannot run here"]),
         ({"heavy_ranks": 2, "gpus_per_rank": 0.5}, ["cluster.gpus_per_rank is 0.5", "a GPU each"]),
         ({"collective_timeout_s": 0}, ["cluster.collective_timeout_s", "greater than 0"]),

@@ -122,7 +122,7 @@ def test_for_a_pod_every_action_states_ranks_seconds_and_reasons():
     args = ("hunyuanvideo-1.5", HV15, 50, Target(value=0.5), DvgConfig(), Demand(0.5, 0.5), COST)
     assert plan_report(*args)["pod"] is None
     rows = plan_report(*args, pod(8))
-    assert (rows["pod"]["ranks"], rows["pod"]["backend"], rows["pod"]["sizing"]["rule"]) == (8, "native", "efficient")
+    assert (rows["pod"]["ranks"], rows["pod"]["backend"], rows["pod"]["sizing"]["rule"]) == (8, "auto", "efficient")
     for action in [*rows["actions"], rows["chosen"]]:
         assert len(action["slices"]) == len(action["stages"]) - 1, "the sketch is not the pod's"
         assert action["refine_s"] == pytest.approx(sum(piece["stage_s"] for piece in action["slices"]))
@@ -144,7 +144,7 @@ def test_the_command_prints_a_pods_widths_and_refuses_with_the_arithmetic():
         return CliRunner().invoke(app, ["plan", "--device-name", "NVIDIA H200", "--ranks", "8", *options])
 
     done = dvg("--model", "wan2.2-a14b", "--guidance", "1")
-    for words in ("a pod of 8 ranks, backend native, sizing efficient (at least 85%)", "up to stage 4: 32,760 tokens: "):
+    for words in ("a pod of 8 ranks, backend auto, sizing efficient (at least 85%)", "up to stage 4: 32,760 tokens: "):
         assert words in done.stdout
     assert "115,455 tokens / 2 ranks" in str(dvg("--model", "hunyuanvideo", "--backend", "usp").exception)
     assert "needs deadline_s" in str(dvg("--model", "hunyuanvideo", "--sizing", "deadline").exception)

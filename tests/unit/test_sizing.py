@@ -134,6 +134,8 @@ def test_narrowest_is_one_gpu_unless_memory_asks_for_more() -> None:
     short = ArmSizing(model=WAN.name, cost=cost, limits=Limits(memory_gb=40), least_width=2)
     policy = Sizing(config=SizingConfig(rule="narrowest"), arms={"dvg": short})
     assert widths(policy, 960, 32_760) == [2, 2]
+    roomy = short.model_copy(update={"limits": Limits()})
+    assert widths(policy.model_copy(update={"arms": {"dvg": roomy}}), 960) == [2], "weights stay spread for a small grid too"
     with pytest.raises(ValueError, match="no slice of a pod of 1; its weights take 2 ranks"):
         policy.phases(ITEM, decision(32_760), 1)
 
