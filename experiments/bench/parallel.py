@@ -19,12 +19,13 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from experiments.bench.parallel_cases import REAL, SECTIONS
+from experiments.bench.parallel_cases import NATIVE, OTHERS, PEER, REAL, SECTIONS
 from experiments.bench.parallel_rank import Plan, serve
 from experiments.bench.parallel_tables import tables
 
 MULTICAST_OFF = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 """GPUs may be shared with others of the host, which multicast can take out of service."""
+EXCHANGES = (PEER, NATIVE, *OTHERS)
 PATIENCE_S = 20.0
 """For the others, once one process has ended, or the time is over."""
 
@@ -41,7 +42,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=150.0, help="seconds that a rank waits for the others")
     parser.add_argument("--most-tokens", type=int, default=1 << 20, help="of a grid")
     parser.add_argument("--grids", type=int, default=99, help="of a model, at most")
-    parser.add_argument("--native-only", action="store_true", help="without the other backends")
+    parser.add_argument("--exchanges", nargs="+", choices=EXCHANGES, default=EXCHANGES)
     return parser.parse_args()
 
 
@@ -51,7 +52,7 @@ def plan_of(args: argparse.Namespace, folder: pathlib.Path) -> Plan:
         raise SystemExit(f"{num_ranks} GPU is here: sharing a forward needs at least 2 (or --device cpu --tiny)")
     return Plan(
         num_ranks, args.device, args.tiny, tuple(args.models), tuple(args.sections), args.out.resolve(), folder,
-        time.monotonic() + 60.0 * args.minutes, args.timeout, not args.native_only, args.most_tokens, args.grids,
+        time.monotonic() + 60.0 * args.minutes, args.timeout, tuple(args.exchanges), args.most_tokens, args.grids,
     )  # fmt: skip
 
 

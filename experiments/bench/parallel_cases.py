@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.geometry import ModelGeometry, model
@@ -13,17 +13,15 @@ from orchestrator.types import Grid
 OVERLAP_TOKENS = 8_192
 """From where native takes two chunks (``parallel.native``)."""
 LONG_TOKENS = 50_000
+NUM_MOST_TELLING = 3
 
 SECTIONS = ("forwards", "guided", "switch", "equality", "profile", "stock", "decode", "wires", "kernels")
 """In the order in which they run, by default all. The first five share one loaded model."""
 OF_A_MODEL = SECTIONS[:5]
-NATIVE = "native"
+NATIVE, PEER = "native", "peer"
 OTHERS = ("ulysses", "usp")
-CHUNKS: Mapping[str, int] = {"native-1": 1, "native-2": 2}
-"""Native exchange with a fixed number of chunks, to find out from where two pay."""
-PEER = "peer"
-"""Copies straight into the peers' memory (``parallel.peer``). A recording would not survive that its buffers grow, so it is
-measured on no grid larger than those before."""
+CHUNKS: Mapping[str, tuple[str, int]] = {f"{name}-{num}": (name, num) for name in (NATIVE, PEER) for num in (1, 2)}
+"""Exchanges of ours with a fixed number of chunks, to find out from where two pay."""
 LOCAL = "local"
 """Attention left on its rank: the control that must differ."""
 RATE = 600e12
@@ -38,7 +36,7 @@ class Subject:
     name: str
     grids: tuple[Grid, ...]
     num_telling: int = 5
-    """Of the first grids: all exchanges are measured on these, on the others native alone."""
+    """Of the first grids: several exchanges are measured on these, on the others one."""
 
     @property
     def geometry(self) -> ModelGeometry:
@@ -53,7 +51,7 @@ REAL = {
         "wan2.2-a14b",
         (
             *((21, 60, 104), (13, 44, 80), (11437, 2, 2), (15, 40, 26), (4, 30, 32)),  # 32,760, 11,440, a prime, 3,900, 960
-            *((21, 44, 80), (18, 30, 52), (8, 30, 32), (3907, 2, 2), (9, 62, 82)),  # 18,480, 7,020, 1,920, a prime, 11,439
+            *((21, 44, 80), (18, 30, 52), (8, 30, 32), (3907, 2, 2)),  # 18,480, 7,020, 1,920, a prime
             *((32749, 2, 2), (21, 90, 160)),  # a prime, 75,600
         ),
     ),
@@ -78,8 +76,8 @@ TINY = {
     "hv": Subject("hunyuanvideo", ((3, 6, 8), (7, 2, 2))),
     "hv15": Subject("hunyuanvideo-1.5", ((3, 3, 4), (1, 1, 7))),
 }
-STOCK_GRIDS: tuple[Grid, ...] = ((21, 60, 104), (13, 44, 80), (15, 40, 26), (9, 62, 82))
-"""Of stock Wan: 32,760, 11,440, 3,900 tokens, and 11,439, which divides by nothing."""
+STOCK_GRIDS: tuple[Grid, ...] = ((21, 60, 104), (13, 44, 80), (15, 40, 26), (11437, 2, 2))
+"""Of stock Wan: 32,760, 11,440, 3,900 tokens, and a prime number."""
 TINY_STOCK_GRIDS: tuple[Grid, ...] = ((3, 8, 8), (3, 6, 6))
 KERNEL_TOKENS = {"wan": 32_760, "hv": 38_192, "hv15": 49_290}
 
@@ -93,25 +91,34 @@ def degrees(num_ranks: int) -> tuple[int, ...]:
     return tuple(1 << power for power in range(num_ranks.bit_length()) if 1 << power <= num_ranks)
 
 
-def exchanges(subject: Subject, grid: Grid, degree: int, others: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the exchanges to measure on a grid at a degree, native first; one rank has none to make.
+def settled(found: Sequence[str]) -> str:
+    """The exchange that clips go through where ``found`` run."""
+    return PEER if PEER in found else NATIVE
 
-    On grids that tell much also native with the number of chunks that it would not choose, and the other backends, but for
-    grids that take very long.
+
+def exchanges(subject: Subject, grid: Grid, degree: int, num_ranks: int, found: Sequence[str]) -> tuple[str, ...]:
+    """Names of the exchanges to measure on a grid at a degree, of those ``found`` here; one rank has none to make.
+
+    The settled one everywhere; where it tells something, native beside it; and, on the most telling grids by all ranks, both
+    with the number of chunks that they would not choose, and all others.
     """
     place, tokens = subject.grids.index(grid), subject.tokens(grid)
-    if degree == 1 or place >= subject.num_telling:
+    if degree == 1:
         return (NATIVE,)
-    if tokens >= LONG_TOKENS:
-        return (NATIVE, *(name for name in others if name == PEER))
-    return (NATIVE, "native-1" if tokens >= OVERLAP_TOKENS else "native-2", *others)
+    ours = tuple(name for name in (PEER, NATIVE) if name in found)
+    if place >= subject.num_telling or (tokens >= LONG_TOKENS and degree < num_ranks):
+        return ours[:1]
+    if place >= NUM_MOST_TELLING or degree < num_ranks or tokens >= LONG_TOKENS:
+        return ours
+    unchosen = tuple(f"{name}-{1 if tokens >= OVERLAP_TOKENS else 2}" for name in ours)
+    return (*ours, *unchosen, *(name for name in found if name not in ours))
 
 
-def cases(subject: Subject, num_ranks: int, others: tuple[str, ...]) -> Iterator[tuple[Grid, int, str]]:
+def cases(subject: Subject, num_ranks: int, found: Sequence[str]) -> Iterator[tuple[Grid, int, str]]:
     """Grid, degree and exchange: a grid at all degrees, then the next grid."""
     for grid in subject.grids:
         for degree in degrees(num_ranks):
-            for name in exchanges(subject, grid, degree, others):
+            for name in exchanges(subject, grid, degree, num_ranks, found):
                 yield grid, degree, name
 
 
@@ -124,13 +131,13 @@ def narrowed(subject: Subject, most_tokens: int, num_grids: int) -> Subject:
 
 
 def traced_grids(subject: Subject) -> tuple[Grid, ...]:
-    """Two whose forwards are short enough to be looked into."""
+    """Two whose forwards are short enough to be looked into, the most telling first."""
     found = (grid for grid in subject.grids if subject.tokens(grid) < LONG_TOKENS and subject.tokens(grid) % 2 == 0)
     return tuple(itertools.islice(found, 2))
 
 
 def odd_and_small(subject: Subject) -> tuple[Grid, ...]:
-    """The first grid with an odd number of tokens and the smallest one."""
+    """The first grid with an odd number of tokens, and the smallest one."""
     odd = [grid for grid in subject.grids if subject.tokens(grid) % 2]
     return tuple(dict.fromkeys((*odd[:1], min(subject.grids, key=subject.tokens))))
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from experiments.bench.parallel_cases import (
-    CHUNKS,
     LOCAL,
     NATIVE,
+    PEER,
     about_s,
     cases,
     degrees,
     odd_and_small,
     sent_bytes,
+    settled,
     traced_grids,
 )
-from experiments.bench.parallel_cases import exchanges as exchanges_of
 from experiments.bench.parallel_models import Exchanges, Loaded
 from experiments.bench.parallel_rig import Rig, Row
 from experiments.bench.parallel_trace import traced
@@ -32,7 +34,7 @@ SWITCH_TOKENS = 4_000
 
 def forwards(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """Every grid at every degree with every exchange, one branch."""
-    for grid, degree, name in cases(found.subject, rig.num_ranks, exchanges.others):
+    for grid, degree, name in cases(found.subject, rig.num_ranks, exchanges.found):
         tokens = found.subject.tokens(grid)
         row = {"section": "forwards", **_what(found, grid, degree, name)}
         refusal = exchanges.refusal(name, found, grid, degree)
@@ -58,10 +60,11 @@ def _timed(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row, num_branches
 
 def guided(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """A step of two branches: one after the other on all ranks, or each on half of them."""
+    name = settled(exchanges.found)
     for grid in found.subject.grids[:2]:
         for degree in degrees(rig.num_ranks):
-            for split in (False, True) if degree > 1 else (False,):
-                row = {"section": "guided", **_what(found, grid, degree, NATIVE), "split": split}
+            for split in (False,) if degree == 1 else (True, False) if degree == rig.num_ranks else (True,):
+                row = {"section": "guided", **_what(found, grid, degree, name), "split": split}
                 wait_s = 2 * about_s(found.subject.geometry, row["tokens"], degree)
                 rig.attempt(row, wait_s, lambda: _timed(rig, found, exchanges, row, 2))  # noqa: B023 - called at once
     found.model.attach(None, None)
@@ -70,16 +73,16 @@ def guided(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
 def switch(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
     """Up and down through all widths on the model as it is: what each change costs before and in its first forward."""
     grid = min(found.subject.grids, key=lambda grid: abs(found.subject.tokens(grid) - SWITCH_TOKENS))
-    row = {"section": "switch", **_what(found, grid, 0, NATIVE)}
+    row = {"section": "switch", **_what(found, grid, 0, settled(exchanges.found))}
     rig.attempt(row, 20.0, lambda: {"changes": list(_changes(rig, found, exchanges, grid)), "graphs": compiling.num_graphs()})
     found.model.attach(None, None)
 
 
 def _changes(rig: Rig, found: Loaded, exchanges: Exchanges, grid: Any) -> Iterator[Row]:
-    widths = degrees(rig.num_ranks)
+    widths, exchange = degrees(rig.num_ranks), exchanges[settled(exchanges.found)]
     forward = found.forward(grid)
     for degree in widths:  # so that each has been used before: compiled, recorded
-        found.model.attach(rig.layout(degree), exchanges[NATIVE] if degree > 1 else None)
+        found.model.attach(rig.layout(degree), exchange if degree > 1 else None)
         for _ in range(3):
             forward()
     before = widths[-1]
@@ -88,13 +91,13 @@ def _changes(rig: Rig, found: Loaded, exchanges: Exchanges, grid: Any) -> Iterat
         started_s = time.perf_counter()
         found.model.attach(None, None)
         layout = rig.layout(degree)
-        found.model.attach(layout, exchanges[NATIVE] if layout is not None else None)
+        found.model.attach(layout, exchange if layout is not None else None)
         attached_s = time.perf_counter()
         if layout is not None:
             layout.whole.agree(f"{degree} ranks on {grid}")
         agreed_s = time.perf_counter()
         rig.settle()
-        (first_s,), steady_s = rig.series(forward, 1), min(rig.series(forward, 5))
+        (first_s,), steady_s = rig.series(forward, 1), statistics.median(rig.series(forward, 5))
         figures = {"attach_ms": attached_s - started_s, "agree_ms": agreed_s - attached_s, "first_more_ms": first_s - steady_s}
         worst = {key: 1e3 * max(rig.gather(value)) for key, value in figures.items()}
         yield {"from": before, "to": degree, **worst, "steady_s": max(rig.gather(steady_s))}
@@ -111,7 +114,7 @@ def equality(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
         if not expected:
             continue
         for degree in degrees(rig.num_ranks)[1:]:
-            for name in (NATIVE, *CHUNKS, *exchanges.others, LOCAL):
+            for name in (*exchanges.found, LOCAL):
                 row = {"section": "equality", **_what(found, grid, degree, name)}
                 if exchanges.refusal(name, found, grid, degree) is None:
                     rig.attempt(row, wait_s, lambda: _distance(rig, found, exchanges, row, expected[0]))  # noqa: B023
@@ -119,11 +122,14 @@ def equality(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
 
 
 def _kept(rig: Rig, found: Loaded, grid: Any, into: list[Tensor]) -> Row:
-    """One rank's velocity, and whether all ranks, each by itself, found the same."""
+    """One rank's velocity, and how far from it the others, each by itself, found theirs."""
     found.model.attach(None, None)
-    into.append(found.forward(grid)().clone())
-    sums = rig.gather(into[0].double().sum().item())
-    return {"ranks_agree": len(set(sums)) == 1, "is_finite": bool(into[0].isfinite().all())}
+    mine = found.forward(grid)().clone()
+    first = mine.clone()
+    dist.broadcast(first, src=0)
+    into.append(mine)
+    apart = float((mine - first).norm() / first.norm())
+    return {"apart": max(rig.gather(apart)), "is_finite": bool(mine.isfinite().all())}
 
 
 def _distance(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row, expected: Tensor) -> Row:
@@ -141,15 +147,15 @@ def _distance(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row, expected:
 
 
 def profile(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
-    """One forward traced: what the exchanges take, and how much of it attention hides."""
+    """One forward traced, alone and by all ranks: what the exchanges take, and how much of it attention hides."""
+    ours = tuple(name for name in (PEER, NATIVE) if name in exchanges.found)
     for grid in traced_grids(found.subject):
-        for degree in degrees(rig.num_ranks):
-            for name in exchanges_of(found.subject, grid, degree, ()):
-                row = {"section": "profile", **_what(found, grid, degree, name)}
-                geometry = found.subject.geometry
-                row["sent_mb"] = sent_bytes(geometry, row["tokens"], degree, size=found.model.dtype.itemsize) / 1e6
-                wait_s = about_s(geometry, row["tokens"], degree) + 5.0
-                rig.attempt(row, wait_s, lambda: _traced(rig, found, exchanges, row))  # noqa: B023 - called at once
+        for degree, name in ((1, NATIVE), *((rig.num_ranks, name) for name in ours)):
+            row = {"section": "profile", **_what(found, grid, degree, name)}
+            geometry = found.subject.geometry
+            row["sent_mb"] = sent_bytes(geometry, row["tokens"], degree, found.num_text, found.model.dtype.itemsize) / 1e6
+            wait_s = about_s(geometry, row["tokens"], degree) + 5.0
+            rig.attempt(row, wait_s, lambda: _traced(rig, found, exchanges, row))  # noqa: B023 - called at once
     found.model.attach(None, None)
 
 
@@ -162,7 +168,7 @@ def _traced(rig: Rig, found: Loaded, exchanges: Exchanges, row: Row) -> Row:
     rig.settle()
     mine = traced(forward, rig.is_cuda)
     all_of_them = rig.gather(mine)
-    return {**mine, "wait_s": [found["nccl_s"] for found in all_of_them]}
+    return {**mine, "exchange_by_rank_s": [found["exchange_s"] for found in all_of_them]}
 
 
 RUN = {"forwards": forwards, "guided": guided, "switch": switch, "equality": equality, "profile": profile}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor
 from experiments.bench import single_gpu_models
 from experiments.bench.parallel_cases import CHUNKS, LOCAL, NATIVE, PEER, Subject
 from experiments.bench.parallel_rig import Rig
+from orchestrator.geometry import ModelGeometry
 from orchestrator.types import Grid
+from parallel.groups import Group
 from parallel.native import Native
 from parallel.peer import Peer
-from parallel.seam import Exchange, Seam
+from parallel.seam import Attention, Exchange, Seam
 from stages import attention
 from stages.models import tiny
 from stages.models.base import Condition, Model, Request, load
@@ -26,6 +28,7 @@ from stages.sampling import NoiseLevel
 LEVEL = NoiseLevel(0.9, 900.0, 880.0)
 SINGLE = {"wan": "wan", "hv": "hv", "hv15": "hv15-t2v"}
 """The subjects of ``single_gpu_models``."""
+SHARPER = 3.0
 MOST_CELLS = 1 << 14
 """Of an axis, so that Wan takes grids of p x 1 x 1 patches. Its published tables end at 1,024."""
 
@@ -72,12 +75,24 @@ def _real(rig: Rig, kind: str, subject: Subject) -> Loaded:
     rig.settle()
     chosen = single_gpu_models.SUBJECTS[SINGLE[kind]]
     module = single_gpu_models.transformer(chosen)
+    _sharpen(module)
     if kind == "wan":
-        long = type(module.rope)(geometry.head_dim, geometry.patch, MOST_CELLS)
-        module.rope = long.to(rig.device)
+        module.rope = long_rope(module, geometry).to(rig.device)
     model = single_gpu_models.ours(chosen, (module,))
     torch.manual_seed(1)
     return Loaded(subject, model, {num: single_gpu_models.condition(chosen, branches=num) for num in (1, 2)})
+
+
+def long_rope(module: Any, geometry: ModelGeometry) -> Any:
+    """Wan's positions, for axes longer than any of a video."""
+    return type(module.rope)(geometry.head_dim, geometry.patch, MOST_CELLS)
+
+
+def _sharpen(module: Any) -> None:
+    """Attention with random weights is all but uniform, and hardly differs from that over a part of the tokens."""
+    for name, weight in module.named_parameters():
+        if name.endswith(("norm_q.weight", "norm_added_q.weight")):
+            weight.data.mul_(SHARPER)
 
 
 def _tiny(rig: Rig, subject: Subject) -> Loaded:
@@ -91,36 +106,46 @@ def _tiny(rig: Rig, subject: Subject) -> Loaded:
     return Loaded(subject, model, {num: model.encode(request) for num, request in requests.items()})
 
 
-class Exchanges:
-    """By name, each made once. ``others`` are the names beside native that run here."""
+_KINDS: dict[str, Any] = {NATIVE: Native, PEER: Peer}
 
-    def __init__(self, rig: Rig, with_others: bool) -> None:
+
+@dataclass(eq=False)
+class Named:
+    """An exchange under another name, which tells recordings apart."""
+
+    exchange: Exchange
+    name: str
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
+        return self.exchange(q, k, v, local, group, counts)
+
+
+class Exchanges:
+    """By name, each made once. ``found`` are the names that run here, of those ``wanted``."""
+
+    def __init__(self, rig: Rig, wanted: Sequence[str]) -> None:
         self._rig = rig
         self._made: dict[str, Exchange | None] = {LOCAL: None, NATIVE: Native()}
-        self._made |= {name: Native(num, name) for name, num in CHUNKS.items()}
-        self.others = self._find() if with_others else ()
+        self.found: tuple[str, ...] = tuple(name for name in wanted if self._runs(name))
+        for name, (base, num) in CHUNKS.items():
+            if base in self.found:
+                self._made[name] = Named(_KINDS[base](num), name)
 
-    def _find(self) -> tuple[str, ...]:
-        from parallel import backends
-
-        found = []
-        for name in (*backends.names(), PEER):
-            if name in self._made:
-                continue
-            row = {"section": "backends", "backend": name}
-            made = self._rig.attempt(row, 30.0, lambda name=name: self._make(name))  # type: ignore[misc]
-            if "error" not in made and "missing" not in made:
-                found.append(name)
-        return tuple(found)
+    def _runs(self, name: str) -> bool:
+        row = self._rig.attempt({"section": "backends", "backend": name}, 30.0, lambda: self._make(name))
+        return "distance" in row
 
     def _make(self, name: str) -> dict[str, Any]:
         """Made, and tried on all ranks: one that does not work at all is not measured."""
         from parallel import backends
 
-        reason = backends.missing(name) if name != PEER else None if self._rig.is_cuda else "it needs GPUs"
+        if name in _KINDS:
+            reason = "it needs GPUs" if name == PEER and not self._rig.is_cuda else None
+        else:
+            reason = backends.missing(name)
         if reason is not None:
             return {"missing": reason}
-        self._made[name] = Peer() if name == PEER else backends.make(name, self._rig.groups)
+        self._made[name] = _KINDS[name]() if name in _KINDS else backends.make(name, self._rig.groups)
         return {"distance": self._tried(name)}
 
     def _tried(self, name: str) -> float:
@@ -131,7 +156,7 @@ class Exchanges:
         generator = torch.Generator(rig.device).manual_seed(rig.rank)
         q, k, v = (torch.randn(1, 8, 64, 128, device=rig.device, generator=generator).to(dtype) for _ in range(3))
         found = []
-        for exchange in (self._made[NATIVE], self._made[name]):
+        for exchange in (Native(), self._made[name]):
             seam.attach(rig.layout(rig.num_ranks), exchange)
             seam.cut(64 * rig.num_ranks)
             found.append(seam(q, k, v).float())
@@ -146,7 +171,7 @@ class Exchanges:
     def refusal(self, name: str, found: Loaded, grid: Grid, degree: int) -> str | None:
         """Why a backend cannot, told at planning time; None where it can."""
         geometry = found.subject.geometry
-        if name in (NATIVE, LOCAL, PEER, *CHUNKS):
+        if name in (NATIVE, PEER, LOCAL, *CHUNKS):
             return None
         from parallel import backends
 

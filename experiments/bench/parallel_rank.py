@@ -35,7 +35,7 @@ class Plan:
     """Of the monotonic clock, which the processes of a machine share."""
     timeout_s: float
     """How long a rank waits for the others."""
-    backends: bool
+    exchanges: tuple[str, ...]
     most_tokens: int
     num_grids: int
 
@@ -95,7 +95,7 @@ def measure(rig: Rig, plan: Plan) -> None:
     from experiments.bench.parallel_cases import narrowed, subjects
     from stages import attention, compiling
 
-    exchanges = parallel_models.Exchanges(rig, plan.backends)
+    exchanges = parallel_models.Exchanges(rig, plan.exchanges)
     known = {kind: narrowed(found, plan.most_tokens, plan.num_grids) for kind, found in subjects(plan.is_tiny).items()}
     for kind in plan.models:
         if not set(plan.sections).isdisjoint(OF_A_MODEL) and rig.has_time(30.0 if rig.is_cuda else 0.0):

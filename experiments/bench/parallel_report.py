@@ -12,19 +12,22 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.bench.parallel_cases import NATIVE, OTHERS
-from experiments.bench.parallel_tables import Row, of, one_rank, share, table, tables
+from experiments.bench.parallel_cases import NATIVE, OTHERS, PEER
+from experiments.bench.parallel_tables import OURS, Row, of, one_rank, share, table, tables
 from experiments.bench.single_gpu_models import SUBJECTS
 from experiments.calibrate_fit import About, compose
 from orchestrator.calibration import SHIPPED, Calibration, DecodeRow, StepRow, file_name, save
+from orchestrator.types import Grid
 
 Files = Mapping[str, Mapping[str, Any]]
-FULL = {"wan2.2-a14b": (21, 60, 104), "hunyuanvideo": (32, 90, 160)}
+WAN, HUNYUAN = "wan2.2-a14b", "hunyuanvideo"
+FULL: Mapping[str, Grid] = {WAN: (21, 60, 104), HUNYUAN: (32, 90, 160)}
 MEDIUM, PRIME = (13, 44, 80), (11437, 2, 2)
 
 HOW = """Random weights at real sizes in bf16, CUDA events. A row is the median call of the slowest rank of a slice and, as the
-slices of a host work at once, of the median slice. One GPU is our own fastest path on the same GPUs in the same run. `native`
-chooses its number of chunks itself; `native-1` and `native-2` are told.
+slices of a host work at once, of the median slice. One GPU is our own fastest path on the same GPUs in the same run. `peer` and
+`native` choose their number of chunks themselves; with a number they are told. Norms of queries are scaled by 3: with random
+weights attention would be uniform, and leaving it on one GPU would hardly show.
 """
 
 
@@ -48,29 +51,33 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def widest(rows: Sequence[Row], num_ranks: int, model: str, grid: Grid) -> Row | None:
+    """Ours by all GPUs."""
+    found = [find(of(rows, "forwards"), model=model, grid=grid, degree=num_ranks, backend=name) for name in OURS]
+    return next((row for row in reversed(found) if row is not None), None)
+
+
 def claims(rows: Sequence[Row], num_ranks: int) -> Iterator[tuple[str, str]]:
     """What was asked of this host's GPUs, and what was found. Left out: what was not measured."""
-    forwards = of(rows, "forwards")
-    wide = {"degree": num_ranks, "backend": NATIVE}
-    for model, grid in (("wan2.2-a14b", FULL["wan2.2-a14b"]), ("wan2.2-a14b", MEDIUM), ("hunyuanvideo", FULL["hunyuanvideo"])):
-        row = find(forwards, model=model, grid=grid, **wide)
+    forwards, guided, decodes = of(rows, "forwards"), of(rows, "guided"), of(rows, "decode")
+    for model, grid in ((WAN, FULL[WAN]), (WAN, MEDIUM), (HUNYUAN, FULL[HUNYUAN])):
+        row = widest(rows, num_ranks, model, grid)
         if row is not None and (found := share(forwards, row)) is not None:
             yield f"{model}, {row['tokens']:,} tokens, one branch on {num_ranks}", _told(forwards, row, found)
-    guided = of(rows, "guided")
-    row = find(guided, grid=FULL["wan2.2-a14b"], degree=num_ranks, split=True)
+    row = find(guided, grid=FULL[WAN], degree=num_ranks, split=True)
     if row is not None and (found := share(guided, row)) is not None:
-        what = f"a guided step of {row['model']}, {row['tokens']:,} tokens, guidance split x {num_ranks // 2}"
+        what = f"a guided step of {WAN}, {row['tokens']:,} tokens, guidance split x {num_ranks // 2}"
         yield what, _told(guided, row, found)
-    yield from _against_stock(rows, wide)
-    even, odd = (find(forwards, model="wan2.2-a14b", grid=grid, **wide) for grid in (MEDIUM, PRIME))
+    yield from _against_stock(rows, num_ranks)
+    even, odd = (widest(rows, num_ranks, WAN, grid) for grid in (MEDIUM, PRIME))
     if even is not None and odd is not None:
         gap = 100 * (odd["median_s"] / even["median_s"] - 1)
         yield f"{odd['tokens']:,} tokens (a prime) against {even['tokens']:,} on {num_ranks}", f"{gap:+.1f} %"
-    decode = find(of(rows, "decode"), model="hunyuanvideo", degree=num_ranks)
+    decode = find(decodes, model=HUNYUAN, degree=num_ranks)
     if decode is not None:
-        one_s = one_rank(of(rows, "decode"), decode)
+        one_s = one_rank(decodes, decode)
         told = "" if one_s is None else f" (one GPU {one_s:.2f} s)"
-        yield f"decode of hunyuanvideo at 720p on {num_ranks}", f"{decode['median_s']:.2f} s{told}"
+        yield f"decode of {HUNYUAN} at 720p on {num_ranks}", f"{decode['median_s']:.2f} s{told}"
     for switch in of(rows, "switch"):
         worst = max(step["attach_ms"] + step["agree_ms"] for step in switch["changes"])
         yield "changing the width: attaching and agreeing, the slowest", f"{worst:.2f} ms"
@@ -80,10 +87,10 @@ def _told(rows: Sequence[Row], row: Row, found: float) -> str:
     return f"{100 * found:.1f} % ({one_rank(rows, row):.4f} s to {row['median_s']:.4f} s)"
 
 
-def _against_stock(rows: Sequence[Row], wide: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _against_stock(rows: Sequence[Row], num_ranks: int) -> Iterator[tuple[str, str]]:
     for stock in of(rows, "stock"):
-        ours = find(of(rows, "forwards"), model=stock["model"], grid=stock["grid"], **wide)
-        if stock["degree"] == wide["degree"] and ours is not None:
+        ours = widest(rows, num_ranks, stock["model"], tuple(stock["grid"]))
+        if stock["degree"] == num_ranks and ours is not None:
             what = f"{stock['backend']} on {stock['degree']}, {stock['tokens']:,} tokens"
             seconds = stock["median_s"], ours["median_s"]
             yield what, f"ours is {seconds[0] / seconds[1]:.2f}x as fast ({seconds[0]:.4f} s, {seconds[1]:.4f} s)"
@@ -91,7 +98,9 @@ def _against_stock(rows: Sequence[Row], wide: Mapping[str, Any]) -> Iterator[tup
 
 def slower(rows: Sequence[Row]) -> str:
     """Where more GPUs were no faster than fewer."""
-    native = [row for row in of(rows, "forwards") if row["backend"] == NATIVE]
+    forwards = of(rows, "forwards")
+    native = [row for row in forwards if row["backend"] == NATIVE and (row["degree"] == 1 or not _has(forwards, row, PEER))]
+    native += [row for row in forwards if row["backend"] == PEER]
     lines = []
     for row in sorted(native, key=lambda row: (row["model"], row["tokens"], row["degree"])):
         same = [other for other in native if (other["model"], other["grid"]) == (row["model"], row["grid"])]
@@ -101,6 +110,10 @@ def slower(rows: Sequence[Row]) -> str:
             seconds = f"{row['median_s']:.4f}", best["degree"], f"{best['median_s']:.4f}"
             lines.append([row["model"], f"{row['tokens']:,}", row["degree"], *seconds])
     return table(["model", "tokens", "GPUs", "s", "fewer", "s"], lines) if lines else "Nowhere."
+
+
+def _has(rows: Sequence[Row], row: Row, backend: str) -> bool:
+    return find(rows, model=row["model"], grid=row["grid"], degree=row["degree"], backend=backend) is not None
 
 
 def report(files: Files, notes: Sequence[str]) -> str:
@@ -115,7 +128,7 @@ def report(files: Files, notes: Sequence[str]) -> str:
         parts.append(f"\n# {num_ranks} GPUs\n")
         parts.append(table(["asked", "found"], claims(rows, num_ranks)) + "\n")
         parts.append(tables(rows))
-        parts.append(f"## Where more GPUs were no faster (native)\n\n{slower(rows)}\n")
+        parts.append(f"## Where more GPUs were no faster\n\n{slower(rows)}\n")
     return "\n".join(parts)
 
 
@@ -124,7 +137,9 @@ def calibrations(files: Files) -> Iterator[Calibration]:
     hosts = by_host(files)
     for model in dict.fromkeys(row["model"] for rows in hosts.values() for row in of(rows, "forwards")):
         rows = next(rows for rows in hosts.values() if any(row["model"] == model for row in of(rows, "forwards")))
-        steps = [_step(row) for row in of(rows, "forwards") if row["model"] == model and row["backend"] in (NATIVE, *OTHERS)]
+        steps = [
+            _step(row) for row in of(rows, "forwards") if row["model"] == model and row["backend"] in (NATIVE, PEER, *OTHERS)
+        ]
         decodes = [_decode(row) for row in of(rows, "decode") if row["model"] == model]
         if any(step.degree == 1 for step in steps):
             yield compose(steps, _about(files, model), decodes)

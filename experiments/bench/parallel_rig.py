@@ -25,7 +25,7 @@ from parallel.groups import Groups
 from parallel.layout import Layout, layout
 
 Row = dict[str, Any]
-LONG_S = 6.0
+LONG_S = 30.0
 MOST_ERROR = 400
 """Characters of an error that are kept."""
 

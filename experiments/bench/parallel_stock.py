@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from experiments.bench import single_gpu_models
-from experiments.bench.parallel_cases import STOCK_GRIDS, TINY_STOCK_GRIDS, about_s, degrees
+from experiments.bench.parallel_cases import STOCK_GRIDS, TINY_STOCK_GRIDS, about_s
+from experiments.bench.parallel_models import long_rope
 from experiments.bench.parallel_rig import Rig, Row
 from orchestrator.geometry import model
 from orchestrator.types import Grid
@@ -18,23 +19,19 @@ EAGER = 1.4
 
 
 def stock(rig: Rig, most_tokens: int) -> None:
-    """One forward of one branch on one rank, and on slices of all widths: plain, and with ``ulysses_anything``.
-
-    The widest first, and without the mode first: that is what the others are compared with.
-    """
+    """One forward of one branch on one rank and by all: plain, and with ``ulysses_anything``."""
     torch.manual_seed(0)
     module = _module(rig)
     known = TINY_STOCK_GRIDS if rig.is_tiny else STOCK_GRIDS
     grids = [grid for grid in known if model(KIND).num_tokens(grid) <= most_tokens]
     with torch.inference_mode():
-        for grid in grids:
+        for grid in grids[:3]:
             _measure(rig, module, grid, 1, anything=False)
         for anything in (False, True):
-            for degree in reversed(degrees(rig.num_ranks)[1:]):
-                _enabled(rig, module, degree, anything)
-                for grid in grids:
-                    _measure(rig, module, grid, degree, anything)
-                _disabled(module)
+            _enabled(rig, module, rig.num_ranks, anything)
+            for grid in grids:
+                _measure(rig, module, grid, rig.num_ranks, anything)
+            _disabled(module)
 
 
 def _measure(rig: Rig, module: Any, grid: Grid, degree: int, anything: bool) -> None:
@@ -67,6 +64,7 @@ def _module(rig: Rig) -> Any:
         )  # fmt: skip
         return small.eval().requires_grad_(False)
     module = single_gpu_models.transformer(single_gpu_models.SUBJECTS["wan"])
+    module.rope = long_rope(module, model(KIND)).to(rig.device)
     module.set_attention_backend("_native_cudnn")
     return module
 

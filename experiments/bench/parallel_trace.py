@@ -9,6 +9,8 @@ import torch
 
 Span = tuple[float, float]
 """Start and end."""
+OF_EXCHANGES = ("nccl", "barrier", "direct_copy", "memcpy")
+"""In the names of kernels that send, wait for others, or lay out what has come."""
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
@@ -33,7 +35,7 @@ def uncovered(spans: Sequence[Span], others: Sequence[Span]) -> float:
 
 
 def traced(call: Callable[[], object], is_cuda: bool) -> dict[str, Any]:
-    """Seconds of one call's kernels: all, NCCL's, and NCCL's alone. On a CPU there are none."""
+    """Seconds of one call's kernels: all, those that exchange, and these alone. On a CPU there are none."""
     activity = torch.profiler.ProfilerActivity.CUDA if is_cuda else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as record:
         call()
@@ -45,14 +47,15 @@ def traced(call: Callable[[], object], is_cuda: bool) -> dict[str, Any]:
         for event in events
         if event.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
     ]
-    nccl = [span for name, span in kernels if "nccl" in name.lower()]
-    rest = [span for name, span in kernels if "nccl" not in name.lower()]
-    whole = [*nccl, *rest]
+    shared = [span for name, span in kernels if any(word in name.lower() for word in OF_EXCHANGES)]
+    rest = [span for name, span in kernels if not any(word in name.lower() for word in OF_EXCHANGES)]
+    whole = [*shared, *rest]
     return {
         "span_s": max((end for _, end in whole), default=0.0) - min((start for start, _ in whole), default=0.0),
         "busy_s": length(whole),
-        "nccl_s": length(nccl),
-        "exposed_s": uncovered(nccl, rest),
+        "nccl_s": length(span for name, span in kernels if "nccl" in name.lower()),
+        "exchange_s": length(shared),
+        "exposed_s": uncovered(shared, rest),
         "num_kernels": len(whole),
         "longest": _longest(kernels),
     }

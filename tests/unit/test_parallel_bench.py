@@ -27,6 +27,7 @@ from experiments.bench.parallel_cases import (
     odd_and_small,
     repeats,
     sent_bytes,
+    settled,
     traced_grids,
 )
 from experiments.bench.parallel_rig import of_slices
@@ -70,19 +71,27 @@ def test_what_is_measured_of_stock_is_measured_of_ours_too() -> None:
     assert set(STOCK_GRIDS) <= set(REAL["wan"].grids)
 
 
+@pytest.mark.parametrize("here", [(NATIVE,), (PEER, NATIVE, "ulysses")])
 @pytest.mark.parametrize("num_ranks", [2, 4, 8])
-def test_every_grid_is_measured_on_every_degree_one_gpu_first(num_ranks: int) -> None:
-    found = list(cases(REAL["wan"], num_ranks, ("ulysses", PEER)))
+def test_every_grid_is_measured_on_every_degree_one_gpu_first(num_ranks: int, here: tuple[str, ...]) -> None:
+    found = list(cases(REAL["wan"], num_ranks, here))
     assert len(found) == len(set(found))
     for grid in REAL["wan"].grids:
         of_grid = [(degree, name) for other, degree, name in found if other == grid]
-        assert [degree for degree, name in of_grid if name == NATIVE] == list(degrees(num_ranks))
+        assert [degree for degree, name in of_grid if name == settled(here)][-len(degrees(num_ranks)) + 1 :] == list(
+            degrees(num_ranks)[1:]
+        )
         assert of_grid[0] == (1, NATIVE)
 
 
-def test_long_grids_leave_the_other_backends_out() -> None:
-    assert exchanges(REAL["hv"], (32, 90, 160), 4, ("ulysses", PEER)) == (NATIVE, PEER)
-    assert exchanges(REAL["wan"], (13, 44, 80), 4, ("ulysses",)) == (NATIVE, "native-1", "ulysses")
+def test_all_exchanges_are_measured_where_it_tells_most() -> None:
+    here = (PEER, NATIVE, "ulysses")
+    assert exchanges(REAL["wan"], (13, 44, 80), 4, 4, here) == (PEER, NATIVE, "peer-1", "native-1", "ulysses")
+    assert exchanges(REAL["wan"], (13, 44, 80), 2, 4, here) == (PEER, NATIVE)
+    assert exchanges(REAL["wan"], (13, 44, 80), 2, 2, (NATIVE,)) == (NATIVE, "native-1")
+    assert exchanges(REAL["hv"], (32, 90, 160), 4, 4, here) == (PEER, NATIVE)
+    assert exchanges(REAL["hv"], (32, 90, 160), 2, 4, here) == (PEER,)
+    assert exchanges(REAL["wan"], (8, 30, 32), 4, 4, here) == (PEER,)
 
 
 def test_degrees_are_the_powers_of_two_there_is_room_for() -> None:
@@ -172,7 +181,18 @@ def test_a_calibration_has_every_degree() -> None:
 @pytest.mark.slow
 def test_a_rehearsal_over_gloo_measures_equality_and_switching(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
-    command = [sys.executable, "-m", "experiments.bench.parallel", "--device", "cpu", "--tiny", "--ranks", "2", "--native-only"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.bench.parallel",
+        "--device",
+        "cpu",
+        "--tiny",
+        "--ranks",
+        "2",
+        "--exchanges",
+        "native",
+    ]
     command += ["--models", "wan", "--sections", "equality", "switch", "--minutes", "3", "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=250)
     rows = json.loads(out.read_text())["rows"]
