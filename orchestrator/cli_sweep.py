@@ -168,13 +168,12 @@ class _Run:
 
             config = self.sweep.cluster
             device = find_device("cuda" if config.gpus_per_rank else "cpu")
-            attention, compiled = config.attention, config.compile_blocks
             worker = ClipWorker(
                 self.sweep.arms_by_name,
                 device=device,
                 num_threads=config.num_threads,
-                attention=attention,
-                compile_blocks=compiled,
+                attention=config.attention,
+                compile_blocks=config.compile_blocks,
             )
             run_local(todo, worker, scheduler, runbook, progress.on_event, device)
         else:
@@ -236,12 +235,11 @@ def refuse_missing_videos(paths: RunPaths, records: Sequence[Record]) -> None:
     """A record is a promise that its video is there: raises ConfigError, naming the first that is not."""
     gone = [record.video for record in records if not (paths.root / record.video).is_file()]
     if gone:
-        raise ConfigError(
-            [
-                f"{len(gone)} of the run's recorded videos are gone, {gone[0]!r} first; put them back, or remove their lines "
-                f"from {str(paths.records)!r} to make them again"
-            ]
+        told = (
+            f"{len(gone)} of the run's recorded videos are gone, {gone[0]!r} first; put them back, or remove their lines "
+            f"from {str(paths.records)!r} to make them again"
         )
+        raise ConfigError([told])
 
 
 def refuse_other_settings(sweep: Sweep, records: Sequence[Record]) -> None:
@@ -249,12 +247,11 @@ def refuse_other_settings(sweep: Sweep, records: Sequence[Record]) -> None:
     wanted = {(item.arm, item.prompt_id, item.seed): item.item_key for item in sweep.items}
     other = {r.arm for r in records if wanted.get((r.arm, r.prompt_id, r.seed), r.item_key) != r.item_key}
     if other:
-        raise ConfigError(
-            [
-                f"this run folder holds videos of arm {', '.join(sorted(other))} made with other settings, weights or predicted "
-                "costs; choose another --out or give the arm another name"
-            ]
+        told = (
+            f"this run folder holds videos of arm {', '.join(sorted(other))} made with other settings, weights or predicted costs; "
+            "choose another --out or give the arm another name"
         )
+        raise ConfigError([told])
 
 
 def conclude(
