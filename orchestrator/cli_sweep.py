@@ -248,8 +248,8 @@ def refuse_other_settings(sweep: Sweep, records: Sequence[Record]) -> None:
     other = {r.arm for r in records if wanted.get((r.arm, r.prompt_id, r.seed), r.item_key) != r.item_key}
     if other:
         told = (
-            f"this run folder holds videos of arm {', '.join(sorted(other))} made with other settings, weights or predicted costs; "
-            "choose another --out or give the arm another name"
+            f"this run folder holds videos of arm {', '.join(sorted(other))} made with other settings, weights or predicted "
+            "costs; choose another --out or give the arm another name"
         )
         raise ConfigError([told])
 
