@@ -113,7 +113,7 @@ def profiles(rows: Sequence[Row]) -> str:
     lines = []
     for row in of(rows, "profile"):
         span_s = row["span_s"] or 1.0
-        shares = [f"{100 * row[key] / span_s:.1f} %" for key in ("busy_s", "exchange_s", "exposed_s")]
+        shares = [f"{100 * row.get(key, 0.0) / span_s:.1f} %" for key in ("busy_s", "exchange_s", "exposed_s")]
         lines.append([row["model"], f"{row['tokens']:,}", row["degree"], row["backend"], f"{row['sent_mb']:.0f}",
                       f"{row['span_s']:.4f}", *shares])  # fmt: skip
     head = [
