@@ -14,6 +14,8 @@ from torch import Tensor
 
 from parallel.errors import GroupError, GroupMismatch
 
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
+
 STORY_BYTES = 256
 """Of what a rank says it is about to do."""
 
@@ -46,7 +48,7 @@ class Group:
             mine = torch.cat([mine, mine.new_zeros(most - len(rows), *mine.shape[1:])])
         found = mine.new_empty(self.size * most, *mine.shape[1:])
         with told("gathering rows"):
-            dist.all_gather_into_tensor(found, mine, group=self.handle)
+            _all_gather(found, mine, group=self.handle)
         if min(counts) == most:
             return found
         parts = found.view(self.size, most, *found.shape[1:])
