@@ -37,7 +37,7 @@ class ByPrompt:
 
 @dataclass(frozen=True)
 class TrappedWorkshop(ClipWorkshop):
-    """The first time, the victim's second rank dies between two exchanges, while the companion is at work elsewhere."""
+    """The first time, the first rank of the victim's slice dies between two exchanges, while the companion is at work elsewhere."""
 
     folder: Path = Path()
 
@@ -46,7 +46,7 @@ class TrappedWorkshop(ClipWorkshop):
 
         class Trapped(ClipWorker):
             def refine(worker, item: Item, boundary: Any, on_step: Any, *, stop: int | None = None, team: Any = None) -> Any:
-                if item.prompt_id == VICTIM and team.groups.rank == team.start + 1 and not (self.folder / "died").exists():
+                if item.prompt_id == VICTIM and team.groups.rank == team.start and not (self.folder / "died").exists():
                     team = dataclasses.replace(team, exchange=Trap(team.exchange, self.folder))
                 if item.prompt_id == COMPANION:
                     on_step = beside(self.folder, on_step)
