@@ -33,7 +33,7 @@ from orchestrator.events import (
 from orchestrator.jobs import Job, blame, failure_of, is_death, outcome_of, summary
 from orchestrator.local import OnEvent
 from orchestrator.mistakes import RunError
-from orchestrator.pods import ClipWorkshop, Doing, Place, Workshop, shards_of
+from orchestrator.pods import ClipWorkshop, Place, Workshop, shards_of
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
 from orchestrator.types import Item
@@ -46,8 +46,8 @@ SOON_S = 0.2
 """The same for what is left of a failing slice."""
 GRACE_S = 10.0
 """How long the other ranks of a slice have to answer once one has failed: they may be stuck in a collective without it."""
-ASK_S = 2.0
-"""How long the other ranks have to say how far the clip was when one died."""
+STALL = 1.5
+"""Collective timeouts without a step after which a slice is lost: what waits inside a GPU may wait for ever."""
 
 
 def run_on_ray(
@@ -120,8 +120,7 @@ class RayShell:
             _, then = self._awaited.pop(ref)
             then(outcome_of(ref))
         for job in list(self._jobs.values()):
-            if job.deadline_s is not None and time.monotonic() > job.deadline_s:
-                self._conclude(job)
+            self._look_after(job, time.monotonic())
         self._refuse_to_wait_forever()
 
     # Workers come and go
@@ -155,7 +154,7 @@ class RayShell:
         job = next((job for job in self._jobs_of(unit) if rank in job.ranks), None)
         reason = summary(outcome)
         if unit.kind == "pod":
-            reason = f"rank {rank} died{f' in {self._whereabouts(job)}' if job else ''}: {reason}"
+            reason = f"rank {rank} died{f' in {job.whereabouts()}' if job else ''}: {reason}"
         return self._lose(unit, {rank}, reason, job)
 
     def _lose(self, unit: Unit, ranks: set[int], reason: str, job: Job | None) -> None:
@@ -247,10 +246,23 @@ class RayShell:
         if not job.waiting:
             self._conclude(job)
 
+    def _look_after(self, job: Job, now_s: float) -> None:
+        """A failing slice has its time to answer; one at work is asked how far it is, and lost when it stands still."""
+        patience_s = STALL * self.crew.config.collective_timeout_s + GRACE_S
+        if job.deadline_s is not None:
+            if now_s > job.deadline_s:
+                self._conclude(job)
+        elif len(job.ranks) > 1 and now_s > job.moved_s + patience_s:
+            self._lose(job.unit, set(job.ranks), f"{job.whereabouts()}: no step in {patience_s:.0f} s", job)
+        elif len(job.ranks) > 1 and now_s > job.asked_s + POLL_S:
+            job.asked_s = now_s
+            asked = job.unit.actors[job.ranks[0]].doing.options(concurrency_group="ask").remote()
+            self._awaited[asked] = job.unit, job.hear
+
     def _conclude(self, job: Job) -> None:
         """All ranks have answered, or have had their time to."""
         if job.lost:
-            self._lose(job.unit, job.lost, f"{self._whereabouts(job)}: {blame(job.lost, job.problems)}", job)
+            self._lose(job.unit, job.lost, f"{job.whereabouts()}: {blame(job.lost, job.problems)}", job)
             return
         self._drop(job)
         self._tell(self._failure(job) if job.problems else self._success(job))
@@ -258,7 +270,7 @@ class RayShell:
 
     def _failure(self, job: Job) -> Event:
         rank, problem = next(iter(job.problems.items()))
-        where = f"{job.unit.name} rank {rank}, {self._whereabouts(job)}" if job.unit.kind == "pod" else ""
+        where = f"{job.unit.name} rank {rank}, {job.whereabouts()}" if job.unit.kind == "pod" else ""
         return failure_of(self._now_s(), job.command, problem, where)
 
     def _success(self, job: Job) -> Event:
@@ -270,19 +282,6 @@ class RayShell:
         if isinstance(command, StartPhase):
             return PhaseDone(now_s, key, attempt, command.stop, answer, job.boundary)
         return Decoded(now_s, key, attempt, answer)
-
-    def _whereabouts(self, job: Job) -> str:
-        """The clip and how far it was, by the first of the slice's ranks to say so."""
-        import ray
-
-        asked = [job.unit.actors[rank].doing.options(concurrency_group="ask").remote() for rank in job.ranks]
-        while asked:
-            ready, asked = ray.wait(asked, num_returns=1, timeout=ASK_S)
-            if not ready:
-                break
-            if isinstance(doing := outcome_of(ready[0]), Doing) and doing.item_key == job.item.item_key:
-                return f"{job.clip}, {doing}"
-        return f"{job.clip}, {job.stages}"
 
     def _drop(self, job: Job) -> None:
         del self._jobs[job.command.item_key]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.crew import Ref, Unit
+from orchestrator.doing import Doing
 from orchestrator.events import Command, Failed, StartPhase
 from orchestrator.local import PHASE_OF
 from orchestrator.types import Item
 from parallel.errors import GroupError, GroupMismatch
+
+ASK_S = 2.0
+"""How long the other ranks have to say how far the clip was when one died."""
 
 
 @dataclass
@@ -26,6 +31,11 @@ class Job:
     """Values and exceptions, by rank."""
     deadline_s: float | None = None
     """Once a rank has failed: until when the others are waited for."""
+    doing: Doing | None = None
+    """What its first rank last said."""
+    asked_s: float = field(default_factory=time.monotonic)
+    moved_s: float = field(default_factory=time.monotonic)
+    """When it last said anything new."""
 
     @property
     def waiting(self) -> set[int]:
@@ -52,6 +62,25 @@ class Job:
             first, last = self.command.begin + 1, self.command.stop
             return f"stage {first}" if first == last else f"stages {first}-{last}"
         return PHASE_OF[type(self.command)]
+
+    def hear(self, doing: Any) -> None:
+        """What a rank says of its progress. Anything else, such as an error, is no progress."""
+        if isinstance(doing, Doing) and doing.item_key == self.item.item_key and doing != self.doing:
+            self.doing, self.moved_s = doing, time.monotonic()
+
+    def whereabouts(self) -> str:
+        """The clip and how far it was, by the first of the slice's ranks to say so."""
+        import ray
+
+        asked = [actor.doing.options(concurrency_group="ask").remote() for actor in map(self.unit.actors.__getitem__, self.ranks)]
+        while asked:
+            ready, asked = ray.wait(asked, num_returns=1, timeout=ASK_S)
+            if not ready:
+                break
+            self.hear(doing := outcome_of(ready[0]))
+            if isinstance(doing, Doing):
+                break
+        return f"{self.clip}, {self.doing or self.stages}"
 
 
 def is_broken_group(problem: Exception) -> bool:

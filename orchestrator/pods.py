@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.arms import Arm
+from orchestrator.doing import Doing, Pace
 from orchestrator.policy import Policy, Sizing
 from orchestrator.types import Clip, Decision, Item, Slice
 from orchestrator.work import Worker
@@ -103,19 +104,6 @@ class Meeting:
     """How long a rank waits for the others in every collective."""
 
 
-@dataclass(frozen=True)
-class Doing:
-    """How far a rank is with a clip. ``stage`` counts from 1; 0: it is decoded. ``step`` is the last that was begun, if any."""
-
-    item_key: str
-    stage: int
-    step: int | None = None
-
-    def __str__(self) -> str:
-        stage = f"stage {self.stage}" if self.stage else "decoding"
-        return stage if self.step is None else f"{stage}, step {self.step}"
-
-
 class Member:
     """What the actors share: they make their worker on their own device, and they can be watched."""
 
@@ -157,6 +145,7 @@ class PodRank(Member):
     """
 
     _doing: Doing | None = None
+    _pace: Pace
 
     def open_store(self) -> tuple[str, int]:
         """Open the pod's rendezvous on this node's own address (rank 0 only); the others join at the answer."""
@@ -189,7 +178,7 @@ class PodRank(Member):
 
     def refine(self, item: Item, packed: Packed, piece: Slice, begin: int, stop: int) -> tuple[dict[str, float] | None, Packed]:
         """Stages ``begin`` (counted from 0) to ``stop``: seconds and the boundary there."""
-        self._doing = Doing(item.item_key, begin + 1)
+        self._doing, self._pace = Doing(item.item_key, begin + 1), Pace(self.device)
         boundary, timings_s = self.worker.refine(
             item, self.workshop.unpack(packed), partial(self._note, item), stop=stop, team=self._team(piece)
         )
@@ -208,6 +197,7 @@ class PodRank(Member):
         return self._doing
 
     def _note(self, item: Item, done: Any) -> None:
+        self._pace.step()
         self._doing = Doing(item.item_key, done.stage + 1, done.step + 1)
 
     def _answers(self, piece: Slice) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,22 +34,20 @@ class SharedWorker(FakeWorker):
         import torch
 
         how, group = item.item_key, team.layout(1).whole
-        suffers = group.rank == 1 and self._first_time(how)
+        first = not (self.folder / f"suffered.{how}.{group.rank}").exists()
+        (self.folder / f"suffered.{how}.{group.rank}").touch()
+        suffers = group.rank == 1 and first
         group.agree("latent 7x14x14" if suffers and how == "mismatch" else "latent 7x18x18")
         for step in range(4):
             on_step(StepDone(1, step))
             if suffers and step == 2:
                 self._fall(how)
+            if how == "still" and first and step == 3:
+                time.sleep(3600)
             if how == "ill" and step == 3:
                 raise ArithmeticError("the latent is not finite")
             group.gather_rows(torch.ones(1), (1, 1))
         return super().refine(item, boundary, on_step, stop=stop, team=team)
-
-    def _first_time(self, how: str) -> bool:
-        mark = self.folder / f"suffered.{how}"
-        first = not mark.exists()
-        mark.touch()
-        return first
 
     def _fall(self, how: str) -> None:
         if how == "stopped":

@@ -30,7 +30,7 @@ def log(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     root = tmp_path_factory.mktemp("faults")
     folder = root / "calls"
     folder.mkdir()
-    made = items(mismatch="", killed="", stopped="", alone="", ill="", fine="")
+    made = items(mismatch="", killed="", stopped="", alone="", still="", ill="", fine="")
     config = ClusterConfig(heavy_ranks=2, num_threads=1, collective_timeout_s=TIMEOUT_S)
     scheduler = Scheduler(SchedulerConfig(max_attempts=2), Throughput(degrees=(2,)))
     paths = RunPaths(root / "run")
@@ -61,7 +61,7 @@ def ended(log: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
 
 
 def test_each_misfortune_costs_its_own_clip_one_attempt(log: list[dict[str, Any]]) -> None:
-    again = dict.fromkeys(["mismatch", "killed", "stopped", "alone"], ("Finish", 2))
+    again = dict.fromkeys(["mismatch", "killed", "stopped", "alone", "still"], ("Finish", 2))
     assert ended(log) == again | {"ill": ("GiveUp", 2), "fine": ("Finish", 1)}
 
 
@@ -90,8 +90,14 @@ def test_the_mistake_of_one_rank_is_told_and_not_the_silence_of_the_others(log: 
     assert lost["reason"] == "clip alone (alone), stage 2, step 3: rank 1: MemoryError: no room on this rank"
 
 
+def test_ranks_that_all_stand_still_without_a_word_are_lost_too(log: list[dict[str, Any]]) -> None:
+    lost = about(log, "still", "WorkerLost")
+    assert lost["ranks"] == [0, 1]
+    assert lost["reason"] == "clip still (still), stage 2, step 4: no step in 10 s"
+
+
 def test_a_mistake_of_all_ranks_is_the_clips_own_and_the_pod_stays(log: list[dict[str, Any]]) -> None:
     failures = [row["error"] for row in log if row["type"] == "Failed" and row["item_key"] == "ill"]
     assert len(failures) == 2
     assert failures[0].endswith("rank 0, clip ill (ill), stage 2, step 4: ArithmeticError: the latent is not finite")
-    assert len([row for row in log if row["type"] == "WorkerLost"]) == 3
+    assert len([row for row in log if row["type"] == "WorkerLost"]) == 4

@@ -37,7 +37,7 @@ class ByPrompt:
 
 @dataclass(frozen=True)
 class TrappedWorkshop(ClipWorkshop):
-    """The first time, the first rank of the victim's slice dies between two exchanges, while the companion is at work elsewhere."""
+    """The first time, the first rank of the victim's slice dies in mid-step, while the companion is at work elsewhere."""
 
     folder: Path = Path()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.doing import AHEAD, Doing, Pace
 from orchestrator.events import StartDecode, StartPhase
 from orchestrator.jobs import Job, blame
 from orchestrator.types import Slice
@@ -57,3 +58,39 @@ def test_a_job_says_which_clip_and_which_stages() -> None:
     assert job({}, stop=2).stages == "stage 2"
     unit: Any = None
     assert Job(StartDecode("key1", 1, "pod-0", PAIR), item(1), unit, (2, 3)).stages == "decode"
+
+
+def test_a_rank_that_says_anything_new_has_moved_and_nothing_else_counts() -> None:
+    one = job({})
+    one.moved_s = 0.0
+    for nothing in (None, MemoryError("gone"), Doing("another", 2, 1)):
+        one.hear(nothing)
+        assert (one.doing, one.moved_s) == (None, 0.0)
+    one.hear(Doing("key1", 2, 1))
+    moved_s = one.moved_s
+    assert moved_s > 0
+    one.hear(Doing("key1", 2, 1))
+    assert one.moved_s == moved_s
+    assert str(one.doing) == "stage 2, step 1"
+    assert str(Doing("key1", 0)) == "decoding"
+
+
+def test_a_host_runs_no_more_than_a_few_steps_ahead_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[Event] = []
+    waited: list[Event] = []
+
+    class Event:
+        def record(self) -> None:
+            recorded.append(self)
+
+        def synchronize(self) -> None:
+            waited.append(self)
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    pace = Pace("cuda:1")
+    for _ in range(10):
+        pace.step()
+        assert len(recorded) - len(waited) <= AHEAD
+    assert waited == recorded[: 10 - AHEAD]
+    Pace("cpu").step()
+    assert len(recorded) == 10
