@@ -124,7 +124,7 @@ def equality(rig: Rig, found: Loaded, exchanges: Exchanges) -> None:
 def _kept(rig: Rig, found: Loaded, grid: Any, into: list[Tensor]) -> Row:
     """One rank's velocity, and how far from it the others, each by itself, found theirs."""
     found.model.attach(None, None)
-    mine = found.forward(grid)().clone()
+    mine = found.forward(grid)().contiguous().clone()
     first = mine.clone()
     dist.broadcast(first, src=0)
     into.append(mine)
