@@ -62,7 +62,7 @@ class FakeWorker:
 class Run:
     """One run in a folder, as a caller of the shell sees it."""
 
-    def __init__(self, root: Path, worker: FakeWorker, **config: int) -> None:
+    def __init__(self, root: Path, worker: FakeWorker, **config: Any) -> None:
         self.paths = RunPaths(root)
         self.worker = worker
         self.scheduler = Scheduler(SchedulerConfig(**config))
@@ -104,6 +104,14 @@ def test_a_record_says_what_was_made_how_and_for_how_long(tmp_path: Path) -> Non
     assert record.tokens_full == 891
     assert record.video == "videos/dvg/p1/1.mp4"
     assert 0 < record.device_s <= record.latency_s
+
+
+def test_a_pod_that_decodes_is_the_same_worker_here(tmp_path: Path) -> None:
+    run = Run(tmp_path, FakeWorker(), decode_on="pod").make(1, 2)
+    assert [record.item_key for record in run.records] == ["key1", "key2"]
+    rows = [json.loads(line) for line in run.paths.events.read_text().splitlines()]
+    decodes = [command for row in rows for command in row["commands"] if command["type"] == "StartDecode"]
+    assert [command["worker"] for command in decodes] == ["pod-0", "pod-0"]
 
 
 def test_a_failed_phase_is_tried_again_from_its_boundary_and_only_that_item_is_charged(tmp_path: Path) -> None:
