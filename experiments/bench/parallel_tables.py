@@ -36,6 +36,12 @@ def one_rank(rows: Sequence[Row], row: Row) -> float | None:
     return None
 
 
+def fastest_s(rows: Sequence[Row], row: Row) -> float | None:
+    """Of the GPUs of a host, each alone on the same work."""
+    alone = [other for other in rows if (other["degree"], other["grid"], other["model"]) == (1, row["grid"], row["model"])]
+    return min(alone[0]["by_rank_s"]) if alone and alone[0].get("by_rank_s") else None
+
+
 def share(rows: Sequence[Row], row: Row) -> float | None:
     """Efficiency of a row against one rank of the same section."""
     one_s = one_rank(rows, row)
@@ -152,7 +158,7 @@ def kernels(rows: Sequence[Row]) -> str:
     found = of(rows, "kernels")
     names = sorted({name for row in found for name in row["tflops"]})
     lines = []
-    for row in found:
+    for row in sorted(found, key=lambda row: (row["model"], -row["heads"])):
         cells = [f"{row['tflops'][name]:.0f} ({row['distance'][name]:.1e})" if name in row["tflops"] else "-" for name in names]
         lines.append([row["model"], f"{row['tokens']:,}", row["heads"], *cells])
     return table(["model", "tokens", "heads", *names], lines)
