@@ -137,13 +137,12 @@ def report(files: Files, notes: Sequence[str]) -> str:
 
 
 def calibrations(files: Files) -> Iterator[Calibration]:
-    """Of every model with rows on one GPU, from the host with most GPUs: each degree and exchange with sizes enough for a curve."""
+    """Of every model measured on one GPU, from the host with most GPUs: each degree and exchange with sizes enough for a curve."""
     hosts = by_host(files)
     for model in dict.fromkeys(row["model"] for rows in hosts.values() for row in of(rows, "forwards")):
         rows = next(rows for rows in hosts.values() if any(row["model"] == model for row in of(rows, "forwards")))
-        steps = [
-            _step(row) for row in of(rows, "forwards") if row["model"] == model and row["backend"] in (NATIVE, PEER, *OTHERS)
-        ]
+        mine = [row for row in of(rows, "forwards") if row["model"] == model]
+        steps = [_step(row) for row in mine if _num_sizes(mine, row) >= LEAST_SIZES]
         decodes = [_decode(row) for row in of(rows, "decode") if row["model"] == model]
         if any(step.degree == 1 for step in steps):
             yield compose(steps, _about(files, model), decodes)

@@ -165,9 +165,10 @@ def kernels(rows: Sequence[Row]) -> str:
 
 
 def gaps(rows: Sequence[Row]) -> str:
-    """What was refused, failed, or had no time, each with its words."""
+    """What was refused, failed, or had no time, and was not measured at another time: each with its words."""
     lines = []
-    for row in rows:
+    done = {identity(row) for row in rows if is_measured(row)}
+    for row in (row for row in rows if identity(row) not in done):
         for key in ("error", "refused", "skipped", "missing"):
             if key in row:
                 what = [row.get(name) for name in ("model", "tokens", "way", "mb", "backend") if row.get(name) is not None]

@@ -154,6 +154,12 @@ def test_tables_tell_seconds_efficiency_and_what_failed() -> None:
     assert "RuntimeError: no / way" in text
 
 
+def test_what_failed_and_then_was_measured_is_not_told() -> None:
+    failed = {**forward(4, 0.1), "error": "RuntimeError: once"}
+    assert "once" in tables([forward(1, 0.8), failed])
+    assert "once" not in tables([forward(1, 0.8), failed, forward(4, 0.25)])
+
+
 def file(rows: list[dict[str, Any]], num_ranks: int = 4) -> dict[str, Any]:
     facts = {"benchmark": "parallel", "device": "NVIDIA H200", "torch": "2.11", "date": "2026-11-21", "commit": "abc"}
     return {**facts, "num_ranks": num_ranks, "rows": rows}
@@ -173,6 +179,7 @@ def test_the_report_answers_what_was_asked_and_tells_where_gpus_do_not_pay() -> 
 def test_a_calibration_has_every_degree() -> None:
     grids = REAL["wan"].grids[:6]
     rows = [forward(degree, 1e-5 * model(WAN).num_tokens(grid) / degree, grid) for grid in grids for degree in (1, 2, 4)]
+    rows.append(forward(4, 0.5, backend="usp"))  # too few sizes for a curve
     (found,) = parallel_report.calibrations({"x4": file(rows)})
     assert {(fit.degree, fit.backend) for fit in found.fits} == {(1, NATIVE), (2, NATIVE), (4, NATIVE)}
     assert found.fit_error < 0.02
