@@ -137,7 +137,7 @@ def report(files: Files, notes: Sequence[str]) -> str:
 
 
 def calibrations(files: Files) -> Iterator[Calibration]:
-    """Of every model measured on one GPU, from the host with most GPUs: each degree and exchange with sizes enough for a curve."""
+    """Of every model measured on one GPU, from the host with most GPUs: each degree and exchange with sizes enough."""
     hosts = by_host(files)
     for model in dict.fromkeys(row["model"] for rows in hosts.values() for row in of(rows, "forwards")):
         rows = next(rows for rows in hosts.values() if any(row["model"] == model for row in of(rows, "forwards")))
