@@ -18,8 +18,8 @@ from torch import Tensor
 from parallel.groups import Group, told
 from parallel.seam import Attention
 
-OVERLAP_TOKENS = 8_192
-"""Tokens from which two chunks are faster than one: below, a launch costs more than the exchange that it would hide."""
+OVERLAP_ELEMENTS = 40_000_000
+"""Of all ranks' queries, from which two chunks are faster than one: below, launching costs more than the exchange that it hides."""
 WIDE = torch.complex128
 
 
@@ -33,7 +33,7 @@ class Native:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
         heads = q.shape[1] // group.size
-        bounds = chunks(heads, self._num_chunks(q, heads, sum(counts)))
+        bounds = chunks(heads, self.num_chunks if self.num_chunks or not q.is_cuda else num_overlapping(q, sum(counts)))
         arriving = [_Arriving((q, k, v), bound, group, counts) for bound in bounds]
         leaving = [_Leaving(local(*chunk.wait()), bound, group, counts) for chunk, bound in zip(arriving, bounds, strict=True)]
         out = q.new_empty(q.shape[2], group.size, heads, q.shape[3])
@@ -41,14 +41,15 @@ class Native:
             chunk.into(out)
         return out.flatten(1, 2).transpose(0, 1).unsqueeze(0)
 
-    def _num_chunks(self, q: Tensor, heads: int, num_tokens: int) -> int:
-        if self.num_chunks is not None:
-            return min(self.num_chunks, heads)
-        return 2 if q.is_cuda and heads > 1 and num_tokens >= OVERLAP_TOKENS else 1
+
+def num_overlapping(q: Tensor, num_tokens: int) -> int:
+    """Chunks that pay on a GPU, for queries ``[1, heads, ...]`` of all tokens."""
+    return 2 if num_tokens * q.shape[1] * q.shape[3] >= OVERLAP_ELEMENTS else 1
 
 
-def chunks(heads: int, num: int) -> list[slice]:
-    """``num`` pieces of a rank's heads, as equal as can be."""
+def chunks(heads: int, num: int | None) -> list[slice]:
+    """``num`` pieces of a rank's heads, as equal as can be; fewer where there are fewer heads, one for None."""
+    num = min(num or 1, heads)
     ends = [heads * i // num for i in range(num + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 

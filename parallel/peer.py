@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from parallel.groups import Group
-from parallel.native import OVERLAP_TOKENS, chunks, lay_out
+from parallel.native import chunks, lay_out, num_overlapping
 from parallel.seam import Attention
 from parallel.shares import piece
 
@@ -41,13 +41,13 @@ class Peer:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
         heads = q.shape[1] // group.size
-        num = self.num_chunks or (2 if sum(counts) >= OVERLAP_TOKENS else 1)
+        bounds = chunks(heads, self.num_chunks or num_overlapping(q, sum(counts)))
         buffer = self._buffer(group, q.dtype, sum(counts) * heads * q.shape[3] * 3, max(counts) * q.shape[1] * q.shape[3])
         crossing = _Crossing(buffer, group, counts, heads, q.shape[3])
-        if min(num, heads) > 1:
-            crossing.overlapped((q, k, v), local, chunks(heads, min(num, heads)))
+        if len(bounds) > 1:
+            crossing.overlapped((q, k, v), local, bounds)
         else:
-            crossing.at_once((q, k, v), local, slice(0, heads))
+            crossing.at_once((q, k, v), local, bounds[0])
         return crossing.found().flatten(1, 2).transpose(0, 1).unsqueeze(0)
 
     def _buffer(self, group: Group, dtype: torch.dtype, num_inbox: int, num_outbox: int) -> _Buffer:

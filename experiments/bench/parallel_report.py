@@ -122,7 +122,7 @@ def _has(rows: Sequence[Row], row: Row, backend: str) -> bool:
 
 def report(files: Files, notes: Sequence[str]) -> str:
     first = next(iter(files.values()))
-    commits = ", ".join(sorted({str(file["commit"]) for file in files.values() if file.get("commit")}))
+    commits = _commits(files)
     hosts = by_host(files)
     sizes = " and ".join(map(str, hosts))
     title = f"# Sequence parallelism on hosts of {sizes} GPUs ({first['device']})\n"
@@ -136,6 +136,10 @@ def report(files: Files, notes: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
+def _commits(files: Files) -> str:
+    return ", ".join(sorted({str(file["commit"]) for file in files.values() if file.get("commit")}))
+
+
 def calibrations(files: Files) -> Iterator[Calibration]:
     """Of every model measured on one GPU, from the host with most GPUs: each degree and exchange with sizes enough."""
     hosts = by_host(files)
@@ -145,7 +149,7 @@ def calibrations(files: Files) -> Iterator[Calibration]:
         steps = [_step(row) for row in mine if _num_sizes(mine, row) >= LEAST_SIZES]
         decodes = [_decode(row) for row in of(rows, "decode") if row["model"] == model]
         if any(step.degree == 1 for step in steps):
-            yield compose(steps, _about(files, model), decodes)
+            yield compose(steps, _about(files, model), decodes).model_copy(update={"commit": _commits(files)})
 
 
 def _num_sizes(rows: Sequence[Row], row: Row) -> int:
