@@ -19,7 +19,7 @@ from parallel.groups import Group, told
 from parallel.seam import Attention
 
 OVERLAP_ELEMENTS = 40_000_000
-"""Of all ranks' queries, from which two chunks are faster than one: below, launching costs more than the exchange that it hides."""
+"""Of all ranks' queries, from which two chunks are faster than one: below, launching costs more than the hiding gains."""
 WIDE = torch.complex128
 
 
