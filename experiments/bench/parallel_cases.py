@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.types import Grid
 
-OVERLAP_TOKENS = 8_192
-"""From where native takes two chunks (``parallel.native``)."""
 LONG_TOKENS = 50_000
 NUM_MOST_TELLING = 3
 
@@ -103,6 +101,8 @@ def exchanges(subject: Subject, grid: Grid, degree: int, num_ranks: int, found: 
     The settled one everywhere; where it tells something, native beside it; and, on the most telling grids by all ranks, both
     with the number of chunks that they would not choose, and all others.
     """
+    from parallel.native import OVERLAP_ELEMENTS
+
     place, tokens = subject.grids.index(grid), subject.tokens(grid)
     if degree == 1:
         return (NATIVE,)
@@ -111,7 +111,8 @@ def exchanges(subject: Subject, grid: Grid, degree: int, num_ranks: int, found: 
         return ours[:1]
     if place >= NUM_MOST_TELLING or degree < num_ranks or tokens >= LONG_TOKENS:
         return ours
-    unchosen = tuple(f"{name}-{1 if tokens >= OVERLAP_TOKENS else 2}" for name in ours)
+    is_long = tokens * subject.geometry.heads * subject.geometry.head_dim >= OVERLAP_ELEMENTS
+    unchosen = tuple(f"{name}-{1 if is_long else 2}" for name in ours)
     return (*ours, *unchosen, *(name for name in found if name not in ours))
 
 
