@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from orchestrator.calibration import Calibration, DecodeRow, StepRow, points
-from orchestrator.cost import ForwardCost
+from orchestrator.cost import ForwardCost, shared_s
 from orchestrator.manifest import commit
 
 MIN_ROWS = 4
@@ -58,10 +58,17 @@ def compose(rows: Sequence[StepRow], about: About, decodes: Iterable[DecodeRow] 
         steps=tuple(row for group in enough.values() for row in group),
         fits=tuple(fit for fit, _ in fits),
         fit_error=max(error for _, error in fits),
-        held_out_error=max((abs(error) for group in enough.values() for _, error in held_out(group)), default=None),
+        held_out_error=held_out_error(enough),
         transition_token_s=about.transition_token_s,
         decodes=tuple(decodes),
     )
+
+
+def held_out_error(groups: Mapping[tuple[int, str], Sequence[StepRow]]) -> float | None:
+    """The largest of all rows' errors, by degree and backend; None when there are too few sizes."""
+    alone = next(group for (degree, _), group in groups.items() if degree == 1)
+    errors = [abs(e) for (degree, _), group in groups.items() for _, e in held_out(group, alone if degree > 1 else ())]
+    return max(errors, default=None)
 
 
 def fit_forward(rows: Sequence[StepRow]) -> tuple[ForwardCost, float]:
@@ -103,17 +110,24 @@ def _error(fit: ForwardCost, rows: Sequence[StepRow]) -> float:
     return max(abs(fit.curve(row.tokens) / row.median_s - 1) for row in rows)
 
 
-def held_out(rows: Sequence[StepRow]) -> list[tuple[StepRow, float]]:
+def held_out(rows: Sequence[StepRow], alone: Sequence[StepRow] = ()) -> list[tuple[StepRow, float]]:
     """Each row with the relative error of its prediction from the rows of other sizes. Rows of one degree and backend.
 
-    The smallest and the largest are never held out: what is planned lies between them.
+    ``alone`` are the rows of one GPU, where ``rows`` are of several. The smallest and the largest are never held out: what is
+    planned lies between them.
     """
     sizes = sorted({row.tokens for row in rows})
     inner = [row for row in rows if sizes[0] < row.tokens < sizes[-1]] if len(sizes) >= MIN_ROWS else []
-    return [(row, _prediction_s(rows, row.tokens) / row.median_s - 1) for row in inner]
+    one = bent(alone) if alone else None
+    return [(row, _prediction_s(rows, one, row.tokens) / row.median_s - 1) for row in inner]
 
 
-def _prediction_s(rows: Sequence[StepRow], num_tokens: int) -> float:
-    others = [row for row in rows if row.tokens != num_tokens]
-    fit, _ = fit_forward(others)
-    return fit.model_copy(update={"points": points(others)}).seconds(num_tokens)
+def _prediction_s(rows: Sequence[StepRow], one: ForwardCost | None, num_tokens: int) -> float:
+    seen = bent([row for row in rows if row.tokens != num_tokens])
+    return seen.seconds(num_tokens) if one is None else shared_s(one, seen, num_tokens)
+
+
+def bent(rows: Sequence[StepRow]) -> ForwardCost:
+    """The curve of rows of one degree and backend, through all of them."""
+    fit, _ = fit_forward(rows)
+    return fit.model_copy(update={"points": points(rows)})

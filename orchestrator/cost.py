@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,6 +70,29 @@ class ForwardCost(BaseModel):
         return math.exp(bends[0] + weight * (bends[1] - bends[0]))
 
 
+def shared_s(one: ForwardCost, several: ForwardCost, num_tokens: int) -> float:
+    """Seconds of ``several`` GPUs: their share of what ``one`` takes, and what sharing adds to it.
+
+    What it adds was measured at ``several.points`` and changes little from one to the next, whichever kernels one GPU uses there.
+    """
+    if several.degree == 1 or several.predicted or not several.points:
+        return several.seconds(num_tokens)
+    added = [(tokens, seconds - one.seconds(tokens) / several.degree) for tokens, seconds in several.points]
+    return one.seconds(num_tokens) / several.degree + _between(added, num_tokens)
+
+
+def _between(points: Sequence[tuple[int, float]], num_tokens: int) -> float:
+    """On the line between neighbours, as latency and bytes are; below the first as there, above the last in proportion."""
+    (first, first_s), (last, last_s) = points[0], points[-1]
+    if num_tokens <= first:
+        return first_s
+    if num_tokens >= last:
+        return last_s * num_tokens / last
+    after = bisect.bisect_right(points, num_tokens, key=lambda point: point[0])
+    (low, low_s), (high, high_s) = points[after - 1 : after + 1]
+    return low_s + (high_s - low_s) * (num_tokens - low) / (high - low)
+
+
 class CostModel(BaseModel):
     """What one model costs on one kind of device, for one arm: resolved once, so that every process predicts alike."""
 
@@ -104,7 +127,7 @@ class CostModel(BaseModel):
 
     def forward_s(self, num_tokens: int, degree: int = 1) -> float:
         """Seconds of one branch on ranks that share its tokens. Raises ValueError for a degree that was not measured."""
-        return self.forward_of(degree).seconds(num_tokens)
+        return shared_s(self.forward_of(1), self.forward_of(degree), num_tokens)
 
     def step_s(self, num_tokens: int, width: int = 1) -> float:
         """Seconds of one step, every branch of it, on a slice; raises as :meth:`forward_s`.

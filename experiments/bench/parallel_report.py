@@ -17,7 +17,9 @@ from experiments.bench.parallel_tables import OURS, Row, fastest_s, of, one_rank
 from experiments.bench.single_gpu_models import SUBJECTS
 from experiments.calibrate_fit import About, compose
 from orchestrator.calibration import SHIPPED, Calibration, DecodeRow, StepRow, file_name, save
+from orchestrator.geometry import model as geometry_of
 from orchestrator.types import Grid
+from parallel.native import OVERLAP_ELEMENTS
 
 Files = Mapping[str, Mapping[str, Any]]
 WAN, HUNYUAN = "wan2.2-a14b", "hunyuanvideo"
@@ -143,13 +145,22 @@ def _commits(files: Files) -> str:
 def calibrations(files: Files) -> Iterator[Calibration]:
     """Of every model measured on one GPU, from the host with most GPUs: each degree and exchange with sizes enough."""
     hosts = by_host(files)
-    for model in dict.fromkeys(row["model"] for rows in hosts.values() for row in of(rows, "forwards")):
-        rows = next(rows for rows in hosts.values() if any(row["model"] == model for row in of(rows, "forwards")))
-        mine = [row for row in of(rows, "forwards") if row["model"] == model]
-        steps = [_step(row) for row in mine if _num_sizes(mine, row) >= LEAST_SIZES]
-        decodes = [_decode(row) for row in of(rows, "decode") if row["model"] == model]
+    for name in dict.fromkeys(row["model"] for rows in hosts.values() for row in of(rows, "forwards")):
+        rows = next(rows for rows in hosts.values() if any(row["model"] == name for row in of(rows, "forwards")))
+        mine = [row for row in of(rows, "forwards") if row["model"] == name]
+        steps = [_step(as_of_now(mine, row)) for row in mine if _num_sizes(mine, row) >= LEAST_SIZES]
+        decodes = [_decode(row) for row in of(rows, "decode") if row["model"] == name]
         if any(step.degree == 1 for step in steps):
-            yield compose(steps, _about(files, model), decodes).model_copy(update={"commit": _commits(files)})
+            yield compose(steps, _about(files, name), decodes).model_copy(update={"commit": _commits(files)})
+
+
+def as_of_now(rows: Sequence[Row], row: Row) -> Row:
+    """The row with the seconds of one chunk, where two were measured beside it and one is what would be chosen now."""
+    geometry = geometry_of(row["model"])
+    overlaps = row["tokens"] * geometry.heads * geometry.head_dim >= OVERLAP_ELEMENTS
+    same = {key: row[key] for key in ("model", "grid", "degree")}
+    found = None if overlaps else find(rows, **same, backend=f"{row['backend']}-1")
+    return row if found is None else {**found, "backend": row["backend"]}
 
 
 def _num_sizes(rows: Sequence[Row], row: Row) -> int:

@@ -123,16 +123,13 @@ def test_a_row_that_is_left_out_is_predicted_by_the_others_alone() -> None:
     assert 0.005 < small < 0.06
 
 
-SPARSE = {"hunyuanvideo-1.5": 0.09}
-"""Nothing was measured between 6,240 and 12,432 tokens, between which the attention kernel changes."""
-
-
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
 def test_the_files_that_ship_predict_what_they_left_out(path: Path) -> None:
     found = load(path)
+    alone = found.rows_of(1, "native")
     for fit in found.fits:
-        errors = [abs(error) for row, error in held_out(found.rows_of(fit.degree, fit.backend)) if row.tokens > 4_680]
-        assert max(errors) < SPARSE.get(found.model, 0.06)
+        errors = [abs(error) for _, error in held_out(found.rows_of(fit.degree, fit.backend), alone if fit.degree > 1 else ())]
+        assert max(errors) < 0.06
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from orchestrator.cost import (
     full_s,
     num_branches,
     rates,
+    shared_s,
     uncalibrated,
     with_degrees,
 )
@@ -223,3 +224,13 @@ def test_launches_under_which_small_grids_lie_are_a_floor() -> None:
     fit, error = fit_forward(made)
     assert fit.floor_s == pytest.approx(0.08)
     assert error < 1e-6
+
+
+def test_several_gpus_take_their_share_of_one_and_what_sharing_adds() -> None:
+    one = ForwardCost(fixed_s=0.0, token_s=1e-5, token2_s=0.0, points=((1_000, 0.010), (4_000, 0.060)))
+    two = ForwardCost(degree=2, fixed_s=0.0, token_s=5e-6, token2_s=0.0, points=((1_000, 0.006), (4_000, 0.034)))
+    assert [shared_s(one, two, n) for n, _ in two.points] == pytest.approx([0.006, 0.034])
+    assert shared_s(one, two, 2_500) == pytest.approx(one.seconds(2_500) / 2 + 0.0025)
+    assert shared_s(one, two, 500) == pytest.approx(one.seconds(500) / 2 + 0.001)
+    assert shared_s(one, two, 8_000) == pytest.approx(one.seconds(8_000) / 2 + 0.008)
+    assert shared_s(one, one, 2_500) == one.seconds(2_500)
