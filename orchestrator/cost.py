@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,7 +75,7 @@ def shared_s(one: ForwardCost, several: ForwardCost, num_tokens: int) -> float:
 
     What it adds was measured at ``several.points`` and changes little from one to the next, whichever kernels one GPU uses there.
     """
-    if several.degree == 1 or several.predicted or not several.points:
+    if several.degree == 1 or not several.points:
         return several.seconds(num_tokens)
     added = [(tokens, seconds - one.seconds(tokens) / several.degree) for tokens, seconds in several.points]
     return one.seconds(num_tokens) / several.degree + _between(added, num_tokens)
@@ -224,13 +224,35 @@ def link(device: str) -> Link:
 def with_degrees(
     geometry: ModelGeometry, cost: CostModel, degrees: Iterable[int], backend: str = "native", instead: str | None = None
 ) -> CostModel:
-    """The same for ``backend`` alone. Degrees that were not measured with it, or ``instead``, are predicted from one GPU."""
+    """The same for ``backend`` alone. Degrees that were not measured with it, or ``instead``, are predicted.
+
+    From fewer GPUs where these were measured, otherwise from one.
+    """
     one = cost.forward_of(1)
     measured = {forward.degree: forward for name in (instead, backend) for forward in cost.forwards if forward.backend == name}
     forwards = [
-        measured.get(degree) or _predicted(geometry, one, degree, backend, cost.device) for degree in degrees if degree > 1
+        measured.get(degree) or _widened(one, measured, degree) or _predicted(geometry, one, degree, backend, cost.device)
+        for degree in degrees
+        if degree > 1
     ]
     return cost.model_copy(update={"forwards": (one, *forwards)})
+
+
+def _widened(one: ForwardCost, measured: Mapping[int, ForwardCost], degree: int) -> ForwardCost | None:
+    """From the most GPUs that were measured, if fewer; None without.
+
+    Of what sharing adds, the part of the smallest grid is latency and grows with each doubling; the rest goes by the bytes that a
+    GPU sends, (d - 1) / d^2 of them all.
+    """
+    fewer = max((other for other, forward in measured.items() if 1 < other < degree and forward.points), default=None)
+    if fewer is None:
+        return None
+    seen = measured[fewer]
+    added = [(tokens, seconds - one.seconds(tokens) / fewer) for tokens, seconds in seen.points]
+    latency_s = added[0][1] * math.log(degree) / math.log(fewer)
+    sent = (degree - 1) / degree**2 * fewer**2 / (fewer - 1)
+    bent = tuple((n, one.seconds(n) / degree + latency_s + max(0.0, extra_s - added[0][1]) * sent) for n, extra_s in added)
+    return seen.model_copy(update={"degree": degree, "points": bent, "predicted": True})
 
 
 def _predicted(geometry: ModelGeometry, one: ForwardCost, degree: int, backend: str, device: str) -> ForwardCost:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from experiments.calibrate_fit import fit_forward
 from orchestrator.actions import DvgConfig, action_list, full_action
-from orchestrator.calibration import StepRow
+from orchestrator.calibration import StepRow, cost_model
 from orchestrator.cost import (
     GPUS,
     CostModel,
@@ -234,3 +234,15 @@ def test_several_gpus_take_their_share_of_one_and_what_sharing_adds() -> None:
     assert shared_s(one, two, 500) == pytest.approx(one.seconds(500) / 2 + 0.001)
     assert shared_s(one, two, 8_000) == pytest.approx(one.seconds(8_000) / 2 + 0.008)
     assert shared_s(one, one, 2_500) == one.seconds(2_500)
+
+
+@pytest.mark.parametrize("name", ["hunyuanvideo", "hunyuanvideo-1.5", "wan2.2-a14b"])
+def test_more_gpus_than_were_measured_are_predicted_from_fewer_within_6_percent_for_long_sequences(name: str) -> None:
+    known = cost_model(model(name), model(name).default_shape, 1.0, "NVIDIA H200")
+    seen = known.model_copy(update={"forwards": tuple(forward for forward in known.forwards if forward.degree < 4)})
+    guessed = with_degrees(model(name), seen, (1, 2, 4), "peer")
+    assert guessed.forward_of(4).predicted
+    for tokens, seconds in known.forward_of(4).points:
+        error = guessed.forward_s(tokens, 4) / seconds - 1
+        assert error > -0.03, "never much too fast, also where latency counts"
+        assert error < 0.06 or tokens < 10_000
