@@ -22,7 +22,7 @@ from parallel.seam import Attention
 from parallel.shares import piece
 
 LEAST_ELEMENTS = 1 << 24
-"""Of a buffer: growing means meeting all ranks again."""
+"""Of an inbox: a further size means meeting all ranks again."""
 NUM_VIEWS = 4096
 """Views of the buffers kept: making one costs the host several microseconds."""
 
@@ -42,20 +42,31 @@ class Peer:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
         heads = q.shape[1] // group.size
         bounds = chunks(heads, self.num_chunks or num_overlapping(q, sum(counts)))
-        buffer = self._buffer(group, q.dtype, sum(counts) * heads * q.shape[3] * 3, max(counts) * q.shape[1] * q.shape[3])
+        buffer = self.buffer(group, q.dtype, sum(counts) * heads * q.shape[3] * 3, max(counts) * q.shape[1] * q.shape[3])
         crossing = _Crossing(buffer, group, counts, heads, q.shape[3])
         if len(bounds) > 1:
             crossing.overlapped((q, k, v), local, bounds)
         else:
             crossing.at_once((q, k, v), local, bounds[0])
-        return crossing.found().flatten(1, 2).transpose(0, 1).unsqueeze(0)
+        # A copy: compiled blocks take what attention returns for their own, and keep results in it that outlive this attention.
+        return crossing.found().clone().flatten(1, 2).transpose(0, 1).unsqueeze(0)
 
-    def _buffer(self, group: Group, dtype: torch.dtype, num_inbox: int, num_outbox: int) -> _Buffer:
-        key = (group.key, dtype)
-        found = self._buffers.get(key)
-        if found is None or found.num_inbox < num_inbox or found.num_outbox < num_outbox:
-            self._buffers[key] = found = _Buffer(group, dtype, _rounded(num_inbox), _rounded(num_outbox))
-        return found
+    def allocate(self, group: Group) -> None:
+        """Try whether this rank's GPU has memory that others could reach. Raises what torch raises; meets nobody."""
+        _memory(1, torch.uint8, group)
+
+    def buffer(self, group: Group, dtype: torch.dtype, num_inbox: int = 0, num_outbox: int = 0) -> _Buffer:
+        """For so many elements. All ranks of the group call this alike: they meet for each new size.
+
+        What has been made is kept, and its size alone says which one is used: recordings (CUDA graphs) hold the addresses, and a
+        rank that replays one must meet others that have let theirs go and launch anew. All sizes together are less than twice
+        the largest.
+        """
+        num = _rounded(max(num_inbox, 2 * num_outbox))
+        key = (group.key, dtype, num)
+        if key not in self._buffers:
+            self._buffers[key] = _Buffer(group, dtype, num, num // 2)
+        return self._buffers[key]
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -66,6 +77,13 @@ def _rounded(num: int) -> int:
     return max(LEAST_ELEMENTS, 1 << (num - 1).bit_length())
 
 
+def _memory(num: int, dtype: torch.dtype, group: Group) -> Tensor:
+    import torch.distributed._symmetric_memory as symmetric
+
+    found: Tensor = symmetric.empty(num, dtype=dtype, device=group.device)
+    return found
+
+
 class _Buffer:
     """This rank's inbox and outbox, and those of its peers."""
 
@@ -74,7 +92,7 @@ class _Buffer:
 
         self.num_inbox, self.num_outbox = num_inbox, num_outbox
         self.dtype = dtype
-        self.memory = symmetric.empty(num_inbox + num_outbox, dtype=dtype, device=group.device)
+        self.memory = _memory(num_inbox + num_outbox, dtype, group)
         self.handle: Any = symmetric.rendezvous(self.memory, group.handle)
         self.side: torch.cuda.Stream | None = _stream(group.device)
         self.peers = [(group.rank + step) % group.size for step in range(1, group.size + 1)]
