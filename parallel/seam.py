@@ -45,7 +45,10 @@ class Seam:
         self._image_counts: tuple[int, ...] = ()
 
     def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
-        """From the next forward on, share its tokens over ``layout``; None: this process alone. Free of cost."""
+        """From the next forward on, share its tokens over ``layout``; None: this process alone. Free of cost.
+
+        A layout without an exchange leaves attention on each rank, which is wrong: the control of tests.
+        """
         self.layout, self.exchange = layout, exchange
 
     @property
