@@ -32,6 +32,7 @@ METRICS: dict[str, str] = {
     "demand.temporal": "temporal_demand",
     "tokens_full": "tokens_full",
     "attempts": "attempts",
+    "degree": "degree",
 }
 """Metric name to field of ``Record``. Prompt runs carry the value; arm runs the mean under the same name, ``.p50``, ``.p95``."""
 
@@ -42,7 +43,10 @@ PARAMS = (
     *("prompt", "prompt_id", "seed", "arm", "model", "planner", "budget", "target", "action", "s2", "f2", "num_steps"),
     *("guidance", "num_frames", "height", "width", "fps", "stage_grids", "solver"),
 )
-TAGS = ("why", "stage_s", "image", "degree", "device", "host", "sha256", "neutral_demand", "cost_label", "cost_device")
+TAGS = (
+    *("why", "stage_s", "image", "degree", "stage_degrees", "sizing", "device", "host", "sha256", "neutral_demand"),
+    *("cost_label", "cost_device"),
+)
 
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_PARAMS = 6000, 8000, 100
 """MLflow's limits for one run."""

@@ -94,9 +94,20 @@ def item_key(arm: Arm, prompt: str, seed: int, image_sha256: str = "") -> str:
     idle: dict[str, Any] = {"weights": True, "lora": {"__all__": {"path"}}}
     if arm.target is None:
         idle |= {"target": True, "cost": True}
+    elif arm.cost is not None:
+        idle["cost"] = _idle_of(arm.cost)
     settings = json.dumps(arm.model_dump(mode="json", exclude=idle), sort_keys=True)
     parts = (settings, prompt, str(seed), *([image_sha256] if image_sha256 else []))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _idle_of(cost: CostModel) -> dict[str, Any]:
+    """What of one device's cost says nothing: how several exchange, and bends that nobody measured."""
+    bent = any(forward.points or forward.floor_s for forward in cost.forwards)
+    return {
+        "split_decode_s": True,
+        "forwards": {"__all__": {"backend", "predicted"} | (set() if bent else {"points", "floor_s"})},
+    }
 
 
 def make_item(arm: Arm, prompt_id: str, prompt: str, seed: int, image: str | None = None, image_sha256: str = "") -> Item:

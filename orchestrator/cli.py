@@ -133,7 +133,10 @@ def plan(
     spatial_demand: Annotated[float | None, typer.Option(min=0, max=1, help="Measured or assumed detail.")] = None,
     temporal_demand: Annotated[float | None, typer.Option(min=0, max=1, help="Measured or assumed motion.")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, max=8, help="GPUs of a pod: also print each stage's, and why.")] = None,
-    sizing: Annotated[str, typer.Option(help="efficient, throughput, narrowest, fastest or deadline.")] = "efficient",
+    sizing: Annotated[
+        str | None,
+        typer.Option(help="efficient, throughput, narrowest, fastest or deadline; default: efficient, on CPUs throughput."),
+    ] = None,
     deadline_s: Annotated[float | None, typer.Option(help="Seconds for a clip's stages, with --sizing deadline.")] = None,
     backend: Backend = "auto",
     as_json: AsJson = False,

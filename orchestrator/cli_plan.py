@@ -16,15 +16,16 @@ from orchestrator.cli import print_json
 from orchestrator.config import ArmOptions
 from orchestrator.cost import CostModel
 from orchestrator.degrees import device_limits
-from orchestrator.mistakes import ConfigError, from_validation
+from orchestrator.mistakes import ConfigError, from_validation, unknown
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.plan import ARM, plan_report
 from orchestrator.policy import Sizing
 from orchestrator.resolve import model_of, shape_of
 from orchestrator.resolve_budget import DEFAULT, Run, cost_of
-from orchestrator.resolve_sizing import sizing_on
-from orchestrator.sizing import SizingConfig
+from orchestrator.resolve_sizing import ranks_mistake, sizing_on
+from orchestrator.sizing import SizingConfig, usual_rule
 from orchestrator.types import Demand, VideoShape
+from parallel import backends
 
 STATE_STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
@@ -35,7 +36,8 @@ class PodOptions:
 
     ranks: int | None = None
     backend: str = "auto"
-    rule: str = "efficient"
+    rule: str | None = None
+    """None: the usual one of the device."""
     deadline_s: float | None = None
 
 
@@ -60,7 +62,7 @@ def _plan(settings: Mapping[str, Any], demand: Demand | None, pod: PodOptions) -
     mistakes: list[str] = []
     model = model_of(settings["model"], mistakes)
     options = _options(settings, mistakes)
-    rule = _rule(pod, mistakes)
+    mistakes.extend(_pod_mistakes(pod))
     if model is None or options is None or mistakes:
         raise ConfigError(mistakes)
     shape = shape_of(options.model_dump(), model)
@@ -72,24 +74,33 @@ def _plan(settings: Mapping[str, Any], demand: Demand | None, pod: PodOptions) -
     run = Run("dvg", model, shape, steps, guidance, config)
     try:
         cost = cost_of(run, settings)
-        sizing = None if pod.ranks is None else pod_sizing(model, shape, cost, pod, rule)
+        sizing = None if pod.ranks is None else pod_sizing(model, shape, cost, pod)
         return plan_report(model.name, shape, steps, options.budget or DEFAULT, config, demand, cost, sizing)
     except ValueError as error:
         raise ConfigError([" ".join(str(error).split())]) from error
 
 
-def _rule(pod: PodOptions, mistakes: list[str]) -> SizingConfig:
+def _pod_mistakes(pod: PodOptions) -> list[str]:
+    found = []
+    if pod.ranks and (wrong := ranks_mistake(pod.ranks)):
+        found.append(f"--ranks {wrong}")
+    if pod.backend not in backends.names():
+        found.append(unknown("--backend", pod.backend, backends.names()))
     try:
-        return SizingConfig.model_validate({"rule": pod.rule, "deadline_s": pod.deadline_s})
+        _rule(pod, on_gpu=True)
     except ValidationError as error:
-        mistakes.extend(from_validation(error, SizingConfig, "sizing"))
-        return SizingConfig()
+        found.extend(from_validation(error, SizingConfig, "--sizing"))
+    return found
 
 
-def pod_sizing(model: ModelGeometry, shape: VideoShape, cost: CostModel, pod: PodOptions, rule: SizingConfig) -> Sizing:
+def _rule(pod: PodOptions, on_gpu: bool) -> SizingConfig:
+    return SizingConfig.model_validate({"rule": pod.rule or usual_rule(on_gpu), "deadline_s": pod.deadline_s})
+
+
+def pod_sizing(model: ModelGeometry, shape: VideoShape, cost: CostModel, pod: PodOptions) -> Sizing:
     """Raises ValueError, with the arithmetic, when the pod cannot run the model."""
     limits = device_limits(cost.device, pod.ranks or 1, pod.backend)
-    return Sizing(config=rule, arms={ARM: sizing_on(limits, model, shape, cost)})
+    return Sizing(config=_rule(pod, limits.on_gpu), arms={ARM: sizing_on(limits, model, shape, cost)})
 
 
 def _options(settings: Mapping[str, Any], mistakes: list[str]) -> ArmOptions | None:
@@ -111,7 +122,7 @@ def _print_plan(report: Mapping[str, Any]) -> None:
     ends = report["actions"][0]["stages"]
     console.print("first and last stage: " + _stages([ends[0], *ends[1:][-1:]]), highlight=False)
     table = Table(header_style="bold")
-    on_pod = ("ranks", "on the pod") if report["pod"] else ()
+    on_pod = ("ranks", "refining") if report["pod"] else ()
     for heading in ("", "s2", "f2", "density", "predicted", "speedup", *on_pod, "between (grid x steps @ shift)"):
         table.add_column(heading)
     for action in report["actions"]:
@@ -122,8 +133,18 @@ def _print_plan(report: Mapping[str, Any]) -> None:
     console.print(table)
     if report["chosen"]:
         console.print("* chosen for the given demand")
-    for phase in (report["chosen"] or report["actions"][0]).get("phases", ()):
-        console.print(f"up to stage {phase['stop']}: {phase['why']}", highlight=False, soft_wrap=True)
+    if report["pod"]:
+        _print_phases(console, report["chosen"] or report["actions"][0], "the chosen" if report["chosen"] else "the first")
+
+
+def _print_phases(console: Console, action: Mapping[str, Any], which: str) -> None:
+    """Which stages of an action run on how many ranks, and why."""
+    console.print(f"refining, all stages after the sketch, on the pod; {which} row's:", highlight=False)
+    first = len(action["stages"]) - len(action["slices"]) + 1
+    for phase in action["phases"]:
+        stages = f"stage {first}" if phase["stop"] == first else f"stages {first}-{phase['stop']}"
+        console.print(f"  {stages}: {phase['why']}", highlight=False, soft_wrap=True)
+        first = phase["stop"] + 1
 
 
 def _pod_line(pod: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from orchestrator.arms import Arm, PlannerName, make_item
 from orchestrator.calibration import device_name
@@ -26,7 +26,7 @@ from orchestrator.prompts import Prompt, Seed, load_prompts
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_budget import device_mistakes
 from orchestrator.resolve_sizing import sizing_mistakes
-from orchestrator.sizing import SizingConfig
+from orchestrator.sizing import SizingConfig, with_usual_rule
 from orchestrator.types import Item
 
 MEASURED_POINTS = {"cost": {"forwards": {"__all__": {"points"}}}}
@@ -54,8 +54,8 @@ class ClusterConfig(BaseModel):
     """Attention kernel of a worker on a GPU; auto: the fastest there, measured when it starts."""
     compile: Literal["auto", True, False] = "auto"
     """Compile the transformer's repeated block; auto: on a GPU."""
-    sizing: SizingConfig = SizingConfig()
-    """How many of the pod's ranks a clip is given, stage by stage."""
+    sizing: SizingConfig = Field(SizingConfig(), validate_default=True)
+    """How many of the pod's ranks a clip is given, stage by stage. A pod of CPUs has another rule by default."""
     backend: Backend = "auto"
     """How the ranks of a slice share attention (see ``dvg doctor``); auto: the fastest that passes a trial on the pod."""
     decode_on: Literal["workers", "pod"] = "workers"
@@ -66,6 +66,11 @@ class ClusterConfig(BaseModel):
     """Let NCCL use NVLink multicast (NVLS), which some hosts grant and then stall on."""
     address: str | None = None
     """Address of a running Ray cluster; None: RAY_ADDRESS if set, otherwise a local cluster for this sweep alone."""
+
+    @field_validator("sizing", mode="before")
+    @classmethod
+    def _usual_rule(cls, value: Any, info: ValidationInfo) -> Any:
+        return with_usual_rule(value, on_gpu=bool(info.data.get("gpus_per_rank")))
 
     @property
     def compile_blocks(self) -> bool | None:
@@ -222,16 +227,13 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
     arms = tuple(arm for arm, _ in points)
     reference = _reference(spec, arms, mistakes)
     frames = FirstFrames(base, mistakes)
-    for prompt in prompts:
-        if prompt.image is not None:
-            frames.check(prompt.image)
+    for image in filter(None, [prompt.image for prompt in prompts]):
+        frames.check(image)
     items = _items(points, prompts, spec.seeds, frames)
     frames.tell_missing()
-    mistakes.extend(device_mistakes(arms, on_gpu=spec.cluster.gpus_per_rank > 0))
-    mistakes.extend(sizing_mistakes(arms, spec.cluster))
-    mistakes.extend(_password(spec.tracking.uri))
-    mistakes.extend(_twice(items) if not mistakes else [])
-    if mistakes:
+    mistakes += device_mistakes(arms, on_gpu=spec.cluster.gpus_per_rank > 0)
+    mistakes += [*sizing_mistakes(arms, spec.cluster), *_password(spec.tracking.uri)]
+    if mistakes := mistakes or _twice(items):
         raise ConfigError(mistakes)
     return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking)
 

@@ -54,7 +54,9 @@ def _line(detail: dict[str, typing.Any], model: type[BaseModel], where: str) -> 
         return unknown(f"key at {dotted!r}:", path[-1], _keys(model, path[:-1]))
     if detail["type"] == "missing":
         return f"{dotted}: this key is required"
-    return f"{dotted}: {detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r})"
+    told = f"{dotted}: {detail['msg'].removeprefix('Value error, ')}"
+    whole = detail["type"] == "value_error" and not isinstance(detail["input"], str | int | float)  # the rule names its value
+    return told if whole else f"{told} (got {detail['input']!r})"
 
 
 def _keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:

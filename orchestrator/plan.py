@@ -11,7 +11,7 @@ from orchestrator.actions import DvgConfig, decide, density_executed, steps_per_
 from orchestrator.budgets import Target, actions_for, density_for
 from orchestrator.cost import CostModel, denoise_s, full_s
 from orchestrator.geometry import ModelGeometry, model
-from orchestrator.policy import ArmSizing, Sizing, num_sketched, stage_choices
+from orchestrator.policy import ArmSizing, Sizing, stage_choices
 from orchestrator.types import Action, Demand, VideoShape
 
 ARM = "plan"
@@ -94,7 +94,7 @@ def action_row(
 
 def slices_row(sizing: Sizing, arm: ArmSizing, action: Action) -> dict[str, Any]:
     """Ranks and seconds of each stage after the sketch, and why each phase is as wide as it is."""
-    stages, before = stage_choices(arm, action, arm.limits.max_width), num_sketched(action)
+    stages, before = stage_choices(arm, action, arm.limits.max_width), action.num_sketched
     clip = sizing.clip(stages)
     return {
         "slices": [{"width": c.width, "step_s": c.step_s, "stage_s": c.stage_s, "efficiency": c.efficiency} for c in clip],

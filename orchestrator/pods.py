@@ -54,11 +54,7 @@ class ClipWorkshop:
     """Over how many of a pod's ranks the weights of an arm's transformer are spread; 1, whole on each, where none is given."""
 
     def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Groups | None = None) -> Worker:
-        shards = (
-            {}
-            if groups is None
-            else {name: groups.slice(groups.rank // width * width, width) for name, width in self.shards.items()}
-        )
+        shards = {} if groups is None else spread(self.shards, groups)
         kind = self.worker_class()
         worker = kind(self.arms, parts, device, num_threads, self.attention, self.compile_blocks, shards)
         worker.warm_up()

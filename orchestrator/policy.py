@@ -89,7 +89,7 @@ class Sizing(BaseModel):
 
     def phases(self, item: Item, decision: Decision, max_width: int) -> tuple[Phase, ...]:
         stages = stage_choices(self.arms[item.arm], decision.action, max_width)
-        return self.sized(self.arms[item.arm], stages, num_sketched(decision.action))
+        return self.sized(self.arms[item.arm], stages, decision.action.num_sketched)
 
     def sized(self, arm: ArmSizing, stages: tuple[tuple[Choice, ...], ...], num_before: int) -> tuple[Phase, ...]:
         clip = self.clip(stages)
@@ -106,14 +106,9 @@ class Sizing(BaseModel):
         return sizing.one(self.config, options).width if options else 1
 
 
-def num_sketched(action: Action) -> int:
-    """Stages that the sketch runs: the first, unless it is the only one."""
-    return min(len(action.stages) - 1, 1)
-
-
 def stage_choices(arm: ArmSizing, action: Action, max_width: int) -> tuple[tuple[Choice, ...], ...]:
     """Every legal width of each stage after the sketch. Raises ValueError when a stage has none."""
-    geometry, first = model(arm.model), num_sketched(action)
+    geometry, first = model(arm.model), action.num_sketched
     forwards = forwards_per_stage([stage.steps for stage in action.stages])
     found = []
     for stage, num in list(zip(action.stages, forwards, strict=True))[first:]:

@@ -93,10 +93,19 @@ def sizing_mistakes(arms: Iterable[Arm], pod: Pod) -> list[str]:
     return found
 
 
+def ranks_mistake(num_ranks: int) -> str | None:
+    """Why a pod cannot have so many ranks."""
+    if num_ranks in powers(num_ranks):
+        return None
+    return f"{num_ranks}: slices nest, so a pod has 1, 2, 4 or 8 ranks"
+
+
 def _pod_mistakes(pod: Pod) -> list[str]:
     if pod.heavy_ranks == 1:
         return []
     found = []
+    if wrong := ranks_mistake(pod.heavy_ranks):
+        found.append(f"cluster.heavy_ranks is {wrong}")
     if 0 < pod.gpus_per_rank < 1:
         found.append(
             f"cluster.gpus_per_rank is {pod.gpus_per_rank:g} and cluster.heavy_ranks {pod.heavy_ranks}: ranks that work together "

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,12 @@ Rule = Literal["efficient", "throughput", "narrowest", "fastest", "deadline"]
 Order = Literal["arrival", "longest"]
 
 
+def usual_rule(on_gpu: bool) -> Rule:
+    """Where nobody chose one. CPU ranks of one machine share its cores and its memory, so that ranks side by side on clips of
+    their own get more done than ranks that wait for each other."""
+    return "efficient" if on_gpu else "throughput"
+
+
 class SizingConfig(BaseModel):
     """How many ranks a clip is given, stage by stage. No rule takes a wider slice that is slower."""
 
@@ -25,7 +31,7 @@ class SizingConfig(BaseModel):
     rule: Rule = "efficient"
     """efficient: the widest slice whose efficiency is at least ``min_efficiency``. throughput: the narrowest, on which no rank
     waits for another: most items per hour. narrowest: one rank unless memory asks for more. fastest: the least seconds. deadline:
-    the fewest GPU-seconds that finish a clip's stages within ``deadline_s``."""
+    the fewest GPU-seconds that finish a clip's stages within ``deadline_s``. A pod of CPUs has throughput by default."""
     min_efficiency: float = Field(0.85, gt=0, le=1)
     """Seconds on one rank over (ranks x seconds on them)."""
     deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -43,6 +49,13 @@ class SizingConfig(BaseModel):
         if self.rule != "deadline" and self.deadline_s is not None:
             raise ValueError(f"deadline_s is {self.deadline_s:g}, which only rule deadline reads, and rule is {self.rule}")
         return self
+
+
+def with_usual_rule(value: Any, on_gpu: bool) -> Any:
+    """What a person wrote of a :class:`SizingConfig`, or one, with the rule of its pod where none was chosen."""
+    if isinstance(value, SizingConfig):
+        value = value.model_dump(exclude_unset=True)
+    return {"rule": usual_rule(on_gpu)} | value if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,16 @@ class Card:
 
 @dataclass(frozen=True)
 class StageBar:
-    """One stage of a clip: its latent grid, its seconds, its share (percent) of the prompt's slowest clip."""
+    """One stage of a clip: its latent grid, its seconds, its share (percent) of the prompt's slowest clip, its ranks."""
 
     grid: str
     seconds: float
     percent: float
+    degree: int = 1
+
+    @property
+    def on_ranks(self) -> str:
+        return f" on {self.degree} ranks" if self.degree > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,14 @@ class Clip:
         if self.record.predicted_s is not None and self.record.target and not self.record.target.startswith("density"):
             parts.append(f"{self.record.target}: {self.record.predicted_s:.3g} s predicted ({self.record.cost_label})")
         return "; ".join(parts)
+
+    @property
+    def shared(self) -> str:
+        """The ranks of each stage, and why its widest has as many; empty for a clip that one rank made."""
+        if self.record is None or self.record.degree == 1:
+            return ""
+        degrees = self.record.stage_degrees.replace("|", ", ") or str(self.record.degree)
+        return f"ranks of the stages: {degrees}" + (f". {self.record.sizing}" if self.record.sizing else "")
 
 
 @dataclass(frozen=True)
@@ -266,5 +279,6 @@ def _stage_bars(record: Record, slowest_s: float) -> Iterable[StageBar]:
     grids, seconds = record.stage_grids.split("|"), record.stage_s.split("|")
     if len(grids) != len(seconds) or not all(seconds):
         return
-    for grid, spent in zip(grids, map(float, seconds), strict=True):
-        yield StageBar(grid.replace("x", "×"), spent, 100.0 * spent / slowest_s if slowest_s > 0 else 0.0)
+    degrees = record.stage_degrees.split("|") if record.stage_degrees else ["1"] * len(grids)
+    for grid, spent, degree in zip(grids, map(float, seconds), map(int, degrees), strict=True):
+        yield StageBar(grid.replace("x", "×"), spent, 100.0 * spent / slowest_s if slowest_s > 0 else 0.0, degree)

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator.arms import item_key
 from orchestrator.config import ClusterConfig, build_sweep, load_sweep
 from orchestrator.mistakes import ConfigError
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_sizing import sizing_mistakes, sizing_of
+from orchestrator.sizing import SizingConfig
 from parallel import backends
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -142,6 +144,20 @@ def test_a_bad_line_of_a_jsonl_file_is_named_by_its_number(tmp_path: pathlib.Pat
     assert "did you mean 'prompt'" in text
 
 
+def test_what_several_devices_would_cost_leaves_a_target_items_key_alone_and_what_one_costs_does_not() -> None:
+    (arm,) = build_sweep(spec(arms={"dvg": {"budget": {"speedup": 2}, "device_name": "NVIDIA H200"}}), ROOT).arms
+    assert arm.cost is not None
+    (one,) = arm.cost.forwards
+
+    def key(**changes: Any) -> str:
+        assert arm.cost is not None
+        return item_key(arm.model_copy(update={"cost": arm.cost.model_copy(update=changes)}), "x", 0)
+
+    two = one.model_copy(update={"degree": 2, "backend": "peer"})
+    assert key(forwards=(one, two), split_decode_s=((2, 1.0),)) == key()
+    assert len({key(), key(forwards=(one.model_copy(update={"points": ((891, 1.0),)}),))}) == 2
+
+
 def test_overrides_reach_nested_keys_and_bad_ones_say_the_form(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("prompts: [a red circle]\n")
@@ -231,12 +247,22 @@ POD = {"heavy_ranks": 8, "gpus_per_rank": 1}
         ({"backend": "ring"}, ["cluster.backend", "'native', 'peer', 'ulysses' or 'usp'"]),
         ({"backend": "usp"}, ["cluster.backend usp cannot run here"]),
         ({"heavy_ranks": 2, "gpus_per_rank": 0.5}, ["cluster.gpus_per_rank is 0.5", "a GPU each"]),
+        ({"heavy_ranks": 3, "backend": "usp"}, ["cluster.heavy_ranks is 3: slices nest", "cluster.backend usp cannot run here"]),
         ({"collective_timeout_s": 0}, ["cluster.collective_timeout_s", "greater than 0"]),
     ],
 )
 def test_a_pod_that_cannot_be_is_refused(cluster: dict[str, Any], words: list[str]) -> None:
     text = "\n".join(mistakes(spec(cluster=cluster)))
     assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("gpus, rule", [(0, "throughput"), (1, "efficient")])
+def test_a_pod_of_cpus_has_a_rule_of_its_own_unless_one_is_chosen(gpus: int, rule: str) -> None:
+    def chosen(**options: Any) -> str:
+        return ClusterConfig.model_validate({"gpus_per_rank": gpus} | options).sizing.rule
+
+    assert chosen() == chosen(sizing={"order": "longest"}) == chosen(sizing=SizingConfig()) == rule
+    assert chosen(sizing={"rule": "fastest"}) == chosen(sizing=SizingConfig(rule="fastest")) == "fastest"
 
 
 def test_an_arm_that_no_slice_of_the_pod_can_run_is_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,10 +144,13 @@ def test_the_command_prints_a_pods_widths_and_refuses_with_the_arithmetic():
         return CliRunner().invoke(app, ["plan", "--device-name", "NVIDIA H200", "--ranks", "8", *options])
 
     done = dvg("--model", "wan2.2-a14b", "--guidance", "1")
-    for words in ("a pod of 8 ranks, backend auto, sizing efficient (at least 85%)", "up to stage 4: 32,760 tokens: "):
+    for words in ("a pod of 8 ranks, backend auto, sizing efficient (at least 85%)", "-4: 32,760 tokens: "):
         assert words in done.stdout
     assert "115,455 tokens / 2 ranks" in str(dvg("--model", "hunyuanvideo", "--backend", "usp").exception)
     assert "needs deadline_s" in str(dvg("--model", "hunyuanvideo", "--sizing", "deadline").exception)
+    told = str(dvg("--model", "hunyuan", "--ranks", "3", "--backend", "ring", "--sizing", "deadline").exception)
+    for words in ("'hunyuan' is not known", "--ranks 3: slices nest", "'ring'; choices: auto", "needs deadline_s"):
+        assert words in told, "all mistakes at once"
     assert "'efficient', 'throughput'" in str(dvg("--model", "hunyuanvideo", "--sizing", "widest").exception)
     tight = CliRunner().invoke(app, ["plan", "--model", "wan2.2-a14b", "--device-name", "NVIDIA RTX 4090", "--ranks", "1"])
     assert "57.2 GB of weights" in str(tight.exception)

@@ -181,3 +181,14 @@ def test_marks_stay_inside_the_frame_and_labels_never_overprint(points: list[tup
     for index, one in enumerate(labels):
         for other in labels[:index]:
             assert abs(one.label_x - other.label_x) > 20 or abs(one.label_y - other.label_y) > 10
+
+
+def test_a_clip_that_several_ranks_made_says_how_many_each_stage_had_and_why(tmp_path: Path) -> None:
+    sizing = "11,440 tokens: 4 GPUs, 0.24 s/step (86 %)"
+    shared = make_record("dvg", "still-circle")
+    widths = "|".join(["1", *["4"] * shared.stage_s.count("|")])
+    shared = dataclasses.replace(shared, degree=4, stage_degrees=widths, sizing=sizing)
+    page = write(make_run(tmp_path, [make_record("full", "still-circle"), shared]))
+    assert f"ranks of the stages: {widths.replace('|', ', ')}. {sizing}" in page.text
+    assert page.text.count("ranks of the stages") == 1, "nothing of the clip of one rank"
+    assert sum("on 4 ranks" in str(bar.get("title")) for bar in page.all("i")) == widths.count("4")
