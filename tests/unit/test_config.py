@@ -145,7 +145,7 @@ def test_a_bad_line_of_a_jsonl_file_is_named_by_its_number(tmp_path: pathlib.Pat
 
 
 def test_what_several_devices_would_cost_leaves_a_target_items_key_alone_and_what_one_costs_does_not() -> None:
-    (arm,) = build_sweep(spec(arms={"dvg": {"budget": {"speedup": 2}, "device_name": "NVIDIA H200"}}), ROOT).arms
+    (arm,) = build_sweep(spec(arms={"dvg": {"budget": {"speedup": 2}, "device_name": "cpu"}}), ROOT).arms
     assert arm.cost is not None
     (one,) = arm.cost.forwards
 
