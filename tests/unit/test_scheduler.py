@@ -235,6 +235,17 @@ def test_a_pod_decodes_on_a_slice_and_before_it_begins_anything_else() -> None:
     assert decode.handle[:2] == (decode.item_key, 4)
 
 
+def test_phases_do_not_take_the_ranks_that_a_wide_decode_waits_for() -> None:
+    world = ready_world(num_items=6, policy=Widths((1, 1, 1), decode=2), num_ranks=2, decode_on="pod", max_ahead=6)
+    while sketches := [command for command in world.running if isinstance(command, StartSketch)]:
+        world.succeed(sketches[0])
+    while world.running:
+        commands = world.succeed(world.running[0])
+        waiting = world.scheduler.counts().get("refined", 0)
+        assert not waiting or not any(isinstance(command, StartPhase) for command in commands)
+    assert world.scheduler.finished
+
+
 def test_a_lost_worker_sends_its_item_back_to_the_last_boundary_with_the_handle_kept() -> None:
     world = ready_world()
     world.succeed(world.running[0])
