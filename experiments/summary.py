@@ -47,7 +47,7 @@ class ArmStats:
     device_s: float
     videos_per_device_hour: float
     speedup: float | None
-    """Denoising time of the reference arm over this arm's, on the prompts and seeds that both have."""
+    """Denoising of the reference arm over this arm's, in device seconds, on the prompts and seeds that both have."""
     psnr: float | None
     ssim: float | None
 
@@ -55,6 +55,14 @@ class ArmStats:
 def busy_s(record: Record) -> float:
     """Seconds of work on one video, waiting excluded."""
     return record.text_s + record.denoise_s + record.decode_s + record.encode_s
+
+
+def denoise_device_s(record: Record) -> float:
+    """Seconds of denoising times the ranks that each stage ran on, so that clips of different widths compare."""
+    degrees, seconds = record.stage_degrees.split("|"), record.stage_s.split("|")
+    if len(degrees) != len(seconds) or set(degrees) <= {"", "1"} or not all(seconds):
+        return record.denoise_s
+    return sum(int(degree) * float(spent_s) for degree, spent_s in zip(degrees, seconds, strict=True))
 
 
 def summary_rows(records: Iterable[Record], quality: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -128,8 +136,8 @@ _MEANS = (
 
 def _speedup(records: Sequence[Record], baseline: Mapping[tuple[str, int], Record]) -> float | None:
     shared = [r for r in records if (r.prompt_id, r.seed) in baseline]
-    ours = sum(r.denoise_s for r in shared)
-    return sum(baseline[r.prompt_id, r.seed].denoise_s for r in shared) / ours if ours > 0 else None
+    ours = sum(denoise_device_s(r) for r in shared)
+    return sum(denoise_device_s(baseline[r.prompt_id, r.seed]) for r in shared) / ours if ours > 0 else None
 
 
 def _mean_or_none(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -137,7 +145,7 @@ def _mean_or_none(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
-    """The table a sweep ends with. Seconds are per video; speedup is of denoising against the reference arm."""
+    """The table a sweep ends with. Seconds are per video; speedup is of denoising, in device seconds, against the reference arm."""
     columns, rows = table_rows(stats)
     table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, padding=0)
     for column in columns:

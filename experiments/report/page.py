@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.charts import Point, Scatter, scatter
-from experiments.summary import ArmStats, arm_stats, busy_s, number
+from experiments.summary import ArmStats, arm_stats, busy_s, denoise_device_s, number
 from orchestrator.types import Record
 
 NUM_COLOURS, NUM_SHAPES = 7, 4
@@ -269,7 +269,7 @@ def _clip(record: Record, reference: Record | None, joined: Mapping[str, Row], c
         colour,
         record,
         busy_s=busy_s(record),
-        speedup=reference.denoise_s / record.denoise_s if other and reference else None,
+        speedup=denoise_device_s(reference) / denoise_device_s(record) if other and reference else None,
         quality=joined.get(record.item_key),
         stages=tuple(_stage_bars(record, slowest_s)),
     )

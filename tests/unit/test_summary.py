@@ -50,6 +50,13 @@ def test_speedup_compares_only_prompts_that_both_arms_have() -> None:
     assert (full.arm, full.speedup, dvg.speedup) == ("full", 1.0, 2.0)
 
 
+def test_speedup_counts_the_ranks_that_a_stage_ran_on() -> None:
+    wide = make_record("full", "orbit", denoise_s=2.0, stage_s="2.0", stage_degrees="8")
+    mixed = make_record("dvg", "orbit", denoise_s=4.0, stage_s="2.0|1.0|1.0", stage_degrees="1|2|4")
+    _, dvg = arm_stats([wide, mixed], reference_arm="full")
+    assert dvg.speedup == 2.0
+
+
 def test_an_arm_without_a_reference_or_quality_shows_no_number_rather_than_zero() -> None:
     (stats,) = arm_stats([make_record("dvg")])
     assert (stats.speedup, stats.psnr, stats.ssim) == (None, None, None)
