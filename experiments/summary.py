@@ -145,7 +145,7 @@ def _mean_or_none(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
-    """The table a sweep ends with. Seconds are per video; speedup is of denoising, in device seconds, against the reference arm."""
+    """The table a sweep ends with. Seconds are per video; speedup is of denoising (device seconds) against the reference arm."""
     columns, rows = table_rows(stats)
     table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, padding=0)
     for column in columns:

@@ -40,7 +40,9 @@ class Peer:
         return "peer"
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, local: Attention, group: Group, counts: tuple[int, ...]) -> Tensor:
-        heads = q.shape[1] // group.size
+        heads, spare = divmod(q.shape[1], group.size)
+        if spare:
+            raise ValueError(f"{q.shape[1]} heads cannot be shared evenly by {group.size} ranks")
         bounds = chunks(heads, self.num_chunks or num_overlapping(q, sum(counts)))
         buffer = self.buffer(group, q.dtype, sum(counts) * heads * q.shape[3] * 3, max(counts) * q.shape[1] * q.shape[3])
         crossing = _Crossing(buffer, group, counts, heads, q.shape[3])
