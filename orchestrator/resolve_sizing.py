@@ -8,7 +8,7 @@ from typing import Protocol
 from orchestrator.arms import Arm
 from orchestrator.calibration import cost_model
 from orchestrator.cost import CostModel, split, with_degrees
-from orchestrator.degrees import Limits, device_limits, powers, require, shard_ranks
+from orchestrator.degrees import WEIGHT_BYTES, Limits, device_limits, powers, require, shard_ranks
 from orchestrator.geometry import model
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.policy import ArmSizing, Sizing
@@ -87,10 +87,21 @@ def sizing_mistakes(arms: Iterable[Arm], pod: Pod) -> list[str]:
     found = _pod_mistakes(pod)
     for arm in arms:
         try:
-            arm_sizing(arm, pod)
+            found += _sketch_mistakes(arm, arm_sizing(arm, pod).limits)
         except ValueError as error:
             found.append(f"arm {arm.name}: {error}")
     return found
+
+
+def _sketch_mistakes(arm: Arm, limits: Limits) -> list[str]:
+    """A sketch worker holds one transformer whole (of two experts the first), however widely the pod spreads them."""
+    first_gb = model(arm.model).num_params * WEIGHT_BYTES / 1e9
+    if limits.memory_gb is None or first_gb < limits.memory_gb:
+        return []
+    return [
+        f"arm {arm.name}: {arm.model}: a sketch worker holds a whole transformer, {first_gb:.1f} GB, and a GPU has "
+        f"{limits.memory_gb:.0f} GB; the pod alone can spread it over its ranks"
+    ]
 
 
 def ranks_mistake(num_ranks: int) -> str | None:

@@ -150,10 +150,16 @@ class ClipWorker:
             lora = tuple(Lora(**spec.model_dump()) for spec in arm.lora)
             with _explained(None, arm, "loading"):
                 loaded = load(
-                    arm.model, arm.weights, self.device, parts, lora, self.compile_blocks, self.attention, self._shard(key)
+                    *(arm.model, arm.weights, self.device, parts, lora),
+                    *(self.compile_blocks, self.attention, self._shard(key), self._sketches_only),
                 )
             self._models[key] = loaded
         return self._models[key]
+
+    @property
+    def _sketches_only(self) -> bool:
+        """Sketches end at high noise, where the first of two experts works."""
+        return "text" in self.parts and "vae" not in self.parts
 
     def _shard(self, key: ModelKey) -> Group | None:
         groups = [self.shards[arm.name] for arm in self.arms.values() if _key(arm) == key and arm.name in self.shards]

@@ -185,6 +185,8 @@ class Loading:
     """Attention kernel by name; ``auto`` measures (``stages.attention``)."""
     shard: Group | None = None
     """The ranks that keep one copy of the transformer's layers between them; None: this one keeps them all."""
+    late: bool = False
+    """Of a model with two transformers, the second is read when it is first needed: sketches end before it is."""
 
     @property
     def home(self) -> torch.device:
@@ -201,11 +203,13 @@ def load(
     compile_blocks: bool | None = None,
     attention: str = "auto",
     shard: Group | None = None,
+    late: bool = False,
 ) -> Model:
     """Load ``parts`` of a model; ``weights`` is a folder or repository in diffusers format, None for the embedded model.
 
     Weights are float32 on a CPU and for the embedded model, bfloat16 elsewhere. ``compile_blocks`` None: on a GPU only.
-    With ``shard`` the model runs on slices that all ranks of this group are in, and on no narrower ones.
+    With ``shard`` the model runs on slices that all ranks of this group are in, and on no narrower ones. ``late`` as in
+    :class:`Loading`.
     Raises ValueError for weights that do not fit the model's geometry.
     """
     from stages.models import embedded, families
@@ -215,6 +219,6 @@ def load(
     on = torch.device(device)
     exact = on.type == "cpu" or name == embedded.NAME
     compiled = on.type == "cuda" if compile_blocks is None else compile_blocks
-    loading = Loading(parts, on, torch.float32 if exact else torch.bfloat16, lora, compiled, attention, shard)
+    loading = Loading(parts, on, torch.float32 if exact else torch.bfloat16, lora, compiled, attention, shard, late)
     folder = embedded.FOLDER if weights is None and name == embedded.NAME else find_weights(geometry, weights, parts)
     return families.load_family(geometry, folder, loading)

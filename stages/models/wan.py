@@ -5,6 +5,7 @@ Under the same solver a full run equals the stock ``WanPipeline`` or ``WanImageT
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class WanParts:
     text: TextEncoder | None = None
     image_tokens: ImageTokens | None = None
     encoder: WanEncoder | None = None
-    experts: tuple[WanTransformer, ...] = ()
+    experts: Sequence[WanTransformer] = ()
     decoder: WanDecoder | None = None
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from orchestrator.geometry import ModelGeometry
 from parallel.seam import Seam
@@ -54,15 +55,44 @@ def load_image_tokens(folder: Path, loading: Loading) -> ImageTokens:
     return ImageTokens(processor, encoder.to(loading.device))
 
 
-def load_experts(folder: Path, geometry: ModelGeometry, loading: Loading) -> tuple[WanTransformer, ...]:
+class LateExperts(Sequence[WanTransformer]):
+    """The first is there; each after it is read when it is first asked for."""
+
+    def __init__(self, first: WanTransformer, later: Sequence[Callable[[], WanTransformer]]) -> None:
+        self._made: list[WanTransformer] = [first]
+        self._later = list(later)
+
+    def __len__(self) -> int:
+        return len(self._made) + len(self._later)
+
+    @overload
+    def __getitem__(self, index: int) -> WanTransformer: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[WanTransformer]: ...
+    def __getitem__(self, index: int | slice) -> WanTransformer | Sequence[WanTransformer]:
+        places = range(len(self))[index]
+        while max([places] if isinstance(places, int) else places, default=0) >= len(self._made):
+            self._made.append(self._later.pop(0)())
+        return self._made[index] if isinstance(index, slice) else self._made[range(len(self))[index]]
+
+    @property
+    def num_read(self) -> int:
+        return len(self._made)
+
+
+def load_experts(folder: Path, geometry: ModelGeometry, loading: Loading) -> Sequence[WanTransformer]:
     """The transformer, or the high-noise and then the low-noise one. They share one seam, and so one compiled block."""
-    experts = [_load_weights(folder / "transformer", loading, "high")]
-    if geometry.boundary is not None:
-        experts.append(_load_weights(folder / "transformer_2", loading, "low"))
-    config = experts[0].config
-    heads, head_dim = config.num_attention_heads, config.attention_head_dim
+    weights = _load_weights(folder / "transformer", loading, "high")
+    heads, head_dim = weights.config.num_attention_heads, weights.config.attention_head_dim
     seam = Seam(choose(loading.attention, loading.device, heads, head_dim, loading.dtype))
-    return tuple(WanTransformer(weights, seam, loading.compile, loading.shard) for weights in experts)
+    first = WanTransformer(weights, seam, loading.compile, loading.shard)
+    if geometry.boundary is None:
+        return (first,)
+
+    def low() -> WanTransformer:
+        return WanTransformer(_load_weights(folder / "transformer_2", loading, "low"), seam, loading.compile, loading.shard)
+
+    return LateExperts(first, [low]) if loading.late else (first, low())
 
 
 def _load_weights(folder: Path, loading: Loading, expert: Literal["high", "low"]) -> Any:

@@ -286,3 +286,14 @@ def test_weights_that_one_gpu_cannot_hold_are_spread_over_two() -> None:
     large = arm.model_copy(update={"model": "wan2.2-a14b", "num_frames": 81, "height": 480, "width": 832})
     assert sizing_of([large], ClusterConfig(**POD)).arms["a"].least_width == 2
     assert sizing_of([large], ClusterConfig(heavy_ranks=8)).arms["a"].least_width == 1, "nobody knows a CPU's memory"
+
+
+def test_a_gpu_that_a_sketch_does_not_fit_is_refused_though_the_pod_would_do() -> None:
+    arm = resolve_arm("a", {"model": "wan-mini", "device_name": "NVIDIA RTX 4090"}, [])
+    assert arm is not None
+    large = arm.model_copy(update={"model": "wan2.1-14b", "num_frames": 81, "height": 480, "width": 832})
+    (sketch,) = sizing_mistakes([large], ClusterConfig(**POD))
+    assert sketch == (
+        "arm a: wan2.1-14b: a sketch worker holds a whole transformer, 28.6 GB, and a GPU has 24 GB; "
+        "the pod alone can spread it over its ranks"
+    )

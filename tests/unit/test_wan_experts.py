@@ -7,11 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator.dvg_config import DvgConfig
 from stages.denoise import StepDone
 from stages.models.base import Request, load
 from stages.models.wan import WanModel
+from stages.models.wan_parts import LateExperts
+from stages.resize import nested_axes
 from stages.sampling import NoiseLevel
 from tests.tiny import checkpoint
 from tests.unit.wan_runs import NUM_STEPS, SHAPE, run, write_image
@@ -77,6 +80,22 @@ def test_the_boundary_itself_belongs_to_the_high_noise_expert(timestep: float, p
     model = loaded("wan2.2-a14b")
     condition = model.encode(Request("a red circle", SHAPE, 1.0))
     assert model._expert(NoiseLevel(timestep / 1000, timestep, 0.0), condition)[0] is model.parts.experts[place]
+
+
+def test_a_sketch_reads_the_high_noise_expert_alone_and_the_other_when_it_is_needed() -> None:
+    name, weights = "wan2.2-a14b", str(checkpoint("wan2.2-a14b"))
+    late = load(name, weights, parts=frozenset({"text", "transformer"}), late=True)
+    assert isinstance(late, WanModel)
+    assert isinstance(late.parts.experts, LateExperts)
+    placed = late.place(late.encode(Request("a red circle", SHAPE, 1.0)), nested_axes(((3, 8, 8),))[0], "index")
+    x, found = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), {}
+    for timestep, num_read in ((990.0, 1), (300.0, 2), (990.0, 2)):
+        found[timestep] = late.denoise(x, NoiseLevel(timestep / 1000, timestep, 0.0), placed)
+        assert late.parts.experts.num_read == num_read
+    whole = loaded(name)
+    assert len(whole.parts.experts) == len(late.parts.experts) == 2
+    for timestep, velocity in found.items():
+        assert torch.equal(velocity, whole.denoise(x, NoiseLevel(timestep / 1000, timestep, 0.0), placed))
 
 
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:

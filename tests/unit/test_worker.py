@@ -18,7 +18,7 @@ from orchestrator.arms import Arm, make_item
 from orchestrator.dvg_config import DvgConfig
 from orchestrator.types import Item, VideoShape
 from stages.denoise import Boundary, StepDone
-from stages.models.base import Condition, Lora, Request
+from stages.models.base import ALL_PARTS, Condition, Lora, Request
 from stages.video import read_video, verify
 from stages.worker import ClipWorker
 from tests.spies import SpyModel
@@ -185,8 +185,8 @@ def test_the_arm_and_the_item_say_what_is_loaded_and_encoded(monkeypatch: pytest
     worker.warm_up()
     on = ("wan-mini", str(checkpoint()), "cpu")
     assert loads == [
-        (*on, frozenset({"transformer", "encoder"}), (), False, "torch", None),
-        (*on, frozenset({"transformer"}), (Lora("a.safetensors", 0.5, "low"),), False, "torch", pair),
+        (*on, frozenset({"transformer", "encoder"}), (), False, "torch", None, False),
+        (*on, frozenset({"transformer"}), (Lora("a.safetensors", 0.5, "low"),), False, "torch", pair, False),
     ]
     picture = tmp_path / "cat.png"
     picture.write_bytes(b"a cat")
@@ -217,6 +217,16 @@ def test_a_worker_that_sketches_in_pixel_space_loads_the_decoder(monkeypatch: py
     arms = {"a": arm("a", "dvg", 0.5, dvg=DvgConfig(demand_space="pixels"))}
     ClipWorker(arms, frozenset({"text", "transformer"})).warm_up()
     assert parts == [frozenset({"text", "transformer", "vae"})]
+
+
+@pytest.mark.parametrize(("parts", "late"), [({"text", "transformer"}, True), ({"transformer"}, False), (ALL_PARTS, False)])
+def test_a_worker_that_only_sketches_leaves_the_low_noise_expert_for_later(
+    parts: set[str], late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[tuple[object, ...]] = []
+    monkeypatch.setattr("stages.worker.load", lambda *given: (loads.append(given), SpyModel())[1])
+    ClipWorker({"dvg": arm("dvg", "dvg", 0.5)}, frozenset(parts)).warm_up()
+    assert loads[0][-1] is late
 
 
 @pytest.mark.parametrize("phase,doing", [("encode", "denoising 3x6x6"), ("denoise", "denoising 3x6x6"), ("load", "loading")])
