@@ -60,7 +60,7 @@ class ClusterConfig(BaseModel):
     """How the ranks of a slice share attention (see ``dvg doctor``); auto: the fastest that passes a trial on the pod."""
     decode_on: Literal["workers", "pod"] = "workers"
     """Where videos are decoded: on the decode workers, or split over ranks of the pod that are idle."""
-    collective_timeout_s: float = Field(600, gt=0, allow_inf_nan=False)
+    collective_timeout_s: float = Field(300, gt=0, allow_inf_nan=False)
     """How long a rank waits for the others of its slice before the slice is given up."""
     nvlink_multicast: bool = False
     """Let NCCL use NVLink multicast (NVLS), which some hosts grant and then stall on."""

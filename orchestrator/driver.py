@@ -30,6 +30,7 @@ from orchestrator.events import (
     WorkerJoined,
     WorkerLost,
 )
+from orchestrator.interrupts import kept_interrupts
 from orchestrator.jobs import Job, blame, failure_of, is_death, outcome_of, summary
 from orchestrator.local import OnEvent
 from orchestrator.mistakes import RunError
@@ -40,13 +41,15 @@ from orchestrator.types import Item
 
 MAX_START_FAILURES = 3
 """Failures in a row before a worker was ever ready, after which the sweep stops: the machine is at fault, not an item."""
+WAIT_S = 1.0
+"""How often deadlines, and whether Ctrl-C came, are looked at while nothing happens."""
 POLL_S = 5.0
-"""How often start deadlines are looked at while nothing happens."""
+"""How often a slice at work is asked how far it is."""
 SOON_S = 0.2
 """The same for what is left of a failing slice."""
 GRACE_S = 10.0
 """How long the other ranks of a slice have to answer once one has failed: they may be stuck in a collective without it."""
-STALL = 1.5
+STALL = 3.0
 """Collective timeouts without a step after which a slice is lost: what waits inside a GPU may wait for ever."""
 
 
@@ -96,8 +99,10 @@ class RayShell:
                 self._hire(kind, slot, generation=0)
             for item in self.items.values():
                 self._tell(Arrived(self._now_s(), item))
-            while not self.scheduler.finished:
-                self._wait()
+            with kept_interrupts() as raise_kept:
+                while not self.scheduler.finished:
+                    self._wait()
+                    raise_kept()
         finally:
             self.crew.close()
 
@@ -115,7 +120,7 @@ class RayShell:
         import ray
 
         failing = any(job.deadline_s is not None for job in self._jobs.values())
-        ready, _ = ray.wait(list(self._awaited), num_returns=1, timeout=SOON_S if failing else POLL_S)
+        ready, _ = ray.wait(list(self._awaited), num_returns=1, timeout=SOON_S if failing else WAIT_S)
         for ref in ready:
             _, then = self._awaited.pop(ref)
             then(outcome_of(ref))
