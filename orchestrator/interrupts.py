@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def kept_interrupts() -> Iterator[Callable[[], None]]:
-    """Within, Ctrl-C is kept until the function given is called, which then raises KeyboardInterrupt; a second one raises at once.
+    """Within, Ctrl-C is kept until the function given is called, which raises KeyboardInterrupt; a second one raises at once.
 
     Raised where it happens to come, it may be in a destructor, and Python goes on as if nothing had been asked. In other threads,
     and where somebody else handles Ctrl-C, nothing is changed.
