@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,7 +149,7 @@ class PodRank(Member):
         from parallel.groups import open_store
 
         host = ray.util.get_node_ip_address()
-        self.store, port = open_store(host, timedelta(seconds=COME_TIMEOUT_S), listen)
+        self.store, port = open_store(host, timedelta(seconds=COME_TIMEOUT_S))
         return host, port
 
     def form(self, rank: int, address: tuple[str, int], meeting: Meeting) -> Place:
@@ -210,13 +209,6 @@ class PodRank(Member):
         from stages.worker import Team
 
         return Team(self.groups, self.exchange, piece.start, piece.width)
-
-
-def listen(host: str) -> tuple[int, int]:
-    """A socket at a free port of ``host``, of that address alone: its file descriptor and port."""
-    listener = socket.create_server((host, 0))
-    port = int(listener.getsockname()[1])
-    return listener.detach(), port
 
 
 def own_address(host: str) -> str:

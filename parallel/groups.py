@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -146,14 +146,12 @@ class Groups:
         dist.destroy_process_group()
 
 
-def open_store(host: str, timeout: timedelta, listen: Callable[[str], tuple[int, int]]) -> tuple[Any, int]:
-    """A rendezvous on this process at a free port of ``host``: the store and the port.
-
-    ``listen`` gives a listening socket's file descriptor and port: so the store binds to that address alone.
-    """
-    descriptor, port = listen(host)
+def open_store(host: str, timeout: timedelta, port: int = 0) -> tuple[Any, int]:
+    """A rendezvous on this process, at ``port`` of ``host`` and of no other address; 0: a free one. The store and the port."""
+    server = socket.create_server((host, port))
+    port = int(server.getsockname()[1])
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        host, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=descriptor
+        host, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=server.detach()
     )
     return store, port
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ def run(plan: Plan, rank: int, pipe: Connection) -> None:
 
     timeout = timedelta(seconds=plan.timeout_s)
     if rank == 0:
-        store, port = open_store(HOST, timeout, _listen)
+        store, port = open_store(HOST, timeout)
         pipe.send(port)
     else:
         store = join_store(HOST, pipe.recv(), timeout)
@@ -117,9 +116,3 @@ def measure(rig: Rig, plan: Plan) -> None:
         parallel_kernels.kernels(rig, plan.models)
     if "wires" in plan.sections:
         parallel_wires.wires(rig)
-
-
-def _listen(host: str) -> tuple[int, int]:
-    server = socket.create_server((host, 0))
-    port = int(server.getsockname()[1])
-    return server.detach(), port

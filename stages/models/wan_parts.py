@@ -70,10 +70,12 @@ class LateExperts(Sequence[WanTransformer]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[WanTransformer]: ...
     def __getitem__(self, index: int | slice) -> WanTransformer | Sequence[WanTransformer]:
-        places = range(len(self))[index]
-        while max([places] if isinstance(places, int) else places, default=0) >= len(self._made):
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        place = range(len(self))[index]
+        while len(self._made) <= place:
             self._made.append(self._later.pop(0)())
-        return self._made[index] if isinstance(index, slice) else self._made[range(len(self))[index]]
+        return self._made[place]
 
     @property
     def num_read(self) -> int:

@@ -11,6 +11,8 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from parallel.groups import Groups, join_store, open_store
 
 TIMEOUT = timedelta(seconds=60)
@@ -25,7 +27,7 @@ class Gang:
         context = multiprocessing.get_context("spawn")
         pairs = [context.Pipe() for _ in range(num_ranks)]
         self.pipes: list[Connection] = [ours for ours, _ in pairs]
-        port = _free_port()
+        port = free_port()
         self.processes = [
             context.Process(target=_serve, args=(theirs, rank, num_ranks, port, timeout), daemon=True)
             for rank, (_, theirs) in enumerate(pairs)
@@ -72,28 +74,23 @@ class Gang:
                 process.join()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
-def _listen(port: int) -> Callable[[str], tuple[int, int]]:
-    def listen(host: str) -> tuple[int, int]:
-        return socket.create_server((host, port)).detach(), port
-
-    return listen
+def met(rank: int, num_ranks: int, port: int, device: torch.device, timeout: timedelta) -> Groups:
+    """The groups of a pod on this machine, whose first rank opens the rendezvous at ``port``. Its GPU is made current."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store = open_store("127.0.0.1", timeout, port)[0] if rank == 0 else join_store("127.0.0.1", port, timeout)
+    return Groups(store, rank, num_ranks, device, timeout)
 
 
 def _serve(pipe: Connection, rank: int, num_ranks: int, port: int, timeout: timedelta) -> None:
-    import torch
-
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    if rank == 0:
-        store, _ = open_store("127.0.0.1", timeout, _listen(port))
-    else:
-        store = join_store("127.0.0.1", port, timeout)
-    groups = Groups(store, rank, num_ranks, torch.device("cpu"), timeout)
+    groups = met(rank, num_ranks, port, torch.device("cpu"), timeout)
     pipe.send(None)
     while True:
         try:

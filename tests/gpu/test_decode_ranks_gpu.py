@@ -13,14 +13,14 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from orchestrator.geometry import model
-from parallel.groups import Groups, join_store, open_store
+from parallel.groups import Groups
 from parallel.halo import Borders
 from parallel.layout import layout
 from stages.models.base import Loading
 from stages.models.families import load_family
 from stages.sampling import initial_noise
 from tests.checkpoints import checkpoint
-from tests.dist.gang import _free_port, _listen
+from tests.dist.gang import free_port, met
 
 NUM_GPUS = torch.cuda.device_count()
 WIDTH = 1 << max(NUM_GPUS, 1).bit_length() - 1
@@ -61,10 +61,8 @@ def distances(groups: Groups, device: torch.device, folders: dict[str, Path]) ->
 def rank(index: int, port: int, told: Path, folders: dict[str, Path], kind: str) -> None:
     device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
-        torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    store = open_store("127.0.0.1", TIMEOUT, _listen(port))[0] if index == 0 else join_store("127.0.0.1", port, TIMEOUT)
-    groups = Groups(store, index, WIDTH, device, TIMEOUT)
+    groups = met(index, WIDTH, port, device, TIMEOUT)
     torch.save(distances(groups, device, folders), told / f"{index}.pt")
     gc.collect()
     groups.close()
@@ -73,7 +71,7 @@ def rank(index: int, port: int, told: Path, folders: dict[str, Path], kind: str)
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, kind: str = "cuda") -> list[Distances]:
     told, folders = tmp_path_factory.mktemp("ranks"), {name: checkpoint(name) for name in GRIDS}
-    multiprocessing.spawn(rank, (_free_port(), told, folders, kind), nprocs=WIDTH)
+    multiprocessing.spawn(rank, (free_port(), told, folders, kind), nprocs=WIDTH)
     return [torch.load(told / f"{index}.pt", weights_only=False) for index in range(WIDTH)]
 
 

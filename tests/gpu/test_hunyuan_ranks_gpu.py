@@ -16,7 +16,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from orchestrator.types import Grid
-from parallel.groups import Groups, join_store, open_store
+from parallel.groups import Groups
 from parallel.layout import layout
 from parallel.native import Native
 from stages.attention import choose
@@ -24,7 +24,7 @@ from stages.compiling import num_graphs
 from stages.models.hunyuan15_transformer import Hunyuan15Transformer
 from stages.models.hunyuan_transformer import HunyuanTransformer
 from stages.sampling import NoiseLevel
-from tests.dist.gang import _free_port, _listen
+from tests.dist.gang import free_port, met
 
 NUM_GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(NUM_GPUS < 2, reason=f"needs 2 GPUs, there are {NUM_GPUS}")]
@@ -130,17 +130,14 @@ def walk(groups: Groups, make: Callable[[torch.device], tuple[Any, Forward]], de
 
 def rank(index: int, port: int, folder: Path, kind: str) -> None:
     device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
-    if kind == "cuda":
-        torch.cuda.set_device(device)
-    store = open_store("127.0.0.1", TIMEOUT, _listen(port))[0] if index == 0 else join_store("127.0.0.1", port, TIMEOUT)
-    groups = Groups(store, index, 2, device, TIMEOUT)
+    groups = met(index, 2, port, device, TIMEOUT)
     torch.save({make.__name__: walk(groups, make, device).__dict__ for make in (hunyuan, hunyuan15)}, folder / f"{index}.pt")
     gc.collect()  # recordings hold the groups' collectives, and the groups cannot end before them
     groups.close()
 
 
 def stories(folder: Path, kind: str = "cuda") -> list[dict[str, Story]]:
-    multiprocessing.spawn(rank, (_free_port(), folder, kind), nprocs=2)
+    multiprocessing.spawn(rank, (free_port(), folder, kind), nprocs=2)
     return [{name: Story(**told) for name, told in torch.load(folder / f"{index}.pt").items()} for index in range(2)]
 
 

@@ -15,7 +15,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from orchestrator.types import Grid
-from parallel.groups import Group, Groups, join_store, open_store
+from parallel.groups import Group, Groups
 from parallel.layout import layout
 from parallel.native import Native
 from parallel.seam import Seam
@@ -24,7 +24,7 @@ from stages.attention import choose
 from stages.compiling import num_graphs
 from stages.models.base import Branch
 from stages.models.wan_transformer import WanTransformer
-from tests.dist.gang import _free_port, _listen
+from tests.dist.gang import free_port, met
 
 NUM_GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(NUM_GPUS < 2, reason=f"needs 2 GPUs, there are {NUM_GPUS}")]
@@ -122,16 +122,13 @@ def walk(groups: Groups, device: torch.device) -> Story:
 
 def rank(index: int, port: int, folder: Path, kind: str) -> None:
     device = torch.device(kind, index if kind == "cuda" else None)
-    if kind == "cuda":
-        torch.cuda.set_device(device)
-    store = open_store("127.0.0.1", TIMEOUT, _listen(port))[0] if index == 0 else join_store("127.0.0.1", port, TIMEOUT)
-    groups = Groups(store, index, 2, device, TIMEOUT)
+    groups = met(index, 2, port, device, TIMEOUT)
     torch.save(walk(groups, device).__dict__, folder / f"{index}.pt")
     groups.close()
 
 
 def stories(folder: Path, kind: str = "cuda") -> list[Story]:
-    multiprocessing.spawn(rank, (_free_port(), folder, kind), nprocs=2)
+    multiprocessing.spawn(rank, (free_port(), folder, kind), nprocs=2)
     return [Story(**torch.load(folder / f"{index}.pt")) for index in range(2)]
 
 

@@ -6,7 +6,6 @@ order of tokens that is wrong shows most there.
 
 from __future__ import annotations
 
-import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -65,18 +64,12 @@ def attended(groups: Groups, width: int, case: Case, exchange: Exchange | None) 
     return distance(seam.join(rows), case)
 
 
-def listen(host: str) -> tuple[int, int]:
-    server = socket.create_server((host, 0))
-    port = int(server.getsockname()[1])
-    return server.detach(), port
-
-
 def rank(index: int, num_ranks: int, name: str, folder: Path) -> None:
     """One GPU of a pod: ``(found, control)`` for each width and case, to a file."""
     torch.cuda.set_device(index)
     told = folder / "port"
     if index == 0:
-        store, port = open_store("127.0.0.1", TIMEOUT, listen)
+        store, port = open_store("127.0.0.1", TIMEOUT)
         (folder / "partial").write_text(str(port))
         (folder / "partial").rename(told)
     else:
