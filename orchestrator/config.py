@@ -13,68 +13,24 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.arms import Arm, PlannerName, make_item
 from orchestrator.calibration import device_name
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.expansion import expand_points, merge, set_dotted
 from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
 from orchestrator.mistakes import ConfigError, from_validation
-from orchestrator.options import ArmName, AttentionName, Backend, BudgetOption, LoraOption, PromptsOption, SweepName
+from orchestrator.options import ArmName, BudgetOption, LoraOption, PromptsOption, SweepName
 from orchestrator.prompts import Prompt, Seed, load_prompts
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_budget import device_mistakes
 from orchestrator.resolve_sizing import sizing_mistakes
-from orchestrator.sizing import SizingConfig, with_usual_rule
 from orchestrator.types import Item
 
 MEASURED_POINTS = {"cost": {"forwards": {"__all__": {"points"}}}}
 """Not for people to read: they are in the calibration file."""
-
-
-class ClusterConfig(BaseModel):
-    """The workers of a sweep. On a machine without GPUs all of them share its cores."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sketch_workers: int = Field(1, ge=1)
-    """Actors that encode text, run stage 1 and choose the action."""
-    heavy_ranks: int = Field(2, ge=1, le=8)
-    """Ranks of the heavy pod, which runs every stage after the sketch."""
-    decode_workers: int = Field(1, ge=1)
-    """Actors that decode the latent and write the video."""
-    num_threads: int | None = Field(None, ge=1)
-    """Torch threads of a CPU worker; None: the cluster's cores shared out evenly, at least one each."""
-    gpus_per_sketch: float = Field(0, ge=0)
-    gpus_per_rank: float = Field(0, ge=0)
-    gpus_per_decode: float = Field(0, ge=0)
-    """GPUs a worker of each kind reserves; 0: CPU."""
-    attention: AttentionName = "auto"
-    """Attention kernel of a worker on a GPU; auto: the fastest there, measured when it starts."""
-    compile: Literal["auto", True, False] = "auto"
-    """Compile the transformer's repeated block; auto: on a GPU."""
-    sizing: SizingConfig = Field(SizingConfig(), validate_default=True)
-    """How many of the pod's ranks a clip is given, stage by stage. A pod of CPUs has another rule by default."""
-    backend: Backend = "auto"
-    """How the ranks of a slice share attention (see ``dvg doctor``); auto: the fastest that passes a trial on the pod."""
-    decode_on: Literal["workers", "pod"] = "workers"
-    """Where videos are decoded: on the decode workers, or split over ranks of the pod that are idle."""
-    collective_timeout_s: float = Field(300, gt=0, allow_inf_nan=False)
-    """How long a rank waits for the others of its slice before the slice is given up."""
-    nvlink_multicast: bool = False
-    """Let NCCL use NVLink multicast (NVLS), which some hosts grant and then stall on."""
-    address: str | None = None
-    """Address of a running Ray cluster; None: RAY_ADDRESS if set, otherwise a local cluster for this sweep alone."""
-
-    @field_validator("sizing", mode="before")
-    @classmethod
-    def _usual_rule(cls, value: Any, info: ValidationInfo) -> Any:
-        return with_usual_rule(value, on_gpu=bool(info.data.get("gpus_per_rank")))
-
-    @property
-    def compile_blocks(self) -> bool | None:
-        return None if self.compile == "auto" else self.compile
 
 
 class TrackingConfig(BaseModel):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.cluster import Cluster
-from orchestrator.config import ClusterConfig
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.mistakes import RunError
 from orchestrator.pods import DecodeActor, Meeting, Member, Place, PodRank, SketchActor, Workshop
 

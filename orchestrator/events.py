@@ -39,8 +39,32 @@ class WorkerLost(Event):
 
 
 @dataclass(frozen=True)
+class WorkerLeaving(Event):
+    """The worker is to go soon: it finishes what it does within its grace period, and takes nothing new."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Arrived(Event):
     item: Item
+
+
+@dataclass(frozen=True)
+class Reached(Event):
+    """A checkpoint says that ``stop`` stages of the item's clip are done: it goes on from there, whatever comes next.
+
+    Told right after :class:`Arrived` when a run is resumed, or right before a failure or loss of the phase that got so far. Says
+    nothing new when the item is farther already.
+    """
+
+    item_key: str
+    attempt: int
+    decision: Decision
+    stop: int
+    timings_s: dict[str, float]
+    handle: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

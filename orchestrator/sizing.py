@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from orchestrator.cost import CostModel, split
 from orchestrator.types import Phase
 
-Rule = Literal["efficient", "throughput", "narrowest", "fastest", "deadline"]
+Rule = Literal["throughput", "latency", "deadline", "efficient", "narrowest", "fastest", "fixed"]
 Order = Literal["arrival", "longest"]
 
 
@@ -35,7 +35,11 @@ class SizingConfig(BaseModel):
     min_efficiency: float = Field(0.85, gt=0, le=1)
     """Seconds on one rank over (ranks x seconds on them)."""
     deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """For all stages after the sketch, under the rule of that name."""
+    """Under the rule of that name: of what ``deadline_of`` says. A prompt may have one of its own."""
+    deadline_of: Literal["item", "sweep"] = "item"
+    """item: from the start of its sketch to its video. sweep: from the start of the sweep to its last video."""
+    width: int | None = Field(None, ge=1)
+    """Of every slice, under rule ``fixed``."""
     min_phase_s: float = Field(0.5, ge=0, allow_inf_nan=False)
     """A stage shorter than this joins a neighbour's width, if it stays that short: a hand-over costs tens of milliseconds."""
     order: Order = "arrival"

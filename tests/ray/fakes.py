@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.config import ClusterConfig, Sweep, TrackingConfig
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.config import Sweep, TrackingConfig
 from orchestrator.types import Action, Clip, Decision, Item
 from tests.arms import ARM, STAGES
 

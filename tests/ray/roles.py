@@ -15,7 +15,7 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER":
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator.config import ClusterConfig
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.driver import run_on_ray
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths

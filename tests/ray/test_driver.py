@@ -13,7 +13,7 @@ import pytest
 from ray.exceptions import ObjectLostError, RayError
 
 from orchestrator.cluster import Cluster
-from orchestrator.config import ClusterConfig
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.driver import run_on_ray
 from orchestrator.events import Event, PhaseDone, Sketched, StartDecode, StartPhase, WorkerJoined
 from orchestrator.jobs import failure_of

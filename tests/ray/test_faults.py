@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import Cluster
-from orchestrator.config import ClusterConfig
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.driver import run_on_ray
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths

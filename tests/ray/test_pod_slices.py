@@ -12,7 +12,8 @@ import pytest
 import ray
 
 from orchestrator.cluster import Cluster
-from orchestrator.config import ClusterConfig, Sweep, TrackingConfig
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.config import Sweep, TrackingConfig
 from orchestrator.driver import run_on_ray
 from orchestrator.events import Event, PhaseDone
 from orchestrator.ledger import Ledger

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.arms import item_key
-from orchestrator.config import ClusterConfig, build_sweep, load_sweep
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.config import build_sweep, load_sweep
 from orchestrator.mistakes import ConfigError
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_sizing import sizing_mistakes, sizing_of

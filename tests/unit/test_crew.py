@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cluster import Cluster, missing_environment
-from orchestrator.config import ClusterConfig
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.crew import Crew, environment
 from orchestrator.pods import ClipWorkshop, device_of, interface_of
 from parallel.groups import aligned_ranks

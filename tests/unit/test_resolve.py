@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from orchestrator.actions import full_action
-from orchestrator.config import ClusterConfig, Sweep, build_sweep
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.config import Sweep, build_sweep
 from orchestrator.geometry import MODELS
 from orchestrator.mistakes import ConfigError
 from orchestrator.options import AttentionName

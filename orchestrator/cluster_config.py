@@ -1,0 +1,68 @@
+"""The workers of a sweep: how many of each, on what, and how they share their work."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from orchestrator.options import AttentionName, Backend
+from orchestrator.sizing import SizingConfig, with_usual_rule
+
+
+class ClusterConfig(BaseModel):
+    """The workers of a sweep. On a machine without GPUs all of them share its cores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sketch_workers: int = Field(1, ge=1)
+    """Actors that encode text, run stage 1 and choose the action."""
+    pods: int = Field(1, ge=1)
+    """Heavy pods, each on one node."""
+    max_pods: int | None = Field(None, ge=1)
+    """Pods asked of a cluster that grows; the sweep starts with the first ``pods`` of them. None: as many as ``pods``."""
+    heavy_ranks: int = Field(2, ge=1, le=8)
+    """Ranks of a heavy pod, which runs every stage after the sketch."""
+    decode_workers: int = Field(1, ge=1)
+    """Actors that decode the latent and write the video."""
+    num_threads: int | None = Field(None, ge=1)
+    """Torch threads of a CPU worker; None: the cluster's cores shared out evenly, at least one each."""
+    gpus_per_sketch: float = Field(0, ge=0)
+    gpus_per_rank: float = Field(0, ge=0)
+    gpus_per_decode: float = Field(0, ge=0)
+    """GPUs a worker of each kind reserves; 0: CPU."""
+    attention: AttentionName = "auto"
+    """Attention kernel of a worker on a GPU; auto: the fastest there, measured when it starts."""
+    compile: Literal["auto", True, False] = "auto"
+    """Compile the transformer's repeated block; auto: on a GPU."""
+    sizing: SizingConfig = Field(SizingConfig(), validate_default=True)
+    """How many of the pod's ranks a clip is given, stage by stage. A pod of CPUs has another rule by default."""
+    backend: Backend = "auto"
+    """How the ranks of a slice share attention (see ``dvg doctor``); auto: the fastest that passes a trial on the pod."""
+    decode_on: Literal["workers", "pod"] = "workers"
+    """Where videos are decoded: on the decode workers, or split over ranks of the pod that are idle."""
+    collective_timeout_s: float = Field(300, gt=0, allow_inf_nan=False)
+    """How long a rank waits for the others of its slice before the slice is given up."""
+    nvlink_multicast: bool = False
+    """Let NCCL use NVLink multicast (NVLS), which some hosts grant and then stall on."""
+    checkpoints: bool = True
+    """Keep a clip's latent at every stage boundary until its video is there, so that it goes on from its last one."""
+    grace_s: float = Field(90, ge=0, allow_inf_nan=False)
+    """After a notice that a worker will be taken away: how long it may still finish what it does."""
+    price_per_gpu_hour: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """For ``dvg plan``, in whatever currency."""
+    address: str | None = None
+    """Address of a running Ray cluster; None: RAY_ADDRESS if set, otherwise a local cluster for this sweep alone."""
+
+    @field_validator("sizing", mode="before")
+    @classmethod
+    def _usual_rule(cls, value: Any, info: ValidationInfo) -> Any:
+        return with_usual_rule(value, on_gpu=bool(info.data.get("gpus_per_rank")))
+
+    @property
+    def compile_blocks(self) -> bool | None:
+        return None if self.compile == "auto" else self.compile
+
+    @property
+    def most_pods(self) -> int:
+        return max(self.pods, self.max_pods or self.pods)
