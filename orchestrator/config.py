@@ -163,15 +163,18 @@ def read_yaml(path: pathlib.Path) -> dict[str, Any]:
     return data
 
 
-def load_sweep(path: pathlib.Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep a spec file describes, with ``key=value`` overrides applied. Raises ConfigError with every mistake found."""
+def load_sweep(path: pathlib.Path, overrides: Sequence[str] = (), with_weights: bool = True) -> Sweep:
+    """The sweep a spec file describes, with ``key=value`` overrides applied. Raises ConfigError with every mistake found.
+
+    ``with_weights`` False: for planning and simulation, which need none.
+    """
     data = read_yaml(path)
     for override in overrides:
         set_dotted(data, override)
-    return build_sweep(data, base=path.resolve().parent)
+    return build_sweep(data, path.resolve().parent, with_weights)
 
 
-def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
+def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool = True) -> Sweep:
     """Validate and expand; relative prompt and image files are looked up in ``base``, then in the working directory."""
     try:
         spec = SweepSpec.model_validate(data)
@@ -179,7 +182,7 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
         raise ConfigError(from_validation(error, SweepSpec)) from error
     mistakes: list[str] = []
     prompts = load_prompts(spec.prompts, base, mistakes)
-    points = _points(spec, mistakes)
+    points = _points(spec, with_weights, mistakes)
     arms = tuple(arm for arm, _ in points)
     reference = _reference(spec, arms, mistakes)
     frames = FirstFrames(base, mistakes)
@@ -194,7 +197,7 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path) -> Sweep:
     return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking)
 
 
-def _points(spec: SweepSpec, mistakes: list[str]) -> tuple[tuple[Arm, str | None], ...]:
+def _points(spec: SweepSpec, with_weights: bool, mistakes: list[str]) -> tuple[tuple[Arm, str | None], ...]:
     """Every arm at every point of the sweep, with its image; points that resolve to the same settings are one arm."""
     shared = {key: value for key, value in spec.model_dump().items() if key in ArmOptions.model_fields}
     if shared["device_name"] is None and not spec.cluster.gpus_per_rank:
@@ -205,7 +208,7 @@ def _points(spec: SweepSpec, mistakes: list[str]) -> tuple[tuple[Arm, str | None
         settings = merge(shared, options.model_dump())
         for suffix, point in expand_points(settings, spec.sweep, mistakes):
             legal = _legal(name + suffix, point, mistakes)
-            arm = legal and resolve_arm(name + suffix, legal, mistakes)
+            arm = legal and resolve_arm(name + suffix, legal, mistakes, with_weights)
             if legal and arm:
                 same = (name, legal["image"], arm.model_copy(update={"name": name}).model_dump_json())
                 found.setdefault(same, (arm, legal["image"]))

@@ -20,15 +20,15 @@ from stages.models.lora import check_lora
 from stages.models.weights import cached, check_weights, fingerprint, repository
 
 
-def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm | None:
-    """The arm, or None with what is wrong appended to ``mistakes``."""
+def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str], with_weights: bool = True) -> Arm | None:
+    """The arm, or None with what is wrong appended to ``mistakes``. ``with_weights`` False: they are not looked for."""
     found: list[str] = []
-    arm = _resolve(name, settings, found)
+    arm = _resolve(name, settings, found, with_weights)
     mistakes.extend(f"arm {name}: {line}" for line in found)
     return None if found else arm
 
 
-def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm | None:
+def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_weights: bool) -> Arm | None:
     model = model_of(settings.get("model"), mistakes)
     planner = settings.get("planner") or "dvg"
     config = _dvg(settings, model, mistakes)
@@ -39,7 +39,8 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str]) -> Arm
     steps = settings.get("steps") or model.default_steps
     guidance, guidance_low = _guidance(model, settings)
     legal = not mistakes
-    weights, revision = _weights(model, settings.get("weights"), mistakes)
+    given = settings.get("weights")
+    weights, revision = _weights(model, given, mistakes) if with_weights else (given or model.hub or None, "")
     folder = _folder(weights)
     shipped = checkpoint.schedule(folder)
     shift = settings.get("shift") or shipped.shift or model.full_shift
