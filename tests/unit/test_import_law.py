@@ -23,7 +23,7 @@ SHARED_NAMES = (
     "arms",
     "degrees",
 )
-DECIDING = ("events", "eventlog", "books", "plan", "policy", "sizing", "slices", "scheduler")
+DECIDING = ("events", "eventlog", "books", "plan", "policy", "sizing", "slices", "split", "scheduler")
 PURE_PARALLEL = frozenset({"parallel", "parallel.backends"})
 """What a backend can do is known without torch."""
 PURE = (*SHARED_NAMES, *DECIDING)
