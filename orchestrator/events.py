@@ -56,7 +56,7 @@ class Reached(Event):
     """A checkpoint says that ``stop`` stages of the item's clip are done: it goes on from there, whatever comes next.
 
     Told right after :class:`Arrived` when a run is resumed, or right before a failure or loss of the phase that got so far. Says
-    nothing new when the item is farther already.
+    nothing new when the item is farther already, unless the boundary that it stands at cannot be read any more.
     """
 
     item_key: str
@@ -64,6 +64,12 @@ class Reached(Event):
     decision: Decision
     stop: int
     timings_s: dict[str, float]
+    """Of all that led there, from the start of the sketch."""
+    phases: tuple[Phase, ...] = ()
+    """Those it went through after the sketch."""
+    device_s: float = 0.0
+    latency_s: float = 0.0
+    """From the start of its sketch to the checkpoint; with ``device_s``, news only to a run that was resumed."""
     handle: Any = field(default=None, compare=False, repr=False)
 
 
