@@ -72,6 +72,20 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Past:
+    """What led to a boundary of a clip. It travels with the boundary, so that a checkpoint knows it without the scheduler."""
+
+    timings_s: dict[str, float] = field(default_factory=dict)
+    """By the names that records use; those of a name add up."""
+    widths: tuple[int, ...] = ()
+    """Ranks of every stage that was run after the sketch."""
+    device_s: float = 0.0
+    """Seconds of the work itself, times the ranks that did it."""
+    began_s: float = 0.0
+    """When the sketch began (Unix time); later for a clip that lay on disk between two runs."""
+
+
+@dataclass(frozen=True)
 class Item:
     """One video to make: one prompt and seed under one arm. ``item_key`` identifies it across restarts."""
 
