@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from orchestrator.actions import density_executed
 from orchestrator.arms import Arm
 from orchestrator.budgets import Target
+from orchestrator.checkpoints import Checkpoints, Found
 from orchestrator.cost import denoise_s
-from orchestrator.events import Finish, GiveUp
+from orchestrator.events import Arrived, Event, Finish, GiveUp, Reached
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.ledger import Ledger
+from orchestrator.store import Target
 from orchestrator.types import Action, Item, Phase, Record
 
 
 class Runbook:
-    """Writes one run's ledger. ``on_record`` and ``on_failure`` hear of an item after it is safely on disk."""
+    """Writes one run's ledger. ``on_record`` and ``on_failure`` hear of an item after it is safely on disk.
+
+    ``found`` are the boundaries that items of this run go on from; an item given up keeps its own for the next start.
+    """
 
     def __init__(
         self,
@@ -26,28 +30,51 @@ class Runbook:
         arms: Mapping[str, Arm],
         on_record: Callable[[Record], None] = lambda record: None,
         on_failure: Callable[[dict[str, Any]], None] = lambda failure: None,
+        checkpoints: Checkpoints | None = None,
+        found: Mapping[str, Found] | None = None,
     ) -> None:
         self.ledger = ledger
         self.arms = arms
         self.on_record = on_record
         self.on_failure = on_failure
+        self.checkpoints = checkpoints
+        self.found = found or {}
 
-    def staging(self, item: Item, attempt: int) -> Path:
-        """Absolute path that this attempt's decoder writes to; its folder exists."""
-        path = self.ledger.paths.staging(item.arm, item.prompt_id, item.seed, attempt)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def arrived(self, item: Item, time_s: float) -> list[Event]:
+        """What a shell tells of an item at the start."""
+        found = self.found.get(item.item_key)
+        return [Arrived(time_s, item), *([_reached(found, 1, time_s)] if found else [])]
+
+    def reached(self, item_key: str, attempt: int, time_s: float) -> Reached | None:
+        """What a shell tells right before a failure or a loss: how far the item's last boundary on disk is, if any."""
+        found = self.checkpoints.find(item_key) if self.checkpoints else None
+        return _reached(found, attempt, time_s) if found else None
+
+    def staging(self, item: Item, attempt: int) -> Target:
+        """Where this attempt's decoder writes; a path is absolute, and its folder exists."""
+        return self.ledger.staging(item, attempt)
 
     def finish(self, finish: Finish, device: str, host: str) -> None:
         item, arm = finish.item, self.arms[finish.item.arm]
         paths = self.ledger.paths
         video = paths.relative(paths.video(item.arm, item.prompt_id, item.seed))
         record = make_record(finish, arm, model(arm.model), device, host, video)
-        self.ledger.finish(record, self.staging(item, finish.attempt))
+        self.ledger.finish(record)
+        if self.checkpoints is not None:
+            self.checkpoints.remove(item.item_key)
         self.on_record(record)
 
     def give_up(self, command: GiveUp) -> None:
         self.on_failure(self.ledger.fail(command.item, command.error, command.story, command.attempt))
+
+
+def _reached(found: Found, attempt: int, time_s: float) -> Reached:
+    return Reached(
+        *(time_s, found.item_key, attempt, found.decision, found.stop, found.timings_s, found.phases),
+        device_s=found.past.device_s,
+        latency_s=found.latency_s,
+        handle=found.handle,
+    )
 
 
 def make_record(
