@@ -36,6 +36,8 @@ RAY_MODULES = (
     "orchestrator.cluster",
     "orchestrator.crew",
     "orchestrator.doctor",
+    "orchestrator.machines",
+    "orchestrator.meters",
 )
 
 
