@@ -2,84 +2,41 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import file_digest
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
+from orchestrator.files import append_whole, cut_torn_tail, write_atomic
+from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
+from orchestrator.store import Destination, FolderStore, Store
 from orchestrator.types import Item, Record, as_row, record_from_row
+
+__all__ = ["Ledger", "RunLock", "read_records", "write_atomic"]
 
 Verify = Callable[[Path, int], str | None]
 """(video, expected frames) -> what is wrong with the file, or None."""
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write, sync, rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")  # one name: a run has one writer, and what a crash left is overwritten
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _move(draft, path)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename and make the rename itself durable."""
-    os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-class RunLock:
-    """Two drivers never write one run. Held by this process alone; the kernel drops it when the process ends, however."""
-
-    def __init__(self, paths: RunPaths) -> None:
-        self.path = paths.lock
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> RunLock:
-        """Raises ValueError when another process holds the run."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().decode(errors="replace").strip() or "unknown"
-            file.close()
-            raise ValueError(
-                f"run folder {str(self.path.parent)!r} is in use by process {holder}; wait for it or choose another --out"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()).encode())
-        file.flush()
-        self._file = file
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
 class Ledger:
-    """``records.jsonl`` and the failures beside it. Opening repairs a line torn by a crash."""
+    """``records.jsonl`` and the failures beside it. Opening repairs a line torn by a crash.
 
-    def __init__(self, paths: RunPaths) -> None:
+    ``store`` keeps the videos; None: the run folder does. ``check`` is called before anything is finished, and may raise.
+    What is written raises DiskFull when there is no room, and is then as it was.
+    """
+
+    def __init__(self, paths: RunPaths, store: Store | None = None, check: Callable[[], None] = lambda: None) -> None:
         self.paths = paths
+        self.store = store or FolderStore(paths.root)
+        self.check = check
         paths.root.mkdir(parents=True, exist_ok=True)
-        _cut_torn_tail(paths.records)
-        _cut_torn_tail(paths.events)
+        cut_torn_tail(paths.records)
+        cut_torn_tail(paths.events)
         self._start = 1 + _last_start(paths.events)
-        self._records = {record.item_key: record for record in _read(paths.records)}
+        self._records = {record.item_key: record for record in read_records(paths.records)}
 
     def records(self) -> list[Record]:
         """In the order in which they were finished."""
@@ -93,16 +50,22 @@ class Ledger:
         """One whole line, on disk when this returns. Raises ValueError for an item that has its record."""
         if record.item_key in self._records:
             raise ValueError(f"item {record.item_key!r} already has its record; an item is finished once")
-        _append_line(self.paths.records, as_row(record), sync=True)
+        append_whole(self.paths.records, json.dumps(as_row(record)).encode() + b"\n", sync=True)
         self._records[record.item_key] = record
         self.paths.failure(record.item_key).unlink(missing_ok=True)
 
-    def finish(self, record: Record, staged: Path) -> None:
+    def staging(self, item: Item, attempt: int) -> Destination:
+        """Where this attempt's decoder writes its video, with :func:`orchestrator.store.staged`."""
+        return self.store.target(self._staged(item, attempt))
+
+    def finish(self, record: Record) -> None:
         """Sidecar, then the video under its final name, then the line: each step leaves a state that resumes."""
-        write_atomic(self._sidecar(record), json.dumps(as_row(record)))
-        _move(staged, self.paths.root / record.video)
+        self.check()
+        self.store.put(self._sidecar(record), json.dumps(as_row(record)).encode())
+        self.store.move(self._staged(record, record.attempts), record.video)
         self.append(record)
-        self._sweep_drafts(record)
+        folder = self._folder(record)
+        self._sweep_drafts(record, self.store.sizes(folder))
 
     def fail(self, item: Item, error: str, story: Iterable[str], attempts: int) -> dict[str, Any]:
         """Write the item's failure file and return what is in it."""
@@ -118,16 +81,20 @@ class Ledger:
 
         The log explains a run and is not needed to resume, so it is not synced.
         """
-        _append_line(self.paths.events, {**row, "start": self._start}, sync=False)
+        append_whole(self.paths.events, json.dumps({**row, "start": self._start}).encode() + b"\n", sync=False)
 
     def resume(self, items: Iterable[Item], verify: Verify) -> tuple[list[Item], list[Record]]:
         """Items still to make, and records adopted from videos that were finished just before a crash."""
         todo, adopted = [], []
+        there = self.store.sizes(self.paths.relative(self.paths.videos))
+        beside = defaultdict(list)
+        for name in there:
+            beside[name.rpartition("/")[0]].append(name)
         for item in items:
-            self._sweep_drafts(item)
+            self._sweep_drafts(item, beside[self._folder(item)])
             if item.item_key in self._records:
                 continue
-            record = self._adoptable(item, verify)
+            record = self._adoptable(item, verify) if self._video(item) in there else None
             if record is None:
                 todo.append(item)
             else:
@@ -135,22 +102,37 @@ class Ledger:
                 adopted.append(record)
         return todo, adopted
 
+    def missing_videos(self) -> list[str]:
+        """Names of recorded videos that are gone."""
+        there = self.store.sizes(self.paths.relative(self.paths.videos))
+        return [record.video for record in self._records.values() if record.video not in there]
+
     def _adoptable(self, item: Item, verify: Verify) -> Record | None:
-        video = self.paths.video(item.arm, item.prompt_id, item.seed)
-        record = _read_sidecar(self.paths.sidecar(item.arm, item.prompt_id, item.seed))
-        if record is None or record.item_key != item.item_key or not video.is_file():
+        record = _sidecar_record(self.store.read(self._sidecar(item)))
+        if record is None or record.item_key != item.item_key:
             return None
-        with video.open("rb") as file:
-            intact = file_digest(file, "sha256").hexdigest() == record.sha256
-        return record if intact and verify(video, record.num_frames) is None else None
+        with self.store.fetched(self._video(item)) as video:
+            with video.open("rb") as file:
+                intact = file_digest(file, "sha256").hexdigest() == record.sha256
+            return record if intact and verify(video, record.num_frames) is None else None
 
-    def _sweep_drafts(self, item: Item | Record) -> None:
+    def _sweep_drafts(self, item: Item | Record, beside: Iterable[str]) -> None:
         """What killed attempts left: their staged videos, and the files an encoder or a sidecar was being written to."""
-        for draft in self.paths.drafts(item.arm, item.prompt_id, item.seed):
-            draft.unlink(missing_ok=True)
+        for name in beside:
+            if self.paths.is_draft(name.rpartition("/")[2], item.seed):
+                self.store.remove(name)
 
-    def _sidecar(self, record: Record) -> Path:
-        return self.paths.sidecar(record.arm, record.prompt_id, record.seed)
+    def _folder(self, item: Item | Record) -> str:
+        return self._video(item).rpartition("/")[0]
+
+    def _video(self, item: Item | Record) -> str:
+        return self.paths.relative(self.paths.video(item.arm, item.prompt_id, item.seed))
+
+    def _sidecar(self, item: Item | Record) -> str:
+        return self.paths.relative(self.paths.sidecar(item.arm, item.prompt_id, item.seed))
+
+    def _staged(self, item: Item | Record, attempt: int) -> str:
+        return self.paths.relative(self.paths.staging(item.arm, item.prompt_id, item.seed, attempt))
 
 
 def _item_row(item: Item) -> dict[str, Any]:
@@ -163,27 +145,6 @@ def _item_row(item: Item) -> dict[str, Any]:
     }
 
 
-def _append_line(path: Path, row: Mapping[str, Any], sync: bool) -> None:
-    """One write of a whole line, so that another reader never sees half of one from a living writer."""
-    with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(row).encode() + b"\n")
-        if sync:
-            os.fsync(file.fileno())
-
-
-def _cut_torn_tail(path: Path) -> None:
-    """Cut what follows the last line end; its item is adopted from its sidecar or made again."""
-    if not path.exists():
-        path.touch()
-        return
-    data = path.read_bytes()
-    keep = data.rfind(b"\n") + 1
-    if keep < len(data):
-        with path.open("r+b") as file:
-            file.truncate(keep)
-            os.fsync(file.fileno())
-
-
 def _last_start(path: Path) -> int:
     """Number of the last start in an event log; 0 when it is empty or its end is no row of ours."""
     lines = path.read_bytes().splitlines()
@@ -193,12 +154,13 @@ def _last_start(path: Path) -> int:
         return 0
 
 
-def _read(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[Record]:
+    """Raises ValueError, with the line, for one that is no record or a second one of its item."""
     records: dict[str, Record] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             record = record_from_row(json.loads(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}:{number} is no record ({error}); remove the line to make its video again") from error
         if record.item_key in records:
             raise ValueError(f"{path}:{number} records item {record.item_key!r} a second time; remove one of the two lines")
@@ -206,9 +168,9 @@ def _read(path: Path) -> list[Record]:
     return list(records.values())
 
 
-def _read_sidecar(path: Path) -> Record | None:
+def _sidecar_record(data: bytes | None) -> Record | None:
     """None for a sidecar that is not there or cannot be read: its video is then made again."""
     try:
-        return record_from_row(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return record_from_row(json.loads(data or b"{}"))
+    except (ValueError, TypeError, AttributeError):
         return None

@@ -26,6 +26,10 @@ class RunError(RuntimeError):
     """What a run needs from outside is not there: a cluster, a worker that starts, a server. One line, no bug."""
 
 
+class DiskFull(RunError):
+    """A file could not be written whole. What was finished is safe, and the same command goes on once there is room."""
+
+
 def without_password(text: str) -> str:
     """``text`` with the user and password of every URI in it hidden."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)

@@ -54,6 +54,26 @@ class RunPaths:
         return self.root / ".lock"
 
     @property
+    def owner(self) -> Path:
+        """Who writes the run; see :mod:`orchestrator.ownership`."""
+        return self.root / ".owner.json"
+
+    @property
+    def output(self) -> Path:
+        """In a working folder: the URL that the run's files go to."""
+        return self.root / ".output"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Latents of items at work, at their last stage boundary."""
+        return self.root / "checkpoints"
+
+    @property
+    def superseded(self) -> Path:
+        """What ``--force`` set aside."""
+        return self.root / "superseded"
+
+    @property
     def mlflow_uri(self) -> str:
         """Where runs are tracked when no other place is given."""
         return f"sqlite:///{self.root / 'mlflow.db'}"
@@ -85,10 +105,9 @@ class RunPaths:
         """Where one attempt writes its video; a late earlier attempt can never touch a later one's file."""
         return self._clip(arm, prompt_id, f".{seed}.{attempt}.mp4")
 
-    def drafts(self, arm: str, prompt_id: str, seed: int) -> list[Path]:
-        """Unfinished files of a video; an encoder's own carry a second dot before the staging name."""
-        folder = self._clip(arm, prompt_id, "")
-        return [path for dots in (".", "..") for path in folder.glob(f"{dots}{seed}.*")]
+    def is_draft(self, name: str, seed: int) -> bool:
+        """Whether a file beside a video is an unfinished one of it; an encoder's own carry a second dot."""
+        return name.startswith((f".{seed}.", f"..{seed}."))
 
     def _clip(self, arm: str, prompt_id: str, name: str) -> Path:
         return self.videos / file_name(arm) / file_name(prompt_id) / name

@@ -1,0 +1,110 @@
+"""Files written whole or not at all, and what is said when there is no room for them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.mistakes import DiskFull
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""A full disk, a quota, a limit on the size of files."""
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write, sync, rename: a reader sees the old file or the whole new one. Raises DiskFull, with the old one in its place."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")  # one name: a run has one writer, and what a crash left is overwritten
+    with told_when_full(path, len(data)):
+        try:
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
+    move(draft, path)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename and make the rename itself durable."""
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def append_whole(path: Path, line: bytes, sync: bool) -> None:
+    """Add ``line`` or nothing; a file has one writer. ``sync``: it is on disk when this returns. Raises DiskFull.
+
+    A disk that fills up takes the first part of a line without an error.
+    """
+    with told_when_full(path, len(line)), path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            written = file.write(line)
+            while written < len(line):
+                written += file.write(line[written:])
+            if sync:
+                os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(size)
+            raise
+
+
+@contextlib.contextmanager
+def told_when_full(path: Path, num_bytes: int | None = None) -> Iterator[None]:
+    """A lack of room for ``path`` becomes a DiskFull that says how much was needed, if known, how much there is, and where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiskFull(_full(path, num_bytes, error)) from error
+
+
+def _full(path: Path, num_bytes: int | None, error: OSError) -> str:
+    needed = "" if num_bytes is None else f"it needs {size(num_bytes)}; "
+    return (
+        f"no room for {str(path)!r} on {platform.node()} ({os.strerror(error.errno or 0)}): {needed}{_room(path)}; "
+        "what is finished is kept, and the same command goes on once there is room"
+    )
+
+
+def _room(path: Path) -> str:
+    try:
+        usage = shutil.disk_usage(next(folder for folder in path.parents if folder.is_dir()))
+    except OSError:
+        return "its disk cannot be asked"
+    return f"its disk has {size(usage.free)} of {size(usage.total)} free"
+
+
+def size(num_bytes: float) -> str:
+    """For people: ``12.3 MB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(num_bytes) < 1000:
+            return f"{num_bytes:.3g} {unit}" if unit != "bytes" else f"{num_bytes:.0f} bytes"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def cut_torn_tail(path: Path) -> None:
+    """Cut what follows the last line end, which a crash left; a file that is not there is made."""
+    if not path.exists():
+        path.touch()
+        return
+    data = path.read_bytes()
+    keep = data.rfind(b"\n") + 1
+    if keep < len(data):
+        with path.open("r+b") as file:
+            file.truncate(keep)
+            os.fsync(file.fileno())
