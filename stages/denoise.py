@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.types import Decision, Grid, Stage
+from orchestrator.types import Decision, Grid, Past, Stage
 from stages.compiling import compile_seconds
 from stages.demand import DemandNotFinite
 from stages.models.base import Condition, Model, Placed
@@ -32,7 +32,8 @@ class Boundary:
     """A clip where work is handed over: latent ``x [1, C, T, H, W]`` before solver step ``step`` of stage ``stage``.
 
     At step 0 it is pure noise, with nothing of the image in it yet. ``decision`` is None until the sketch has chosen. There
-    is no other state: a solver's history ends with its stage, and the condition is placed on every grid anew.
+    is no other state: a solver's history ends with its stage, and the condition is placed on every grid anew. ``past`` is told
+    by workers and changes nothing.
     """
 
     x: Tensor
@@ -41,6 +42,7 @@ class Boundary:
     decision: Decision | None
     condition: Condition
     seed: int
+    past: Past = field(default_factory=Past)
 
     def pack(self) -> dict[str, Any]:
         """For another process: numpy arrays, numbers and frozen values only."""
@@ -67,9 +69,11 @@ class StepDone:
 
 
 OnStep = Callable[[StepDone], None]
+OnBoundary = Callable[[Boundary, Mapping[str, float]], None]
+"""Told at the end of every stage: the boundary there, and the seconds by name since the one that the run began at."""
 
 
-def ignore(step: StepDone) -> None:
+def ignore(*told: Any) -> None:
     """The listener that does nothing."""
 
 
@@ -85,7 +89,7 @@ def start(model: Model, planner: Planner, condition: Condition, seed: int) -> Bo
 
 @torch.inference_mode()
 def run_stages(
-    model: Model, planner: Planner, boundary: Boundary, stop: int, on_step: OnStep = ignore
+    model: Model, planner: Planner, boundary: Boundary, stop: int, on_step: OnStep = ignore, on_boundary: OnBoundary = ignore
 ) -> tuple[Boundary, dict[str, float]]:
     """Run from ``boundary`` until ``stop`` stages of the clip are done.
 
@@ -101,6 +105,7 @@ def run_stages(
         timings_s[f"stage{boundary.stage}_s"] = clock_s(model.device) - started_s - compiled_s
         if compiled_s:
             timings_s["compile_s"] = timings_s.get("compile_s", 0.0) + compiled_s
+        on_boundary(boundary, timings_s)
     return boundary, timings_s
 
 

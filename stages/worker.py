@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from orchestrator.arms import Arm, LoraSpec
-from orchestrator.types import Clip, Decision, Grid, Item
+from orchestrator.types import Clip, Decision, Grid, Item, Past
 from parallel.groups import Group, Groups
 from parallel.layout import Layout, layout
 from parallel.seam import Exchange
@@ -38,6 +41,21 @@ class Team:
     def layout(self, num_branches: int) -> Layout | None:
         return layout(self.groups, self.start, self.width, num_branches)
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the slice's first rank, which answers for it."""
+        return self.groups.rank == self.start
+
+
+class Keeper(Protocol):
+    """Keeps boundaries where a later worker finds them; :class:`orchestrator.keeper.Keeper` is the real one."""
+
+    def keep(self, item_key: str, boundary: Boundary, made_by: Mapping[str, str]) -> None: ...
+
+    def settle(self) -> None:
+        """Wait until what was given is kept."""
+        ...
+
 
 ModelKey = tuple[str, str | None, tuple[LoraSpec, ...]]
 """Arms with equal keys share one model in memory."""
@@ -59,16 +77,19 @@ class ClipWorker:
         attention: str = "auto",
         compile_blocks: bool | None = None,
         shards: Mapping[str, Group | None] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """``attention`` and ``compile_blocks`` as :func:`stages.models.base.load` takes them.
 
         ``shards`` are the ranks that an arm's transformer is spread over, by name; arms that share a model share the widest.
+        ``keeper`` is given the boundary at the end of every stage.
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self.arms = dict(arms)
         self.parts = parts
         self.device = device
+        self.keeper = keeper
         self.attention, self.compile_blocks = attention, compile_blocks
         self.shards = {name: group for name, group in (shards or {}).items() if group is not None}
         self._models: dict[ModelKey, Model] = {}
@@ -84,13 +105,16 @@ class ClipWorker:
 
         Raises ValueError for an image that is not the one the item was made with.
         """
-        arm = self._arm(item)
+        arm, began_s = self._arm(item), time.time()
         if item.image is not None:
             _require_unchanged(item.image, item.image_sha256)
         request = Request(item.prompt, arm.shape, arm.guidance, arm.negative_prompt, arm.guidance_low, item.image)
         model, planner = self._model(arm), self._planner(arm)
         with _explained(model, arm, f"denoising {_size(planner.first().grid)}"):
-            return sketch.sketch(model, planner, request, item.seed, on_step)
+            decision, timings_s, boundary = sketch.sketch(model, planner, request, item.seed, on_step)
+        boundary = dataclasses.replace(boundary, past=Past(timings_s, (), _worked_s(timings_s), began_s))
+        self._keep(item, boundary)
+        return decision, timings_s, boundary
 
     def refine(
         self,
@@ -104,7 +128,7 @@ class ClipWorker:
         """The stages after ``boundary``, until ``stop`` of the clip's are done; None: all. Needs the part "transformer".
 
         Every rank of ``team`` gives and gets the same. Raises GroupMismatch when they were not given the same, GroupError when
-        another rank is lost.
+        another rank is lost; when it raises, the last boundary that it came to is kept.
         """
         arm = self._arm(item)
         if boundary.decision is None:
@@ -114,10 +138,38 @@ class ClipWorker:
         num_branches = 1 if boundary.condition.negative is None else 2
         size = _size(tuple(boundary.x.shape[2:]))
         work = f"{item.item_key} after stage {boundary.stage} (step {boundary.step}, latent {size}) until {stop} are done"
-        with _explained(model, arm, f"denoising up to {_size(stages[stop - 1].grid)}"), _shared(model, team, num_branches, work):
-            boundary, timings_s = run_stages(model, self._planner(arm), boundary, stop, on_step)
-        refined_s = sum(seconds for name, seconds in timings_s.items() if name.startswith("stage"))
-        return boundary, {"refine_s": refined_s, **timings_s}
+        first, answers = boundary, team is None or team.leads
+
+        def on_boundary(reached: Boundary, timings_s: Mapping[str, float]) -> None:
+            if answers:
+                self._keep(item, _after(first, reached, timings_s, team))
+
+        with (
+            self._settled_on_error(),
+            _explained(model, arm, f"denoising up to {_size(stages[stop - 1].grid)}"),
+            _shared(model, team, num_branches, work),
+        ):
+            boundary, timings_s = run_stages(model, self._planner(arm), first, stop, on_step, on_boundary)
+        return _after(first, boundary, timings_s, team), _with_refined(timings_s)
+
+    def settle(self) -> None:
+        """Wait until the boundary that is being kept is."""
+        if self.keeper is not None:
+            self.keeper.settle()
+
+    def _keep(self, item: Item, boundary: Boundary) -> None:
+        if self.keeper is not None:
+            made_by = {"torch": torch.__version__, "device": self.device, "threads": str(torch.get_num_threads())}
+            self.keeper.keep(item.item_key, boundary, made_by)
+
+    @contextlib.contextmanager
+    def _settled_on_error(self) -> Iterator[None]:
+        """What follows a failure looks for what is kept."""
+        try:
+            yield
+        except Exception:
+            self.settle()
+            raise
 
     def decode(self, item: Item, boundary: Boundary, path: Path, team: Team | None = None) -> Clip:
         """Frames and the mp4 at ``path``; a team's other ranks :meth:`help_decode`. Needs the part "vae"."""
@@ -207,6 +259,24 @@ def _explained(model: Model | None, arm: Arm, doing: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as problem:
         raise out_of_memory(problem, model, arm, doing) from problem
+
+
+def _after(first: Boundary, boundary: Boundary, timings_s: Mapping[str, float], team: Team | None) -> Boundary:
+    """``boundary`` with what led to it: the past of ``first``, and ``timings_s`` on the ranks of ``team``."""
+    past, width = first.past, team.width if team else 1
+    spent_s = {name: past.timings_s.get(name, 0.0) + seconds for name, seconds in _with_refined(timings_s).items()}
+    widths = past.widths + (width,) * (boundary.stage - first.stage)
+    device_s = past.device_s + width * sum(timings_s.values())
+    return dataclasses.replace(boundary, past=Past({**past.timings_s, **spent_s}, widths, device_s, past.began_s))
+
+
+def _with_refined(timings_s: Mapping[str, float]) -> dict[str, float]:
+    return {"refine_s": sum(seconds for name, seconds in timings_s.items() if name.startswith("stage")), **timings_s}
+
+
+def _worked_s(timings_s: Mapping[str, float]) -> float:
+    """Of a sketch, whose seconds hold those of its stage."""
+    return sum(timings_s.get(name, 0.0) for name in ("text_s", "sketch_s", "compile_s"))
 
 
 def _size(grid: Grid | tuple[int, ...]) -> str:
