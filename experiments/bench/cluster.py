@@ -1,0 +1,232 @@
+"""A sweep through Ray on the GPUs of one host, with random weights of real size: how busy the GPUs are, and what that gives.
+
+    python -m experiments.bench.cluster --out FILE [--model hv15] [--heavy 2] [--items 24] [--rehearse]
+
+Random weights show no meaningful demand, so items carry the demands that wan-mini's sketches showed. Actors are hired once.
+They first measure the forwards of exactly the grids that the items will need, on which predictions then rest; after that the
+same items run under each rule. ``--rehearse`` does the same here, on CPUs, with a tiny checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.bench import cluster_timeline as timeline
+from experiments.bench.cluster_costs import busy_gpus, cost_of, fitted
+from experiments.bench.cluster_crew import StayingCrew
+from experiments.bench.cluster_options import DEMANDS, Options, demands_of, grids_of, parse, rules_of, widths
+from experiments.bench.cluster_workers import CALIBRATION, ROW, RandomWorkshop, grid_of
+from experiments.bench.common import save
+from orchestrator.arms import Arm, make_item
+from orchestrator.calibration import Calibration
+from orchestrator.cluster import Cluster, start_or_join
+from orchestrator.config import Sweep, TrackingConfig
+from orchestrator.ledger import Ledger
+from orchestrator.paths import RunPaths
+from orchestrator.policy import Policy
+from orchestrator.resolve_sizing import sizing_of
+from orchestrator.runbook import Runbook
+from orchestrator.scheduler import Scheduler
+from orchestrator.sizing import SizingConfig
+from orchestrator.types import Item
+
+PLACES = "places"
+
+
+@dataclass
+class Rig:
+    """The crew, and every run that it made."""
+
+    options: Options
+    arms: tuple[Arm, ...]
+    cluster: Cluster
+    crew: StayingCrew
+    root: pathlib.Path
+    began_s: float
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def num_gpus(self) -> float:
+        return self.cluster.num_gpus or float(self.options.heavy * self.options.pods)
+
+    def run(self, name: str, items: Sequence[Item], sizing: SizingConfig, arms: tuple[Arm, ...]) -> dict[str, Any]:
+        """All ``items`` under one rule, in a run folder of their own. Raises RuntimeError when one is not made."""
+        config = self.options.cluster(sizing)
+        sweep = Sweep(f"bench-{name}", arms, tuple(items), None, 1, config, TrackingConfig())
+        policy = sizing_of(arms, config)
+        paths = RunPaths(self.root / name)
+        with busy_gpus() as samples:
+            began = self._sweep(sweep, items, policy, paths)
+        rows = [json.loads(line) for line in paths.events.read_text().splitlines()]
+        made = [json.loads(line) for line in paths.records.read_text().splitlines()]
+        if len(made) != len(items):
+            stories = [path.read_text()[:2000] for path in paths.failures.glob("*")]
+            raise RuntimeError(f"run {name} made {len(made)} of {len(items)} videos: {stories}")
+        found = {"rule": sizing.model_dump(), "began": began, "rows": rows, "gpu_samples": samples}
+        self.runs[name] = found
+        return found
+
+    def _sweep(self, sweep: Sweep, items: Sequence[Item], policy: Policy, paths: RunPaths) -> float:
+        from orchestrator.cli_sweep import scheduler_config
+        from orchestrator.driver import RayShell
+
+        runbook = Runbook(Ledger(paths), sweep.arms_by_name)
+        by_key = {item.item_key: item for item in items}
+        began = time.time()
+        self.crew.config = sweep.cluster
+        RayShell(by_key, self.crew, Scheduler(scheduler_config(sweep), policy), runbook, tell_line).run()
+        return began
+
+    def left_s(self) -> float:
+        return self.began_s + 60 * self.options.minutes - time.monotonic()
+
+
+def tell_line(event: Any, commands: Any) -> None:
+    """One short line of what was made, so that a log shows how far it is."""
+    for command in commands:
+        if type(command).__name__ == "Finish":
+            print(
+                f"{event.time_s:7.1f}s {command.item_key} {[(phase.stop, phase.width) for phase in command.phases]}", flush=True
+            )
+
+
+def calibrated(rig: Rig) -> tuple[Calibration, tuple[Arm, ...]]:
+    """What each width took on every grid, all ranks measuring at once; the arms with the cost that follows."""
+    options, rows = rig.options, []
+    transitions, decodes = [], []
+    for width in widths(options.heavy):
+        slices = range(options.heavy // width * options.pods)
+        items = [Item(f"c{width}x{k}", rig.arms[0].name, f"c{k}", CALIBRATION, k) for k in slices]
+        told = rig.run(f"calibrate-{width}", items, SizingConfig(rule="fixed", width=width), rig.arms)["rows"]
+        for row in told:
+            if row["type"] == "PhaseDone":
+                rows += [(width, grid_of(key), s) for key, s in row["timings_s"].items() if key.startswith(ROW)]
+                transitions.append(row["timings_s"]["transition_token_s"])
+            if row["type"] == "Decoded":
+                decodes.append(row["clip"]["timings_s"]["decode_s"])
+    calibration = fitted(rig.arms[0], rows, min(transitions))
+    cost = cost_of(calibration, rig.arms[0], min(decodes))
+    return calibration, tuple(arm.model_copy(update={"cost": cost}) for arm in rig.arms)
+
+
+def summed_up(rig: Rig, name: str) -> dict[str, Any]:
+    """Figures of one run, those of the GPUs' own driver among them."""
+    run = rig.runs[name]
+    found = timeline.figures(run["rows"], run["began"], rig.num_gpus)
+    low, high = (run["began"] + at for at in found["window_s"])
+    within = [row[1:] for row in run["gpu_samples"] if low <= row[0] <= high]
+    if within:
+        found["driver_busy"] = {str(k): sum(row[k] for row in within) / len(within) / 100 for k in sorted(rig_gpus(rig))}
+    return found
+
+
+def rig_gpus(rig: Rig) -> set[int]:
+    """Numbers of the heavy GPUs: ranks left word."""
+    found = set()
+    for path in (rig.root / PLACES).iterdir():
+        _, rank, device = path.name.split(".")
+        if rank and device.isdigit():
+            found.add(int(device))
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    options, began_s = parse(words, __doc__), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        rig = hired(options, root, began_s)
+        try:
+            calibration, arms = calibrated(rig)
+            told(rig, "calibrated")
+            for name, sizing in rules_of(options).items():
+                rig.run(name, items_of(options, arms), sizing, arms)
+                told(rig, name)
+            conclude(rig, calibration)
+        finally:
+            rig.crew.end()
+            rig.cluster.leave()
+    return 0
+
+
+def hired(options: Options, root: pathlib.Path, began_s: float) -> Rig:
+    """A cluster of this host's own, and a crew that is not at work yet."""
+    (root / PLACES).mkdir()
+    arms = options.arms(str(tiny(options, root)) if options.rehearse else None)
+    demands = [demand for _, demand in demands_of(DEMANDS, options.num_prompts)]
+    cluster = start_or_join(num_cpus=options.num_cpus)
+    workshop = RandomWorkshop(
+        {arm.name: arm for arm in arms},
+        compile_blocks=None if not options.rehearse else False,
+        demands={f"p{k}": demand for k, demand in enumerate(demands)},
+        grids=grids_of(arms, demands),
+        folder=root / PLACES,
+        is_tiny=options.rehearse,
+    )
+    crew = StayingCrew(cluster, options.cluster(SizingConfig()), workshop)
+    print(f"{len(workshop.grids)} grids; {cluster.num_gpus:g} GPUs; {time.monotonic() - began_s:.1f} s", flush=True)
+    return Rig(options, arms, cluster, crew, root, began_s)
+
+
+def tiny(options: Options, root: pathlib.Path) -> pathlib.Path:
+    from stages.models import tiny as checkpoints
+
+    folder = root / "weights"
+    checkpoints.build(options.model_name, folder)
+    return folder
+
+
+def items_of(options: Options, arms: Sequence[Arm]) -> list[Item]:
+    """Every prompt under every arm, in the order of a spec."""
+    prompts = [caption for caption, _ in demands_of(DEMANDS, options.num_prompts)]
+    made = [make_item(arm, f"p{k}", prompt, k) for k, prompt in enumerate(prompts) for arm in arms]
+    return made[: options.items]
+
+
+def told(rig: Rig, name: str) -> None:
+    print(f"{name}: {time.monotonic() - rig.began_s:.1f} s since the start", flush=True)
+
+
+def conclude(rig: Rig, calibration: Calibration) -> None:
+    """The table, and everything in one file: events too, so that figures can be made again."""
+    options = rig.options
+    names = [name for name in rig.runs if name in rules_of(options)]
+    found = {name: summed_up(rig, name) for name in names}
+    given = {**dataclasses.asdict(options), "out": options.out.name}
+    kept = {"options": given, "calibration": calibration.model_dump(mode="json"), "figures": found, "runs": rig.runs}
+    save(options.out, "cluster", {**kept, "num_gpus": rig.num_gpus})
+    print(table(found))
+
+
+COLUMNS = {
+    "videos": ("videos", "{:d}"),
+    "makespan_s": ("makespan s", "{:.1f}"),
+    "busy_backlogged": ("busy, backlog", "{:.1%}"),
+    "busy_whole": ("busy, whole run", "{:.1%}"),
+    "handoff_share": ("hand-off", "{:.2%}"),
+    "scheduling_share": ("scheduling", "{:.2%}"),
+    "starved_share": ("no clip", "{:.2%}"),
+    "heavy_gpu_s": ("heavy GPU-s", "{:.1f}"),
+    "videos_per_heavy_gpu_hour": ("videos / heavy GPU-h", "{:.1f}"),
+    "videos_per_gpu_hour": ("videos / GPU-h", "{:.1f}"),
+    "widths": ("phases by width", "{}"),
+}
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Markdown, a row for each rule."""
+    head = ["rule", *(title for title, _ in COLUMNS.values())]
+    rows = [[name, *(form.format(figures[key]) for key, (_, form) in COLUMNS.items())] for name, figures in found.items()]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n## cluster\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
