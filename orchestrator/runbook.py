@@ -14,7 +14,7 @@ from orchestrator.cost import denoise_s
 from orchestrator.events import Arrived, Event, Finish, GiveUp, Reached
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.ledger import Ledger
-from orchestrator.store import Target
+from orchestrator.store import Destination
 from orchestrator.types import Action, Item, Phase, Record
 
 
@@ -50,7 +50,7 @@ class Runbook:
         found = self.checkpoints.find(item_key) if self.checkpoints else None
         return _reached(found, attempt, time_s) if found else None
 
-    def staging(self, item: Item, attempt: int) -> Target:
+    def staging(self, item: Item, attempt: int) -> Destination:
         """Where this attempt's decoder writes; a path is absolute, and its folder exists."""
         return self.ledger.staging(item, attempt)
 
