@@ -6,12 +6,14 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+from orchestrator.checkpoints import Saved, load
 from orchestrator.events import (
-    Arrived,
     Command,
     Decoded,
     Event,
+    Failed,
     Finish,
     GiveUp,
     PhaseDone,
@@ -65,10 +67,11 @@ class LocalShell:
         self._todo: deque[Command] = deque()
 
     def run(self) -> None:
+        for item in self.items.values():
+            for event in self.runbook.arrived(item, self._now_s()):
+                self._tell(event)
         for kind in ("sketch", "pod", "decode"):
             self._tell(WorkerJoined(self._now_s(), kind, f"{kind}-0"))
-        for item in self.items.values():
-            self._tell(Arrived(self._now_s(), item))
         while self._todo:
             self._carry_out(self._todo.popleft())
 
@@ -87,7 +90,10 @@ class LocalShell:
         elif isinstance(command, GiveUp):
             self.runbook.give_up(command)
         else:
-            self._tell(self._attempt(command))
+            event = self._attempt(command)
+            if isinstance(event, Failed) and (reached := self.runbook.reached(event.item_key, event.attempt, event.time_s)):
+                self._tell(reached)
+            self._tell(event)
 
     def _attempt(self, command: Command) -> Event:
         try:
@@ -101,9 +107,18 @@ class LocalShell:
             decision, timings_s, boundary = self.worker.sketch(item)
             return Sketched(self._now_s(), key, attempt, decision, timings_s, boundary)
         if isinstance(command, StartPhase):
-            boundary, timings_s = self.worker.refine(item, command.handle, stop=command.stop)
+            boundary, timings_s = self.worker.refine(item, opened(command.handle), stop=command.stop)
             return PhaseDone(self._now_s(), key, attempt, command.stop, timings_s, boundary)
         if isinstance(command, StartDecode):
-            clip = self.worker.decode(item, command.handle, self.runbook.staging(item, attempt))
+            clip = self.worker.decode(item, opened(command.handle), self.runbook.staging(item, attempt))
             return Decoded(self._now_s(), key, attempt, clip)
         raise ValueError(f"{type(command).__name__} is no command of orchestrator.events")
+
+
+def opened(handle: Any) -> Any:
+    """The boundary behind a handle: most are boundaries, some lie on disk. Raises CheckpointLost for one that is gone."""
+    if not isinstance(handle, Saved):
+        return handle
+    from stages.denoise import Boundary
+
+    return Boundary.unpack(load(handle))

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.arms import Arm
+from orchestrator.checkpoints import Checkpoints, Saved, load
 from orchestrator.doing import Doing, Pace
+from orchestrator.keeper import Keeper
 from orchestrator.policy import Policy, Sizing
 from orchestrator.types import Clip, Decision, Item, Slice
 from orchestrator.work import Worker
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from stages.worker import ClipWorker
 
 Packed = Any
-"""A boundary as numpy arrays, numbers and frozen values."""
+"""A boundary as numpy arrays, numbers and frozen values; or where one lies on disk (:class:`orchestrator.checkpoints.Saved`)."""
 
 COME_TIMEOUT_S = 900.0
 """How long the ranks of a pod wait for the last of them to come."""
@@ -39,7 +41,9 @@ class Workshop(Protocol):
         """``groups``: of the pod that the worker is for, if any."""
         ...
 
-    def unpack(self, packed: Packed) -> Any: ...
+    def unpack(self, packed: Packed) -> Any:
+        """Raises CheckpointLost for a boundary on disk that is not there."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ class ClipWorkshop:
     compile_blocks: bool | None = None
     shards: Mapping[str, int] = field(default_factory=dict)
     """Over how many of a pod's ranks the weights of an arm's transformer are spread; 1, whole on each, where none is given."""
+    checkpoints: Path | None = None
+    """The folder that boundaries are kept in; None: nowhere."""
 
     def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Groups | None = None) -> Worker:
         shards = {} if groups is None else spread(self.shards, groups)
-        kind = self.worker_class()
-        worker = kind(self.arms, parts, device, num_threads, self.attention, self.compile_blocks, shards)
+        kind, keeper = self.worker_class(), None if self.checkpoints is None else Keeper(Checkpoints(self.checkpoints))
+        worker = kind(self.arms, parts, device, num_threads, self.attention, self.compile_blocks, shards, keeper)
         worker.warm_up()
         return worker
 
@@ -67,7 +73,7 @@ class ClipWorkshop:
     def unpack(self, packed: Packed) -> Any:
         from stages.denoise import Boundary
 
-        return Boundary.unpack(packed)
+        return Boundary.unpack(load(packed) if isinstance(packed, Saved) else packed)
 
 
 def spread(shards: Mapping[str, int], groups: Groups) -> dict[str, Group | None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.checkpoints import CheckpointLost
 from orchestrator.events import Failed
 from orchestrator.types import Clip, Decision, Item
 
@@ -34,7 +35,8 @@ class Worker(Protocol):
 
 
 def failed(time_s: float, item_key: str, attempt: int, phase: str, error: BaseException) -> Failed:
-    """The event for an exception that ended one attempt."""
+    """The event for an exception that ended one attempt; a boundary that is gone from disk means an earlier phase again."""
+    phase = "sketch" if isinstance(error, CheckpointLost) else phase
     lines = traceback.format_exception(error)
     summary = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
     return Failed(time_s, item_key, attempt, phase, summary, "".join(lines))
