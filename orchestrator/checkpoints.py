@@ -99,18 +99,27 @@ class Checkpoints:
         self.root = root
 
     def open(self, wanted: Iterable[str]) -> dict[str, Found]:
-        """Make the folder, and read it once: the whole boundaries of ``wanted`` items by key. All else is removed.
+        """Make the folder, and list it once: the boundaries of ``wanted`` items by key. All else is removed.
 
         Every file is read and checked, so that what is found here can be loaded.
         """
         self.root.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            found = list(readers.map(self._find_whole, self._sweep(wanted)))
+        return {one.item_key: one for one in found if one is not None}
+
+    def close(self, wanted: Iterable[str]) -> None:
+        """Once nobody saves any more: what came late goes too, and so does a folder that nothing is left in."""
+        if self.root.is_dir() and not self._sweep(wanted):
+            self.root.rmdir()
+
+    def _sweep(self, wanted: Iterable[str]) -> list[str]:
+        """Remove the files of other items and those that were never whole; the keys of what is left."""
         names = {file_name(key) + ENDING: key for key in wanted}
-        present = [entry.name for entry in os.scandir(self.root) if ENDING in entry.name]
+        present = [entry.name for entry in os.scandir(self.root)]
         for name in set(present) - names.keys():
             (self.root / name).unlink(missing_ok=True)
-        with ThreadPoolExecutor(NUM_READERS) as readers:
-            found = readers.map(self._find_whole, [names[name] for name in present if name in names])
-            return {one.item_key: one for one in found if one is not None}
+        return [names[name] for name in present if name in names]
 
     def save(self, item_key: str, packed: Packed, made_by: Mapping[str, str] | None = None) -> None:
         """Replace the item's file, whole or not at all. Raises OSError, and leaves nothing behind."""
