@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from orchestrator import __version__
+from orchestrator import __version__, cli_ops, cli_simulate_command
 from orchestrator.mistakes import ConfigError, RunError
 
 app = typer.Typer(
@@ -119,6 +119,12 @@ def sweep(
 
 @app.command()
 def plan(
+    context: typer.Context,
+    spec: Annotated[pathlib.Path | None, typer.Argument(help="Plan this sweep; without: one model, by the options.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for dvg sweep.")] = None,
+    demands: Annotated[pathlib.Path | None, typer.Option(help="With SPEC: a run, or a JSONL file, of measured demands.")] = None,
+    cluster: Annotated[pathlib.Path | None, typer.Option(help="With SPEC: the cluster file it must fit.")] = None,
+    address: Annotated[str | None, typer.Option(help="With SPEC: the running Ray cluster it must fit.")] = None,
     model: Model = "wan-mini",
     height: Height = None,
     width: Width = None,
@@ -141,14 +147,19 @@ def plan(
     backend: Backend = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Print the actions a budget allows, the one a demand chooses, and a pod's widths for them. Loads no model."""
-    from orchestrator.cli_plan import PodOptions, run_plan
+    """Print what a sweep comes to: time, cost, split; or the actions a budget allows one model. Loads and starts nothing."""
+    from orchestrator.cli_plan import PodOptions, refuse_both, run_plan
 
+    refuse_both(context, spec)
+    if spec is not None:
+        from orchestrator.cli_spec_plan import SpecOptions, run_spec_plan
+
+        return run_spec_plan(spec, overrides or [], SpecOptions(demands, address, cluster), as_json)
     settings = _settings(
         model=model, frames=frames, height=height, width=width, steps=steps, guidance=guidance,
         budget=_budget(budget, speedup, gpu_seconds), device_name=device_name, calibration=calibration,
     )  # fmt: skip
-    run_plan(settings, spatial_demand, temporal_demand, as_json, PodOptions(ranks, backend, sizing, deadline_s))
+    return run_plan(settings, spatial_demand, temporal_demand, as_json, PodOptions(ranks, backend, sizing, deadline_s))
 
 
 @app.command()
@@ -237,6 +248,10 @@ def report(run: Annotated[pathlib.Path, typer.Argument(help="A run folder.")]) -
     from orchestrator.cli_sweep import run_report
 
     run_report(run)
+
+
+cli_simulate_command.add_to(app)
+cli_ops.add_to(app)
 
 
 @app.command()

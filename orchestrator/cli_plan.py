@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer import Context
 
 from orchestrator.actions import DvgConfig
 from orchestrator.cli import print_json
@@ -27,6 +29,9 @@ from orchestrator.sizing import SizingConfig, usual_rule
 from orchestrator.types import Demand, VideoShape
 from parallel import backends
 
+OF_A_SPEC = ("overrides", "demands", "cluster", "address")
+OF_BOTH = ("spec", "as_json")
+"""Parameters of ``dvg plan``; all others are of a plan of one model."""
 STATE_STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
 
@@ -39,6 +44,20 @@ class PodOptions:
     rule: str | None = None
     """None: the usual one of the device."""
     deadline_s: float | None = None
+
+
+def refuse_both(context: Context, spec: pathlib.Path | None) -> None:
+    """Raises ConfigError for options of one kind of plan given with the other."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if spec is None:
+        wrong, why = [name for name in given if name in OF_A_SPEC], "a SPEC, whose plan it is about"
+    else:
+        own = (*OF_A_SPEC, *OF_BOTH)
+        wrong, why = [name for name in given if name not in own], "a plan without a SPEC; key=value changes a spec's settings"
+    if wrong:
+        names = ", ".join("--" + name.replace("_", "-") for name in wrong)
+        raise ConfigError([f"{names}: for {why}"])
 
 
 def run_plan(

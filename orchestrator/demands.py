@@ -43,7 +43,7 @@ class Demands:
     """Recorded clips, and where they come from, for people. Without any, every action is as likely as another."""
 
     rows: tuple[Recorded, ...] = ()
-    source: str = "every action equally often"
+    source: str = "equally often, as no demand was recorded"
 
     def bits_per_pixel(self) -> float | None:
         """The mean over the clips that say; None without any."""
@@ -71,7 +71,7 @@ def read_demands(path: Path, source: str = "") -> Demands:
     rows = tuple(row for number, line in enumerate(lines, 1) if line.strip() and (row := _row(line, f"{path}:{number}")))
     if not rows:
         raise ValueError(f"demands {str(path)!r} hold no demand: no clip of it was made by a planner that measures one")
-    return Demands(rows, source or f"{len(rows)} demands of {path}")
+    return Demands(rows, source or f"as {len(rows)} sketches of {path} showed")
 
 
 def _row(line: str, where: str) -> Recorded | None:

@@ -151,6 +151,6 @@ def test_the_command_prints_a_pods_widths_and_refuses_with_the_arithmetic():
     told = str(dvg("--model", "hunyuan", "--ranks", "3", "--backend", "ring", "--sizing", "deadline").exception)
     for words in ("'hunyuan' is not known", "--ranks 3: slices nest", "'ring'; choices: auto", "needs deadline_s"):
         assert words in told, "all mistakes at once"
-    assert "'efficient', 'throughput'" in str(dvg("--model", "hunyuanvideo", "--sizing", "widest").exception)
+    assert "'throughput', 'latency'" in str(dvg("--model", "hunyuanvideo", "--sizing", "widest").exception)
     tight = CliRunner().invoke(app, ["plan", "--model", "wan2.2-a14b", "--device-name", "NVIDIA RTX 4090", "--ranks", "1"])
     assert "57.2 GB of weights" in str(tight.exception)
