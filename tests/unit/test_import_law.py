@@ -36,6 +36,9 @@ RAY_MODULES = (
     "orchestrator.cluster",
     "orchestrator.crew",
     "orchestrator.doctor",
+    "orchestrator.head",
+    "orchestrator.carried",
+    "orchestrator.cli_gc",
     "orchestrator.machines",
     "orchestrator.meters",
 )
