@@ -6,6 +6,7 @@ condition holds bfloat16 and float16 as the float32 of the same values beside th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -111,12 +112,13 @@ class Checkpoints:
     def close(self, wanted: Iterable[str]) -> None:
         """Once nobody saves any more: what came late goes too, and so does a folder that nothing is left in."""
         if self.root.is_dir() and not self._sweep(wanted):
-            self.root.rmdir()
+            with contextlib.suppress(OSError):  # of a worker that is not gone yet
+                self.root.rmdir()
 
     def _sweep(self, wanted: Iterable[str]) -> list[str]:
         """Remove the files of other items and those that were never whole; the keys of what is left."""
         names = {file_name(key) + ENDING: key for key in wanted}
-        present = [entry.name for entry in os.scandir(self.root)]
+        present = [entry.name for entry in os.scandir(self.root) if entry.is_file(follow_symlinks=False)]
         for name in set(present) - names.keys():
             (self.root / name).unlink(missing_ok=True)
         return [names[name] for name in present if name in names]
