@@ -51,10 +51,8 @@ def test_rays_own_validation_accepts_the_cluster_file() -> None:
     validate_config(prepare_config(config()))
 
 
-@pytest.mark.parametrize(
-    "place, key", [((), "max_wrokers"), (("available_node_types", "heavy"), "min_worker"), (("docker",), "imgae")]
-)
-def test_rays_own_validation_rejects_a_misspelt_key(place: tuple[str, ...], key: str) -> None:
+@pytest.mark.parametrize("where, key", [("", "max_wrokers"), ("available_node_types.heavy", "min_worker"), ("docker", "imgae")])
+def test_rays_own_validation_rejects_a_misspelt_key(where: str, key: str) -> None:
     wrong = copy.deepcopy(config())
     inner = wrong
     for name in filter(None, where.split(".")):
