@@ -1,0 +1,134 @@
+"""``dvg simulate``: a spec's sweep on a virtual clock, on any number of pods; or a real run, simulated again."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cli import print_json
+from orchestrator.config import Sweep, load_sweep
+from orchestrator.demands import Demands, read_demands
+from orchestrator.mistakes import ConfigError, from_validation
+from orchestrator.policy import Sizing
+from orchestrator.resolve_sizing import ranks_mistake, sizing_of
+from orchestrator.scheduler import SchedulerConfig
+from orchestrator.simulator_report import Study, fleet_for, report
+from orchestrator.simulator_world import Realism, World, make_world, repeated
+
+SHIPPED_DEMANDS = "demands_wan_mini.jsonl"
+"""Looked for beside the spec, then among the specs of the project."""
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """As they were given; None: what the spec says."""
+
+    pods: int | None = None
+    gpus_per_pod: int | None = None
+    sketch_gpus: int | None = None
+    items: int | None = None
+    mtbf_hours: float | None = None
+    noise: float = 0.03
+    seed: int = 0
+    demands: pathlib.Path | None = None
+    baselines: bool = True
+
+
+def run_simulate(spec: pathlib.Path, overrides: Sequence[str], options: SimulateOptions, as_json: bool) -> None:
+    """Raises ConfigError for a spec, or a pod, that cannot be."""
+    found = report(study_of(spec, overrides, options), options.baselines)
+    if as_json:
+        print_json(found)
+    else:
+        print_report(found, Console())
+
+
+def study_of(spec: pathlib.Path, overrides: Sequence[str], options: SimulateOptions) -> Study:
+    """The sweep of a spec, its weights not looked for, on the fleet that was asked for. Raises ConfigError."""
+    ranks = options.gpus_per_pod
+    if ranks and (wrong := ranks_mistake(ranks)):
+        raise ConfigError([f"--gpus-per-pod {wrong}"])
+    asked = [] if ranks is None else [f"cluster.heavy_ranks={ranks}"]
+    sweep = load_sweep(spec, [*overrides, *asked], with_weights=False)
+    try:
+        realism = Realism(noise=options.noise, mtbf_hours=options.mtbf_hours)
+        sizing = sizing_of(sweep.arms, sweep.cluster)
+        items = repeated(sweep.items, options.items or len(sweep.items))
+        world = make_world(items, sweep.arms, sizing, find_demands(spec, options.demands), realism, options.seed)
+    except ValidationError as error:
+        raise ConfigError(from_validation(error, Realism)) from error
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    return _study(sweep, world, sizing, options)
+
+
+def _study(sweep: Sweep, world: World, sizing: Sizing, options: SimulateOptions) -> Study:
+    cluster = sweep.cluster
+    on_pod = cluster.decode_on == "pod"
+    fleet = fleet_for(world.mean_load, options.pods or cluster.pods, cluster.heavy_ranks, options.sketch_gpus, on_pod)
+    config = SchedulerConfig(
+        max_attempts=sweep.max_attempts,
+        max_ahead=fleet.sketch_workers + fleet.num_ranks,
+        max_undecoded=max(2 * fleet.decode_workers, fleet.num_ranks),
+        decode_on=cluster.decode_on,
+    )
+    return Study(world, fleet, sizing, config, options.seed, cluster.checkpoints)
+
+
+def find_demands(spec: pathlib.Path, given: pathlib.Path | None = None) -> Demands:
+    """The file given, the one beside the spec, or the one that ships with the project. Raises ValueError for a bad one."""
+    folders = (spec.resolve().parent, pathlib.Path(__file__).parents[1] / "experiments" / "specs")
+    found = given or next((path for folder in folders if (path := folder / SHIPPED_DEMANDS).is_file()), None)
+    return read_demands(found) if found else Demands()
+
+
+def print_report(found: Mapping[str, Any], console: Console) -> None:
+    """For people."""
+    console.print(
+        f"[bold]{found['items']:,} items[/] on {found['pods']:,} pods x {found['gpus_per_pod']} GPUs, "
+        f"{found['sketch_workers']:,} sketch and {found['decode_workers']:,} decode GPUs; sizing {found['sizing']['rule']}",
+        highlight=False,
+    )
+    console.print(
+        f"makespan {found['makespan_s']:,.0f} s, bound {found['lower_bound_s']:,.0f} s: regret {found['regret']:.1%}; "
+        f"{found['videos_per_gpu_hour']:.2f} videos per GPU-hour, {found['gpu_seconds']:,.0f} GPU-seconds",
+        highlight=False,
+    )
+    console.print(
+        f"{found['events']:,} events in {found['wall_s']:.1f} s; {found['failures']} failures, "
+        f"{found['attempts'] - found['finished'] - found['given_up']} attempts lost, {found['given_up']} items given up",
+        highlight=False,
+    )
+    console.print(_idle_table(found), _width_table(found), sep="\n")
+    if "baselines" in found:
+        console.print(_baseline_table(found["baselines"]))
+
+
+def _idle_table(found: Mapping[str, Any]) -> Table:
+    table = Table("heavy GPUs", "share", title="where their time went", title_justify="left")
+    held_s = found["idle_gpu_s"] + found["gpu_seconds_by_pool"]["heavy"]
+    rows = {"at work": found["gpu_seconds_by_pool"]["heavy"], **found["idle_breakdown"]}
+    for name, gpu_s in rows.items():
+        if gpu_s:
+            table.add_row(name.replace("_", " "), f"{gpu_s / held_s:.2%}")
+    return table
+
+
+def _width_table(found: Mapping[str, Any]) -> Table:
+    table = Table("GPUs", "GPU-seconds", "clips", title="slices", title_justify="left")
+    for width, row in found["width_histogram"].items():
+        table.add_row(width, f"{row['gpu_s']:,.0f}", f"{row['clips']:,}")
+    return table
+
+
+def _baseline_table(baselines: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table("schedule", "makespan", "ours against it", title="other schedules of the same clips", title_justify="left")
+    for name, row in baselines.items():
+        table.add_row(name.replace("_", " "), f"{row['makespan_s']:,.0f} s", f"{row['ours_against_it']:+.1%}")
+    return table
