@@ -23,10 +23,22 @@ SHARED_NAMES = (
     "arms",
     "degrees",
 )
-DECIDING = ("events", "eventlog", "books", "plan", "policy", "sizing", "slices", "split", "scheduler")
+DECIDING = ("events", "eventlog", "books", "packing", "plan", "policy", "sizing", "slices", "split", "tally", "eta", "scheduler")
+SIMULATING = (
+    "allotment",
+    "demands",
+    "simulator",
+    "simulator_baselines",
+    "simulator_bound",
+    "simulator_meter",
+    "simulator_parts",
+    "simulator_replay",
+    "simulator_report",
+    "simulator_world",
+)
 PURE_PARALLEL = frozenset({"parallel", "parallel.backends"})
 """What a backend can do is known without torch."""
-PURE = (*SHARED_NAMES, *DECIDING)
+PURE = (*SHARED_NAMES, *DECIDING, *SIMULATING)
 PURE_MODULES = frozenset(f"orchestrator.{name}" for name in PURE)
 SHARED = frozenset(f"orchestrator.{name}" for name in SHARED_NAMES)
 RAY_MODULES = (
@@ -35,6 +47,7 @@ RAY_MODULES = (
     "orchestrator.pods",
     "orchestrator.cluster",
     "orchestrator.crew",
+    "orchestrator.inbox",
     "orchestrator.doctor",
     "orchestrator.head",
     "orchestrator.carried",
