@@ -17,14 +17,13 @@ from orchestrator.config import SweepSpec, read_yaml
 from orchestrator.expansion import set_dotted
 from orchestrator.following import LOST_S, Follower
 from orchestrator.head import Dropped, Head
-from orchestrator.mistakes import ConfigError, RunError, from_validation
+from orchestrator.mistakes import ConfigError, RunError, from_validation, password_mistakes
 from orchestrator.submission import (
     ENDED,
     INTERRUPTED,
     STOP_MARGIN_S,
     Submission,
     command_line,
-    credential_mistakes,
     digest_of,
     exit_code,
     new_tag,
@@ -70,8 +69,7 @@ def prepare(path: Path, overrides: Sequence[str], options: SubmitOptions) -> tup
     given = [*overrides, *([f"name={options.name}"] if options.name else [])]
     root = options.working_dir.resolve()
     spec = read_spec(path, given)
-    settings = spec.model_dump_json(exclude={"prompts"}, exclude_defaults=True)  # a prompt may say what it likes
-    mistakes = [*out_mistakes(options.out), *credential_mistakes(settings), *_cluster_mistakes(spec)]
+    mistakes = [*out_mistakes(options.out), *password_mistakes(spec.model_dump(mode="json")), *_cluster_mistakes(spec)]
     files = carried(root)
     whole = path.resolve()
     if not whole.is_relative_to(root):

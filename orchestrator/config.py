@@ -6,7 +6,6 @@ What each knob means is documented on its field; the planner's own knobs live in
 from __future__ import annotations
 
 import pathlib
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from orchestrator.cluster_config import ClusterConfig
 from orchestrator.expansion import expand_points, merge, set_dotted
 from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
-from orchestrator.mistakes import ConfigError, from_validation
+from orchestrator.mistakes import ConfigError, from_validation, password_mistakes
 from orchestrator.options import ArmName, BudgetOption, LoraOption, PromptsOption, SweepName
 from orchestrator.prompts import Prompt, Seed, load_prompts
 from orchestrator.resolve import resolve_arm
@@ -191,7 +190,7 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool 
     items = _items(points, prompts, spec.seeds, frames)
     frames.tell_missing()
     mistakes += device_mistakes(arms, on_gpu=spec.cluster.gpus_per_rank > 0)
-    mistakes += [*sizing_mistakes(arms, spec.cluster), *_password(spec.tracking.uri)]
+    mistakes += [*sizing_mistakes(arms, spec.cluster), *password_mistakes(spec.model_dump(mode="json"))]
     if mistakes := mistakes or _twice(items):
         raise ConfigError(mistakes)
     return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking)
@@ -237,13 +236,6 @@ def _twice(items: Sequence[Item]) -> list[str]:
     """Items that would write the same video."""
     counts = Counter((item.prompt_id, item.seed) for item in items if item.arm == items[0].arm)
     return [f"prompt {name!r} with seed {seed} is asked for {n} times" for (name, seed), n in counts.items() if n > 1]
-
-
-def _password(uri: str | None) -> list[str]:
-    """The resolved spec is written into the run folder, which people share."""
-    if uri is None or not re.search(r"://[^/@\s]*:[^/@\s]*@|^https?://[^/@\s]+@", uri):
-        return []
-    return ["tracking.uri must not hold a password; set MLFLOW_TRACKING_URI in the environment instead"]
 
 
 def _items(

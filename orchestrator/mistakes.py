@@ -6,12 +6,15 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
 
 FORM = "<{}>"
 """What pydantic calls a form of a value that has several; a person knows which one was meant."""
+
+PROSE = frozenset({"prompts", "negative"})
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@|https?://[^/@\s]+@")
 
 
 class ConfigError(ValueError):
@@ -33,6 +36,26 @@ class DiskFull(RunError):
 def without_password(text: str) -> str:
     """``text`` with the user and password of every URI in it hidden."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+def password_mistakes(settings: Mapping[str, typing.Any], where: str = "") -> list[str]:
+    """One line for each key, dotted, whose URL holds a password: specs are copied into run folders, logs and trackers.
+
+    What a video shows is left alone: a prompt may say what it likes.
+    """
+    told: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            told += password_mistakes(value, f"{where}{key}.")
+        elif key not in PROSE and _PASSWORD.search(str(value)):
+            told.append(
+                f"{where}{key} must not hold a password; give it to the machines in their environment{_instead(where + key)}"
+            )
+    return told
+
+
+def _instead(key: str) -> str:
+    return ", as MLFLOW_TRACKING_URI" if key == "tracking.uri" else ""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -18,10 +18,15 @@ Backend = Literal["auto", "native", "peer", "ulysses", "usp"]
 """As in ``parallel.backends``, which says what each of them cannot do."""
 
 
+MAX_NAME_BYTES = 100
+
+
 def _one_folder(name: str) -> str:
     """A sweep's default run folder has its name."""
     if not name.strip() or name.startswith(".") or set(name) & set("/\\\0"):
         raise ValueError("a sweep's name is that of its run folder: it must not be empty, start with '.' or hold '/'")
+    if not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"a sweep's name is one line of at most {MAX_NAME_BYTES} bytes")
     return name
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
@@ -106,14 +105,3 @@ def out_mistakes(out: str) -> list[str]:
         return []
     rule = "must be an absolute path that all nodes see, or a URL such as s3://bucket/runs/NAME"
     return [f"--out {out!r} {rule}: a job's own folder is thrown away with the job"]
-
-
-def credential_mistakes(settings: str) -> list[str]:
-    """A job's command line and spec are shown to everybody who sees the cluster."""
-    if not _has_user(settings):
-        return []
-    return ["the spec or an override holds a URL with a user or password in it; nodes have credentials in their environment"]
-
-
-def _has_user(text: str) -> bool:
-    return re.search(r"://[^/@\s]*@", text) is not None
