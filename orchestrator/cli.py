@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from orchestrator import __version__, cli_ops, cli_simulate_command
-from orchestrator.mistakes import ConfigError, RunError
+from orchestrator.mistakes import ConfigError, RunError, without_password
 
 app = typer.Typer(
     name="dvg",
@@ -273,7 +273,7 @@ def main() -> None:
 def _tell(error: ConfigError | RunError) -> NoReturn:
     lines = error.mistakes if isinstance(error, ConfigError) else (str(error),)
     for line in lines:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {without_password(line)}", file=sys.stderr)
     sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
