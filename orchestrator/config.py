@@ -179,6 +179,8 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool 
         spec = SweepSpec.model_validate(data)
     except ValidationError as error:
         raise ConfigError(from_validation(error, SweepSpec)) from error
+    if secrets := password_mistakes(spec.model_dump(mode="json")):
+        raise ConfigError(secrets)  # alone: other mistakes repeat what is wrong
     mistakes: list[str] = []
     prompts = load_prompts(spec.prompts, base, mistakes)
     points = _points(spec, with_weights, mistakes)
@@ -190,7 +192,7 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool 
     items = _items(points, prompts, spec.seeds, frames)
     frames.tell_missing()
     mistakes += device_mistakes(arms, on_gpu=spec.cluster.gpus_per_rank > 0)
-    mistakes += [*sizing_mistakes(arms, spec.cluster), *password_mistakes(spec.model_dump(mode="json"))]
+    mistakes += sizing_mistakes(arms, spec.cluster)
     if mistakes := mistakes or _twice(items):
         raise ConfigError(mistakes)
     return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking)
