@@ -9,12 +9,12 @@ from __future__ import annotations
 import gc
 import os
 import secrets
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.mistakes import RunError
+from orchestrator.packing import Node
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory of a local cluster: a boundary is at most some tens of MB, and only a few live at once."""
@@ -39,6 +39,17 @@ class Cluster:
     num_gpus: float
     uses_roles: bool
     """Nodes carry a ``role`` label (ray_cluster.yaml), so workers ask for theirs."""
+    alive: tuple[Node, ...] = ()
+    """The nodes there were at the start."""
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes there were at the start; unknown, one with everything."""
+        return self.alive or (Node({"CPU": self.num_cpus, "GPU": self.num_gpus}),)
+
+    def look_again(self) -> tuple[Node, ...]:
+        """The nodes there are now."""
+        return nodes_alive()
 
     def leave(self) -> None:
         """Disconnect; end the cluster if it is ours. Other drivers of a joined cluster notice nothing.
@@ -121,11 +132,19 @@ def missing_environment(environment: Mapping[str, str], joining: bool, home: Pat
 def _describe(owned: bool) -> Cluster:
     import ray
 
-    resources: MutableMapping[str, Any] = ray.cluster_resources()
+    alive = nodes_alive()
     return Cluster(
         address=ray.get_runtime_context().gcs_address,
         owned=owned,
-        num_cpus=float(resources.get("CPU", 0)),
-        num_gpus=float(resources.get("GPU", 0)),
-        uses_roles=any("role" in node.get("Labels", {}) for node in ray.nodes()),
+        num_cpus=sum(node.resources.get("CPU", 0.0) for node in alive),
+        num_gpus=sum(node.resources.get("GPU", 0.0) for node in alive),
+        uses_roles=any(node.role for node in alive),
+        alive=alive,
     )
+
+
+def nodes_alive() -> tuple[Node, ...]:
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return tuple(Node(node.get("Resources", {}), node.get("Labels", {}).get("role", "")) for node in alive)

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.crew import Ref, Unit
+from orchestrator.checkpoints import CheckpointLost
+from orchestrator.crew import Unit
 from orchestrator.doing import Doing
 from orchestrator.events import Command, Failed, StartPhase
+from orchestrator.inbox import Ref, outcome_of
 from orchestrator.local import PHASE_OF
+from orchestrator.mistakes import RunError
 from orchestrator.types import Item
 from parallel.errors import GroupError, GroupMismatch
 
@@ -36,6 +39,10 @@ class Job:
     asked_s: float = field(default_factory=time.monotonic)
     moved_s: float = field(default_factory=time.monotonic)
     """When it last said anything new."""
+
+    @property
+    def key(self) -> str:
+        return self.command.item_key
 
     @property
     def waiting(self) -> set[int]:
@@ -99,16 +106,6 @@ def blame(ranks: set[int], problems: Mapping[int, Exception]) -> str:
     return f"rank {', '.join(map(str, silent))} does not answer ({told})"
 
 
-def outcome_of(ref: Ref) -> Any:
-    """The value behind a ready reference, or the Ray error it holds."""
-    import ray
-
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayError as error:
-        return error
-
-
 def is_death(outcome: Any) -> bool:
     """The actor's process is gone or cannot be reached; what it was doing may or may not have happened."""
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
@@ -117,10 +114,16 @@ def is_death(outcome: Any) -> bool:
 
 
 def failure_of(time_s: float, command: Command, error: Exception, where: str = "") -> Failed:
-    """A worker's exception is its phase's failure; a boundary lost with its node means the sketch must be made again."""
+    """A worker's exception is its phase's failure; a boundary that is lost, with its node or on disk, that of all before it.
+
+    Raises RunError when the worker did: a full disk, or a folder that is not on its node, is no item's fault.
+    """
     from ray.exceptions import ObjectLostError
 
-    phase = "sketch" if isinstance(error, ObjectLostError) else PHASE_OF[type(command)]
+    cause = cause_of(error)
+    if isinstance(cause, RunError):
+        raise RunError(str(cause)) from error
+    phase = "sketch" if isinstance(cause, ObjectLostError | CheckpointLost) else PHASE_OF[type(command)]
     said = f"{where}: {summary(error)}" if where else summary(error)
     return Failed(time_s, command.item_key, command.attempt, phase, said, str(error))
 

@@ -136,8 +136,7 @@ def test_workers_that_cannot_start_stop_the_sweep_with_the_reason(run: Run, brok
         run.make(broken=broken, key0="")
 
 
-def test_a_pod_that_fits_nowhere_is_refused_with_what_there_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.crew.PLACE_TIMEOUT_S", {True: 0.5, False: 0.5})
+def test_a_pod_that_fits_nowhere_is_refused_at_once_with_what_there_is(run: Run) -> None:
     with pytest.raises(RuntimeError, match=r"no single node offered 2 x .*'GPU': 1.* the cluster has 4 CPUs and 0 GPUs"):
         run.make(config=ClusterConfig(gpus_per_rank=1), key0="")
 

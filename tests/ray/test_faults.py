@@ -36,7 +36,7 @@ def log(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     paths = RunPaths(root / "run")
     runbook = Runbook(Ledger(paths), {"dvg": ARM})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.driver.GRACE_S", GRACE_S)
+        patch.setattr("orchestrator.errands.GRACE_S", GRACE_S)
         run_on_ray(
             sweep(made, config),
             made,

@@ -1,0 +1,156 @@
+"""Commands go out to workers and come back as events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from orchestrator.crew import Crew
+from orchestrator.events import (
+    Command,
+    Decoded,
+    Event,
+    PhaseDone,
+    Sketched,
+    StartDecode,
+    StartPhase,
+    StartSketch,
+)
+from orchestrator.inbox import Inbox, Ref
+from orchestrator.jobs import Job, blame, failure_of, is_death
+from orchestrator.runbook import Runbook
+from orchestrator.staff import Staff
+from orchestrator.types import Item
+
+POLL_S = 5.0
+"""How often a slice at work is asked how far it is."""
+LOOK_S = 1.0
+"""How often deadlines are looked at."""
+SOON_S = 0.2
+"""The same while a slice is failing."""
+GRACE_S = 10.0
+"""How long the other ranks of a slice have to answer once one has failed: they may be stuck in a collective without it."""
+STALL = 3.0
+"""Collective timeouts without a step after which a slice is lost: what waits inside a GPU may wait for ever."""
+
+
+class Errands:
+    """What is at work, and the way of each command to its workers and back."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        inbox: Inbox,
+        staff: Staff,
+        runbook: Runbook,
+        tell: Callable[[Event], None],
+        now_s: Callable[[], float],
+    ) -> None:
+        self.crew, self.inbox, self.staff, self.runbook, self.tell, self.now_s = crew, inbox, staff, runbook, tell, now_s
+        self._looked_s = 0.0
+        self._num_failing = 0
+
+    @property
+    def patience_s(self) -> float:
+        """How long the shell may wait for news before it looks at deadlines again."""
+        return SOON_S if self._num_failing else LOOK_S
+
+    def start(self, command: Command, item: Item) -> None:
+        if isinstance(command, StartPhase):
+            self._start_phase(command, item)
+        elif isinstance(command, StartDecode):
+            self._start_decode(command, item)
+        elif isinstance(command, StartSketch):
+            unit = self.crew.units[command.worker]
+            answer, boundary = unit.actors[0].sketch.options(num_returns=2).remote(item)
+            self._await(Job(command, item, unit, (0,), boundary), {0: answer})
+
+    def _start_phase(self, command: StartPhase, item: Item) -> None:
+        """Every rank of the slice is told; the first one's boundary counts."""
+        unit, piece = self.crew.units[command.slice.pod], command.slice
+        calls = {
+            rank: unit.actors[rank].refine.options(num_returns=2).remote(item, command.handle, piece, command.begin, command.stop)
+            for rank in piece.ranks
+        }
+        job = Job(command, item, unit, tuple(piece.ranks), calls[piece.start][1])
+        self._await(job, {rank: refs[0] for rank, refs in calls.items()})
+
+    def _start_decode(self, command: StartDecode, item: Item) -> None:
+        unit, path = self.crew.units[command.worker], self.runbook.staging(item, command.attempt)
+        arguments = (item, command.handle, path) if command.slice is None else (item, command.handle, path, command.slice)
+        ranks = (0,) if command.slice is None else tuple(command.slice.ranks)
+        calls = {rank: unit.actors[rank].decode.remote(*arguments) for rank in ranks}
+        self._await(Job(command, item, unit, ranks), calls)
+
+    def _await(self, job: Job, answers: dict[int, Ref]) -> None:
+        job.unit.jobs[job.key] = job
+        for rank, ref in answers.items():
+            self.inbox.expect(ref, job.unit.name, partial(self._on_answer, job, rank))
+
+    def _on_answer(self, job: Job, rank: int, outcome: Any) -> None:
+        if job.unit.jobs.get(job.key) is not job:
+            return
+        if is_death(outcome):
+            self.staff.on_death(job.unit, rank, outcome)
+            return
+        job.answers[rank] = outcome
+        if isinstance(outcome, Exception) and job.deadline_s is None:
+            job.deadline_s = time.monotonic() + GRACE_S
+            self._num_failing += 1
+        if not job.waiting:
+            self._conclude(job)
+
+    def look(self) -> None:
+        """At the deadlines of what is at work, now and then."""
+        now_s = time.monotonic()
+        if now_s < self._looked_s + self.patience_s:
+            return
+        self._looked_s = now_s
+        for job in self.jobs():
+            self._look_after(job, now_s)
+        self._num_failing = sum(job.deadline_s is not None for job in self.jobs())
+
+    def jobs(self) -> Iterator[Job]:
+        """Everything at work, as it is now."""
+        yield from [job for unit in self.crew.units.values() for job in unit.jobs.values()]
+
+    def _look_after(self, job: Job, now_s: float) -> None:
+        """A failing slice has its time to answer; one at work is asked how far it is, and lost when it stands still."""
+        patience_s = STALL * self.crew.config.collective_timeout_s + GRACE_S
+        if job.deadline_s is not None:
+            if now_s > job.deadline_s:
+                self._conclude(job)
+        elif len(job.ranks) > 1 and now_s > job.moved_s + patience_s:
+            self.staff.lose(job.unit, set(job.ranks), f"{job.whereabouts()}: no step in {patience_s:.0f} s")
+        elif len(job.ranks) > 1 and now_s > job.asked_s + POLL_S:
+            job.asked_s = now_s
+            asked = job.unit.actors[job.ranks[0]].doing.options(concurrency_group="ask").remote()
+            self.inbox.expect(asked, job.unit.name, job.hear)
+
+    def _conclude(self, job: Job) -> None:
+        """All ranks have answered, or have had their time to."""
+        if job.lost:
+            self.staff.lose(job.unit, job.lost, f"{job.whereabouts()}: {blame(job.lost, job.problems)}")
+            return
+        if job.problems:
+            self.staff.before_loss(job)
+        del job.unit.jobs[job.key]
+        self.tell(self._failure(job) if job.problems else self._success(job))
+        self.staff.renew_if_done(job.unit)
+
+    def _failure(self, job: Job) -> Event:
+        rank, problem = next(iter(job.problems.items()))
+        where = f"{job.unit.name} rank {rank}, {job.whereabouts()}" if job.unit.kind == "pod" else ""
+        return failure_of(self.now_s(), job.command, problem, where)
+
+    def _success(self, job: Job) -> Event:
+        command, answer, now_s = job.command, job.answers[job.ranks[0]], self.now_s()
+        key, attempt = command.item_key, command.attempt
+        if isinstance(command, StartSketch):
+            decision, timings_s = answer
+            return Sketched(now_s, key, attempt, decision, timings_s, job.boundary)
+        if isinstance(command, StartPhase):
+            return PhaseDone(now_s, key, attempt, command.stop, answer, job.boundary)
+        return Decoded(now_s, key, attempt, answer)
