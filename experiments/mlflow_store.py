@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from experiments import mlflow_rows as rows
 from experiments.summary import ArmStats, arm_stats
+from orchestrator.store import Store
 from orchestrator.types import Record
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -54,9 +56,9 @@ class Changes:
 class RunStore:
     """One sweep in one MLflow experiment. Every method may raise whatever MLflow raises; none is thread-safe."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, sweep_key: str, spec: Mapping[str, Any], root: Path):
+    def __init__(self, client: MlflowClient, experiment_id: str, sweep_key: str, spec: Mapping[str, Any], videos: Store):
         self.client, self.experiment_id = client, experiment_id
-        self.sweep_key, self.spec, self.root = sweep_key, spec, root
+        self.sweep_key, self.spec, self.videos = sweep_key, spec, videos
         self.settings = rows.arm_settings(spec)
         self.known = {run.data.tags["item_key"]: _known(run) for run in self._search()}
         policy = (spec.get("tracking") or {}).get("videos", "auto")
@@ -193,8 +195,9 @@ class RunStore:
         known.tags.update(tags)
 
     def _upload_video(self, known: _Known, record: Record) -> None:
-        path = self.root / record.video
-        if (record.prompt_id, record.seed) in self.upload and path.exists():
+        if (record.prompt_id, record.seed) not in self.upload:
+            return
+        with contextlib.suppress(FileNotFoundError), self.videos.fetched(record.video) as path:
             self.client.log_artifact(known.run_id, str(path), "video")
 
     def _status(self, known: _Known, status: str, end_ms: int | None = None) -> None:
@@ -209,7 +212,7 @@ class RunStore:
 
 
 def open_store(
-    uri: str, experiment: str, artifact_root: Path | None, sweep_key: str, spec: Mapping[str, Any], root: Path
+    uri: str, experiment: str, artifact_root: Path | None, sweep_key: str, spec: Mapping[str, Any], videos: Store
 ) -> RunStore:
     """Connect, and find what the experiment already holds of this sweep. ``artifact_root`` None: the server's own place."""
     client = MlflowClient(tracking_uri=uri)
@@ -217,7 +220,7 @@ def open_store(
     found = _experiment(client, experiment, location)
     if found.lifecycle_stage != "active":
         raise ValueError(f"MLflow experiment {experiment!r} is deleted: restore it, or set tracking.experiment to another")
-    return RunStore(client, found.experiment_id, sweep_key, spec, root)
+    return RunStore(client, found.experiment_id, sweep_key, spec, videos)
 
 
 def _experiment(client: MlflowClient, name: str, location: str | None) -> Experiment:

@@ -1,112 +1,147 @@
-"""The MLflow mirror of a run: a single writer thread behind a queue, and ``mirror`` to complete it at any time.
+"""The MLflow mirror of a run: a process of its own that follows the run folder, and ``mirror`` to complete it at any time.
 
-``records.jsonl`` is the truth. Nothing here delays or stops generation: every call of :class:`Tracker` but ``close``
-returns at once, and a tracking failure is told once and completed later by ``dvg track DIR``.
+``records.jsonl`` is the truth. Nothing here delays or stops generation: the process (:mod:`experiments.following`) may be
+killed, and MLflow may be away; what it missed is completed when it is back, or by ``dvg track DIR``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
-import queue
+import subprocess
+import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.metrics.quality import load_quality
 from experiments.mlflow_rows import milliseconds
 from orchestrator.config import read_yaml
-from orchestrator.ledger import Ledger, RunLock, write_atomic
+from orchestrator.files import write_atomic
+from orchestrator.ledger import Ledger
 from orchestrator.mistakes import RunError, without_password
 from orchestrator.paths import RunPaths
+from orchestrator.runfolder import store_of
 from orchestrator.types import Record
 
 if TYPE_CHECKING:
     from experiments.mlflow_store import Changes, RunStore
 
-GIVE_UP_AFTER = 3
-"""Consecutive failures after which the tracker stops trying."""
+MAX_STARTS = 4
+"""Of the process, in one sweep."""
+CLOSE_S = 60.0
+"""How long a sweep's end waits for the last updates."""
+FINISH = "finish"
+"""Said to the process when quality, summary and report are written."""
 
 _log = logging.getLogger("dvg.tracking")
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class _Task:
-    kind: str
-    run: Callable[[RunStore], object]
-
-
 class Tracker:
-    """Sends a run to MLflow as it happens. ``spec`` is the resolved sweep; its ``tracking`` section says where and what.
+    """Starts the process that sends a run folder to MLflow as it grows, and starts it again a few times should it die.
 
-    ``warn`` gets one line per kind of failure. MLflow itself is only imported and reached on the writer's thread.
+    The folder's config says where and what. ``warn`` gets a line per kind of trouble. MLflow is never imported here.
     """
 
-    def __init__(self, paths: RunPaths, spec: Mapping[str, Any], warn: Callable[[str], None] = _log.warning):
-        self._paths, self._spec, self._warn = paths, spec, warn
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._told: set[tuple[str, str]] = set()
-        self._num_put = 0  # written by the caller's thread only
-        self._num_written = 0  # written by the writer's thread only
-        self._finished = False
-        self._thread = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
+    def __init__(self, paths: RunPaths, warn: Callable[[str], None] = _log.warning, max_starts: int = MAX_STARTS):
+        self._paths, self._warn, self._max_starts = paths, warn, max_starts
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._finished = self._closing = self._complete = False
+        self._thread = threading.Thread(target=self._look_after, name="mlflow-tracker", daemon=True)
         self._thread.start()
 
-    def on_record(self, record: Record) -> None:
-        """A video is done."""
-        self._put("prompt run", lambda store: store.put(record))
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        with self._lock:
+            return self._process.pid if self._process and self._process.poll() is None else None
 
-    def on_failure(self, failure: Row) -> None:
-        """An item was given up; ``failure`` is what its failure file holds."""
-        self._put("failed prompt run", lambda store: store.put_failure(failure))
-
-    def on_finish(self, records: Sequence[Record], quality: Sequence[Row], failures: Iterable[Row] = ()) -> None:
+    def finish(self) -> None:
         """The sweep is over: quality, arm figures, artifacts, and whatever an earlier start of the run left out."""
-        self._finished = True
-        failures = list(failures)
-        self._put("end of the sweep", lambda store: store.complete(records, quality, failures, artifacts(self._paths)))
-
-    def close(self, timeout_s: float = 60.0) -> bool:
-        """Wait for the writer; True if everything was written. Safe to call twice."""
-        if not self._finished:
-            self._put("end of the sweep", lambda store: store.abandon())
+        with self._lock:
             self._finished = True
-        self._tasks.put(None)
+            self._say_finish()
+
+    def close(self, timeout_s: float = CLOSE_S) -> bool:
+        """Wait for the last updates; True if everything was written. Safe to call twice."""
+        with self._lock:
+            self._closing = True
+            if self._process and self._process.stdin:
+                with contextlib.suppress(OSError):
+                    self._process.stdin.close()
         self._thread.join(timeout_s)
-        behind = self._num_put - self._num_written
-        if behind:
-            self._tell("close", "", f"MLflow misses {behind} updates of this run: `dvg track {self._paths.root}` completes it")
-        return not behind
+        with self._lock:
+            if self._process and self._process.poll() is None:
+                self._process.kill()
+        self._thread.join(timeout_s)
+        if self._finished and not self._complete:
+            self._tell(f"MLflow misses updates of this run: `dvg track {self._paths.root}` completes it")
+        return self._complete
 
-    def _put(self, kind: str, run: Callable[[RunStore], object]) -> None:
-        self._num_put += 1
-        self._tasks.put(_Task(kind, run))
+    def _look_after(self) -> None:
+        """Start the process and pass on what it tells, until it ends well or has ended too often."""
+        code = 0
+        for _ in range(self._max_starts):
+            process = self._start()
+            for line in process.stdout or ():
+                self._hear(line)
+            code = process.wait()
+            if code == 0 or (self._closing and not self._finished):
+                return
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        self._tell(
+            f"the MLflow tracker {how}, the last of {self._max_starts} starts; the run goes on without it, and "
+            f"`dvg track {self._paths.root}` completes MLflow"
+        )
 
-    def _write(self) -> None:
-        store: RunStore | None = None
-        num_failures = 0
-        while (task := self._tasks.get()) is not None:
-            if num_failures >= GIVE_UP_AFTER:
-                continue
-            try:
-                store = store or open_run(self._paths, self._spec)
-                task.run(store)
-            except Exception as error:  # noqa: BLE001  (tracking never stops a run; it is told, and completed by mirror)
-                num_failures += 1
-                what = f"MLflow: {task.kind} not written, the run goes on: {one_line(error)}"
-                self._tell(task.kind, type(error).__name__, what)
-            else:
-                num_failures = 0
-                self._num_written += 1
+    def _start(self) -> subprocess.Popen[str]:
+        """Its own session: Ctrl-C is the sweep's to hear. It ends when this process does, as its input ends then."""
+        source = str(Path(__file__).parents[1])
+        path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+        with self._lock:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "experiments.following", str(self._paths.root)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+                text=True,
+                start_new_session=True,
+            )
+            if self._finished:
+                self._say_finish()
+            if self._closing and self._process.stdin:
+                self._process.stdin.close()
+            return self._process
 
-    def _tell(self, kind: str, error: str, message: str) -> None:
-        if (kind, error) not in self._told:
-            self._told.add((kind, error))
+    def _say_finish(self) -> None:
+        if self._process and self._process.stdin and not self._process.stdin.closed:
+            with contextlib.suppress(OSError):  # it has died, and is told again when it is started again
+                self._process.stdin.write(FINISH + "\n")
+                self._process.stdin.flush()
+
+    def _hear(self, line: str) -> None:
+        """A line of JSON: a warning, or that all is written. What others print to its output is none."""
+        try:
+            said = json.loads(line)
+        except ValueError:
+            return
+        if isinstance(said, dict) and "warn" in said:
+            self._tell(str(said["warn"]))
+        if isinstance(said, dict) and "complete" in said:
+            self._complete = bool(said["complete"])
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
             self._warn(message)
 
 
@@ -117,12 +152,12 @@ def tracking_uri(paths: RunPaths, spec: Row) -> str:
 
 def open_run(paths: RunPaths, spec: Row, start_ms: int | None = None) -> RunStore:
     """The MLflow side of a run folder, its sweep run made or reopened. Raises what MLflow raises."""
-    from experiments.mlflow_store import open_store  # MLflow takes a second to import: not on the caller's thread
+    from experiments.mlflow_store import open_store  # MLflow takes a second to import
 
     uri = tracking_uri(paths, spec)
     experiment = str((spec.get("tracking") or {}).get("experiment") or "dvg")
     local_artifacts = paths.mlflow_artifacts if uri == paths.mlflow_uri else None
-    store = open_store(uri, experiment, local_artifacts, sweep_key(paths), spec, paths.root)
+    store = open_store(uri, experiment, local_artifacts, sweep_key(paths), spec, store_of(paths))
     store.start(start_ms)
     return store
 
@@ -139,30 +174,36 @@ def artifacts(paths: RunPaths) -> tuple[Path, ...]:
     return paths.summary, paths.report
 
 
-def mirror(run_dir: Path, uri: str | None = None) -> Changes:
+@contextlib.contextmanager
+def only_writer(paths: RunPaths) -> Iterator[None]:
+    """One process at a time writes a run to MLflow: one whose sweep was killed may still be at it, for some seconds."""
+    with paths.tracking_lock.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def mirror(ledger: Ledger, uri: str | None = None) -> Changes:
     """Bring MLflow up to date with a run folder: finished, half finished, or tracked by nobody so far.
 
-    Raises ValueError when ``run_dir`` holds no run, or one that is still running, and RunError with MLflow's own
-    story when it cannot be written.
+    Raises RunError with MLflow's own story when it cannot be written.
     """
-    paths = RunPaths(run_dir)
-    if not paths.config.exists():
-        raise ValueError(f"{str(run_dir)!r} holds no {paths.config.name}: give the folder that `dvg sweep` wrote")
+    paths = ledger.paths
     spec = read_yaml(paths.config)
     if uri:
         spec["tracking"] = {**(spec.get("tracking") or {}), "uri": uri}
-    with RunLock(paths):
-        ledger = Ledger(paths)
-        return _mirror(paths, spec, ledger.records(), ledger.failures())
-
-
-def _mirror(paths: RunPaths, spec: Row, records: Sequence[Record], failures: Sequence[Row]) -> Changes:
-    started = [milliseconds(record.finished_at) - int(record.latency_s * 1000) for record in records]
+    records = ledger.records()
     try:
-        store = open_run(paths, spec, min(started, default=None))
-        return store.complete(records, load_quality(paths), failures, artifacts(paths))
+        with only_writer(paths):
+            store = open_run(paths, spec, first_ms(records))
+            return store.complete(records, load_quality(paths), ledger.failures(), artifacts(paths))
     except Exception as error:
         raise RunError(f"MLflow could not be written: {one_line(error)}") from error
+
+
+def first_ms(records: Sequence[Record]) -> int | None:
+    """When the first of a run's items began."""
+    started = [milliseconds(record.finished_at) - int(record.latency_s * 1000) for record in records]
+    return min(started, default=None)
 
 
 def one_line(error: Exception) -> str:

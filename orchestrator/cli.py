@@ -106,7 +106,15 @@ def generate(
 def sweep(
     spec: Annotated[pathlib.Path, typer.Argument(help="The YAML file of the sweep.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")] = None,
-    out: Annotated[pathlib.Path | None, typer.Option(help="The run folder; default runs/<name of the spec>.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The run folder, or a URL such as s3://bucket/run; default runs/<name of the spec>.")
+    ] = None,
+    work: Annotated[
+        pathlib.Path | None, typer.Option(help="With a URL: folder for the run's small files; default: in the user's cache.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use the folder of another config; videos it would write over are set aside.")
+    ] = False,
     local: Annotated[bool, typer.Option("--local", help="No Ray: one item after another in this process.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts and seeds.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved sweep and stop.")] = False,
@@ -114,7 +122,7 @@ def sweep(
     """Make every video of a spec. The same command again resumes: finished items are skipped."""
     from orchestrator.cli_sweep import SweepOptions, run_sweep
 
-    raise typer.Exit(run_sweep(spec, overrides or [], out, SweepOptions(local, limit, print_config)))
+    raise typer.Exit(run_sweep(spec, overrides or [], out, SweepOptions(local, limit, print_config, work, force)))
 
 
 @app.command()
@@ -233,7 +241,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def track(
-    run: Annotated[pathlib.Path, typer.Argument(help="A run folder.")],
+    run: Annotated[str, typer.Argument(help="A run folder, or its URL.")],
     uri: Annotated[str | None, typer.Option(help="Where to; default as in the sweep.")] = None,
 ) -> None:
     """Mirror a run folder into MLflow; what is there already is left alone."""
@@ -243,7 +251,7 @@ def track(
 
 
 @app.command()
-def report(run: Annotated[pathlib.Path, typer.Argument(help="A run folder.")]) -> None:
+def report(run: Annotated[str, typer.Argument(help="A run folder, or its URL.")]) -> None:
     """Write summary.csv and report.html of a run again from its records."""
     from orchestrator.cli_sweep import run_report
 

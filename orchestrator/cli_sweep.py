@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.arms import Arm
+from orchestrator.checkpoints import Checkpoints, Found
 from orchestrator.config import Sweep, load_sweep, read_yaml
-from orchestrator.ledger import Ledger, RunLock, write_atomic
+from orchestrator.files import write_atomic
+from orchestrator.ledger import Ledger
 from orchestrator.manifest import update_manifest
-from orchestrator.mistakes import ConfigError
-from orchestrator.paths import RunPaths
 from orchestrator.progress import Progress
 from orchestrator.resolve_sizing import sizing_of
 from orchestrator.runbook import Runbook
+from orchestrator.runfolder import RunFolder, admit, explained_in_a_job, open_folder, refuse_missing_videos
 from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.types import Item, Record
 from stages.models import embedded
@@ -39,45 +38,39 @@ class SweepOptions:
     local: bool = False
     limit: int | None = None
     print_config: bool = False
+    work: pathlib.Path | None = None
+    """Where the small files of a run live while its output is a URL; None: in the user's cache."""
+    force: bool = False
+    """See :func:`orchestrator.runfolder.admit`."""
 
 
-def run_sweep(spec: pathlib.Path, overrides: Sequence[str], out: pathlib.Path | None, options: SweepOptions) -> int:
+def run_sweep(spec: pathlib.Path, overrides: Sequence[str], out: str | pathlib.Path | None, options: SweepOptions) -> int:
     """Make what is missing of a spec's videos; the exit code. Raises ConfigError before anything starts."""
-    sweep = load_sweep(spec, overrides)
+    with explained_in_a_job():
+        sweep = load_sweep(spec, overrides)
+    wanted = frozenset(item.item_key for item in sweep.items)
     if options.limit is not None:
         sweep = limited(sweep, options.limit)
     if options.print_config:
         print(yaml.safe_dump(sweep.resolved(), sort_keys=False), end="")
         return 0
-    paths = RunPaths(writable_folder(out or pathlib.Path("runs") / sweep.name))
-    with locked(paths):
-        return _Run(sweep, paths, options, Console()).run([str(spec), *overrides, *_flags(out, options)])
+    console = Console()
+    tell = warner(console)
+    with open_folder(out or pathlib.Path("runs") / sweep.name, options.work, tell) as folder:
+        admit(folder, sweep, options.force, tell)
+        return _Run(sweep, folder, options, console, wanted).run([str(spec), *overrides, *_flags(out, options)])
 
 
-def _flags(out: pathlib.Path | None, options: SweepOptions) -> list[str]:
+def _flags(out: str | pathlib.Path | None, options: SweepOptions) -> list[str]:
     """The options as they were given, so that the manifest holds the whole command."""
-    flags = [] if out is None else ["--out", str(out)]
-    flags += [] if options.limit is None else ["--limit", str(options.limit)]
-    return [*flags, "--local"] if options.local else flags
+    values = {"--out": out, "--work": options.work, "--limit": options.limit}
+    flags = [part for name, value in values.items() if value is not None for part in (name, str(value))]
+    return [*flags, *(["--force"] if options.force else []), *(["--local"] if options.local else [])]
 
 
-@contextlib.contextmanager
-def locked(paths: RunPaths) -> Iterator[None]:
-    """The run folder is ours alone. Raises ConfigError while another process writes it."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(RunLock(paths))
-        except ValueError as error:
-            raise ConfigError([str(error)]) from error
-        yield
-
-
-def open_ledger(paths: RunPaths) -> Ledger:
-    """Raises ConfigError when somebody edited the records so that they cannot be read."""
-    try:
-        return Ledger(paths)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+def warner(console: Console) -> Callable[[str], None]:
+    """Prints one line of warning."""
+    return lambda line: console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def limited(sweep: Sweep, limit: int) -> Sweep:
@@ -86,28 +79,14 @@ def limited(sweep: Sweep, limit: int) -> Sweep:
     return dataclasses.replace(sweep, items=tuple(i for i in sweep.items if (i.prompt_id, i.seed) in kept))
 
 
-def writable_folder(out: pathlib.Path) -> pathlib.Path:
-    """``out``, made and proved writable. Raises ConfigError, also for a relative path inside a Ray job."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not out.is_absolute():
-        raise ConfigError([f"--out {str(out)!r} must be absolute in a Ray job: the job's own folder is thrown away"])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError([f"--out {str(out)!r} is not writable: {error.strerror or error}; choose another folder"]) from error
-    return out
-
-
 class _Run:
-    """One start of one run folder, already locked."""
+    """One start of one run folder, already locked. ``wanted`` are the spec's items; those of ``sweep`` may be a part of them."""
 
-    def __init__(self, sweep: Sweep, paths: RunPaths, options: SweepOptions, console: Console) -> None:
-        self.sweep, self.paths, self.options, self.console = sweep, paths, options, console
-        self.ledger = open_ledger(paths)
-        refuse_other_settings(sweep, self.ledger.records())
-        refuse_missing_videos(paths, self.ledger.records())
+    def __init__(self, sweep: Sweep, folder: RunFolder, options: SweepOptions, console: Console, wanted: frozenset[str]) -> None:
+        self.sweep, self.options, self.console = sweep, options, console
+        self.paths, self.ledger = folder.paths, folder.ledger
+        self.wanted, self.checkpoints = wanted, Checkpoints(folder.paths.checkpoints) if sweep.cluster.checkpoints else None
+        self._warn = warner(console)
 
     def run(self, command: Sequence[str]) -> int:
         write_atomic(self.paths.config, yaml.safe_dump(self.sweep.resolved(), sort_keys=False))
@@ -115,7 +94,7 @@ class _Run:
         todo = self._resume()
         tracker = self._tracker()
         try:
-            interrupted = bool(todo) and self._make(todo, tracker)
+            interrupted = bool(todo) and self._make(todo)
             return INTERRUPTED if interrupted else self._conclude(tracker)
         finally:
             if tracker is not None:
@@ -131,17 +110,23 @@ class _Run:
             self.console.print(f"{done} of {len(self.sweep.items)} items are finished{extra}; {len(todo)} to make")
         return todo
 
+    def _found(self, todo: list[Item]) -> dict[str, Found]:
+        """The boundaries on disk that items go on from."""
+        if self.checkpoints is None:
+            return {}
+        found = self.checkpoints.open(self.wanted - self.ledger.finished)
+        if number := sum(item.item_key in found for item in todo):
+            self.console.print(f"{number} items go on from the last stage that is on disk")
+        return found
+
     def _tracker(self) -> Tracker | None:
         if not self.sweep.tracking.enabled:
             return None
         from experiments.tracking import Tracker
 
-        return Tracker(self.paths, self.sweep.resolved(), self._warn)
+        return Tracker(self.paths, self._warn)
 
-    def _warn(self, line: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
-
-    def _make(self, todo: list[Item], tracker: Tracker | None) -> bool:
+    def _make(self, todo: list[Item]) -> bool:
         """Run the shell; True when a person interrupted it."""
         self._warn_unknown_words(todo)
         scheduler = Scheduler(scheduler_config(self.sweep), sizing_of(self.sweep.arms, self.sweep.cluster))
@@ -149,8 +134,10 @@ class _Run:
         runbook = Runbook(
             self.ledger,
             self.sweep.arms_by_name,
-            on_record=_each(progress.on_record, *([tracker.on_record] if tracker else [])),
-            on_failure=_each(progress.on_failure, *([tracker.on_failure] if tracker else [])),
+            on_record=progress.on_record,
+            on_failure=progress.on_failure,
+            checkpoints=self.checkpoints,
+            found=self._found(todo),
         )
         try:
             with progress:
@@ -158,24 +145,31 @@ class _Run:
         except KeyboardInterrupt:
             self.console.print("interrupted; the same command goes on from here")
             return True
+        if self.checkpoints is not None:
+            self.checkpoints.close(self.wanted - self.ledger.finished)
         return False
 
     def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, progress: Progress) -> None:
         if self.options.local:
             from orchestrator.cli_generate import find_device
+            from orchestrator.keeper import Keeper
             from orchestrator.local import run_local
             from stages.worker import ClipWorker
 
             config = self.sweep.cluster
             device = find_device("cuda" if config.gpus_per_rank else "cpu")
+            keeper = None if self.checkpoints is None else Keeper(self.checkpoints)
             worker = ClipWorker(
                 self.sweep.arms_by_name,
                 device=device,
                 num_threads=config.num_threads,
                 attention=config.attention,
                 compile_blocks=config.compile_blocks,
+                keeper=keeper,
             )
             run_local(todo, worker, scheduler, runbook, progress.on_event, device)
+            if keeper is not None:
+                keeper.settle()
         else:
             from orchestrator.driver import run_on_ray
 
@@ -190,9 +184,9 @@ class _Run:
         keys = {item.item_key for item in self.sweep.items}
         records = [record for record in self.ledger.records() if record.item_key in keys]
         failures = [failure for failure in self.ledger.failures() if failure["item_key"] in keys]
-        quality = conclude(self.paths, self.sweep.resolved(), records, failures, self.console)
+        conclude(self.ledger, self.sweep.resolved(), records, failures, self.console)
         if tracker is not None:
-            tracker.on_finish(records, quality, failures)
+            tracker.finish()
         for failure in failures:
             where = f"{failure['arm']}/{failure['prompt_id']}/{failure['seed']}"
             self.console.print(f"[red]gave up[/] {where}: {escape(failure['error'])}", highlight=False)
@@ -210,16 +204,6 @@ def unknown_prompt_words(prompts: Iterable[str], arm: Arm) -> list[str]:
     return list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt, folder)))
 
 
-def _each(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:
-    """One listener that tells all."""
-
-    def tell(value: Any) -> None:
-        for listener in listeners:
-            listener(value)
-
-    return tell
-
-
 def scheduler_config(sweep: Sweep) -> SchedulerConfig:
     """The scheduler's own limits, wide enough that every worker can be busy at once."""
     least, workers = SchedulerConfig(), sweep.cluster
@@ -231,68 +215,42 @@ def scheduler_config(sweep: Sweep) -> SchedulerConfig:
     )
 
 
-def refuse_missing_videos(paths: RunPaths, records: Sequence[Record]) -> None:
-    """A record is a promise that its video is there: raises ConfigError, naming the first that is not."""
-    gone = [record.video for record in records if not (paths.root / record.video).is_file()]
-    if gone:
-        told = (
-            f"{len(gone)} of the run's recorded videos are gone, {gone[0]!r} first; put them back, or remove their lines "
-            f"from {str(paths.records)!r} to make them again"
-        )
-        raise ConfigError([told])
-
-
-def refuse_other_settings(sweep: Sweep, records: Sequence[Record]) -> None:
-    """An arm that was run with other settings would overwrite its own videos: raises ConfigError, naming the arms."""
-    wanted = {(item.arm, item.prompt_id, item.seed): item.item_key for item in sweep.items}
-    other = {r.arm for r in records if wanted.get((r.arm, r.prompt_id, r.seed), r.item_key) != r.item_key}
-    if other:
-        told = (
-            f"this run folder holds videos of arm {', '.join(sorted(other))} made with other settings, weights or predicted "
-            "costs; choose another --out or give the arm another name"
-        )
-        raise ConfigError([told])
-
-
 def conclude(
-    paths: RunPaths, spec: dict[str, Any], records: Sequence[Record], failures: Sequence[dict[str, Any]], console: Console
-) -> Sequence[Any]:
-    """Quality against the reference arm, summary.csv, report.html and the table; the quality rows."""
+    ledger: Ledger, spec: dict[str, Any], records: Sequence[Record], failures: Sequence[dict[str, Any]], console: Console
+) -> None:
+    """Quality against the reference arm, summary.csv, report.html and the table."""
     from experiments.metrics.quality import measure_quality
     from experiments.report import write_report
     from experiments.summary import arm_stats, arm_table, write_summary
     from stages.video import read_video
 
-    reference = spec.get("reference")
-    quality = measure_quality(paths, records, reference, read_video) if reference else ()
+    def read(path: pathlib.Path) -> Any:
+        with ledger.store.fetched(ledger.paths.relative(path)) as here:
+            return read_video(here)
+
+    paths, reference = ledger.paths, spec.get("reference")
+    quality = measure_quality(paths, records, reference, read) if reference else ()
     write_summary(paths, records, quality)
-    report = write_report(paths, records, quality, failures)
+    write_report(paths, records, quality, failures)
     console.print(arm_table(arm_stats(records, quality, reference, failures)))
-    console.print(f"report: {report}", soft_wrap=True)
-    return quality
+    console.print(f"report: {ledger.store.target(paths.report.name)}", soft_wrap=True)
 
 
-def run_report(run: pathlib.Path) -> None:
+def run_report(run: str | pathlib.Path) -> None:
     """Summary and report of a run folder again. Raises ConfigError when it is none."""
-    paths = RunPaths(run)
-    if not paths.config.is_file():
-        raise ConfigError([f"{str(run)!r} is no run folder: it has no {paths.config.name}"])
-    spec = read_yaml(paths.config)
-    with locked(paths):
-        ledger = open_ledger(paths)
-        refuse_missing_videos(paths, ledger.records())
-        conclude(paths, spec, ledger.records(), ledger.failures(), Console())
+    console = Console()
+    with open_folder(run, tell=warner(console), must_exist=True) as folder:
+        spec = read_yaml(folder.paths.config)
+        refuse_missing_videos(folder.ledger)
+        conclude(folder.ledger, spec, folder.ledger.records(), folder.ledger.failures(), console)
 
 
-def run_track(run: pathlib.Path, uri: str | None) -> None:
+def run_track(run: str | pathlib.Path, uri: str | None) -> None:
     """Mirror a run folder into MLflow. Raises ConfigError when it is none or in use, RunError when MLflow cannot be written."""
     from experiments.tracking import mirror
 
-    if not RunPaths(run).config.is_file():
-        raise ConfigError([f"{str(run)!r} is no run folder: it has no {RunPaths(run).config.name}"])
-    try:
-        changes = mirror(run, uri)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+    console = Console()
+    with open_folder(run, tell=warner(console), must_exist=True) as folder:
+        changes = mirror(folder.ledger, uri)
     told = f"mirrored {changes.num_records} records: {changes.num_added} runs added, {changes.num_updated} updated"
-    Console().print(told, highlight=False)
+    console.print(told, highlight=False)

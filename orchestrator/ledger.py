@@ -50,7 +50,7 @@ class Ledger:
         """One whole line, on disk when this returns. Raises ValueError for an item that has its record."""
         if record.item_key in self._records:
             raise ValueError(f"item {record.item_key!r} already has its record; an item is finished once")
-        append_whole(self.paths.records, json.dumps(as_row(record)).encode() + b"\n", sync=True)
+        append_whole(self.paths.records, self.lines([record]), sync=True)
         self._records[record.item_key] = record
         self.paths.failure(record.item_key).unlink(missing_ok=True)
 
@@ -61,7 +61,7 @@ class Ledger:
     def finish(self, record: Record) -> None:
         """Sidecar, then the video under its final name, then the line: each step leaves a state that resumes."""
         self.check()
-        self.store.put(self._sidecar(record), json.dumps(as_row(record)).encode())
+        self.store.put(self.sidecar_of(record), json.dumps(as_row(record)).encode())
         self.store.move(self._staged(record, record.attempts), record.video)
         self.append(record)
         folder = self._folder(record)
@@ -94,7 +94,7 @@ class Ledger:
             self._sweep_drafts(item, beside[self._folder(item)])
             if item.item_key in self._records:
                 continue
-            record = self._adoptable(item, verify) if self._video(item) in there else None
+            record = self._adoptable(item, verify) if self.video_of(item) in there else None
             if record is None:
                 todo.append(item)
             else:
@@ -102,16 +102,36 @@ class Ledger:
                 adopted.append(record)
         return todo, adopted
 
+    def unrecorded(self, videos: Iterable[str]) -> list[Record]:
+        """What the sidecars say of videos, by name, that are there without a record."""
+        recorded = {record.video for record in self._records.values()}
+        there = self.store.sizes(self.paths.relative(self.paths.videos))
+        found = [
+            _sidecar_record(self.store.read(f"{v.removesuffix('.mp4')}.json")) for v in videos if v in there.keys() - recorded
+        ]
+        return [record for record in found if record is not None]
+
+    def forget(self, records: Iterable[Record]) -> None:
+        """Take records out, because their videos were set aside."""
+        for record in records:
+            self._records.pop(record.item_key, None)
+        write_atomic(self.paths.records, self.lines(self.records()))
+
+    @staticmethod
+    def lines(records: Iterable[Record]) -> bytes:
+        """As a file of records holds them."""
+        return b"".join(json.dumps(as_row(record)).encode() + b"\n" for record in records)
+
     def missing_videos(self) -> list[str]:
         """Names of recorded videos that are gone."""
         there = self.store.sizes(self.paths.relative(self.paths.videos))
         return [record.video for record in self._records.values() if record.video not in there]
 
     def _adoptable(self, item: Item, verify: Verify) -> Record | None:
-        record = _sidecar_record(self.store.read(self._sidecar(item)))
+        record = _sidecar_record(self.store.read(self.sidecar_of(item)))
         if record is None or record.item_key != item.item_key:
             return None
-        with self.store.fetched(self._video(item)) as video:
+        with self.store.fetched(self.video_of(item)) as video:
             with video.open("rb") as file:
                 intact = file_digest(file, "sha256").hexdigest() == record.sha256
             return record if intact and verify(video, record.num_frames) is None else None
@@ -123,12 +143,12 @@ class Ledger:
                 self.store.remove(name)
 
     def _folder(self, item: Item | Record) -> str:
-        return self._video(item).rpartition("/")[0]
+        return self.video_of(item).rpartition("/")[0]
 
-    def _video(self, item: Item | Record) -> str:
+    def video_of(self, item: Item | Record) -> str:
         return self.paths.relative(self.paths.video(item.arm, item.prompt_id, item.seed))
 
-    def _sidecar(self, item: Item | Record) -> str:
+    def sidecar_of(self, item: Item | Record) -> str:
         return self.paths.relative(self.paths.sidecar(item.arm, item.prompt_id, item.seed))
 
     def _staged(self, item: Item | Record, attempt: int) -> str:

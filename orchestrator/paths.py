@@ -54,6 +54,11 @@ class RunPaths:
         return self.root / ".lock"
 
     @property
+    def tracking_lock(self) -> Path:
+        """Held by the one process that writes the run to MLflow."""
+        return self.root / ".tracking.lock"
+
+    @property
     def owner(self) -> Path:
         """Who writes the run; see :mod:`orchestrator.ownership`."""
         return self.root / ".owner.json"

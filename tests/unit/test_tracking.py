@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from experiments import tracking
+from experiments import following, tracking
+from experiments.following import Follower, follow
 from experiments.mlflow_rows import METRICS, videos_to_upload
-from experiments.tracking import Tracker, mirror, open_run, tracking_uri
-from orchestrator.ledger import Ledger, RunLock
+from experiments.mlflow_store import Changes, RunStore
+from experiments.tracking import FINISH, open_run, tracking_uri
+from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
 from orchestrator.types import Record
 from tests.fakerun import make_failure, make_record, make_records, make_run, make_spec, quality_row
 
 
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to lay out a new one."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture(autouse=True)
-def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_database: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_database, tmp_path)
 
 
 def runs(paths: RunPaths, experiment: str = "dvg") -> list[Run]:
@@ -53,14 +66,19 @@ def state(paths: RunPaths) -> dict[str, Any]:
     }
 
 
+def mirror(root: Path, uri: str | None = None) -> Changes:
+    return tracking.mirror(Ledger(RunPaths(root)), uri)
+
+
 def tracked(paths: RunPaths, records: list[Record], spec: dict[str, Any] | None = None) -> list[str]:
-    warnings: list[str] = []
-    tracker = Tracker(paths, spec or make_spec(records), warnings.append)
-    for record in records:
-        tracker.on_record(record)
-    quality = [quality_row(r) for r in records if r.arm == "dvg"]
-    tracker.on_finish(records, quality, Ledger(paths).failures())
-    assert tracker.close() == (not warnings)
+    """Follow a run to its end, in this process."""
+    if spec:
+        paths.config.write_text(yaml.safe_dump(spec))
+    paths.quality.write_text("".join(json.dumps(quality_row(r)) + "\n" for r in records if r.arm == "dvg"))
+    told: list[dict[str, Any]] = []
+    follow(Follower(paths, told.append), lambda timeout_s: FINISH, told.append)
+    warnings = [row["warn"] for row in told if "warn" in row]
+    assert told[-1] == {"complete": not warnings}
     return warnings
 
 
@@ -143,12 +161,12 @@ def test_a_tracker_killed_in_the_middle_of_a_run_is_completed_without_a_second_r
 
 def test_a_stopped_sweep_is_marked_killed_and_reopened_by_the_next_start(tmp_path: Path) -> None:
     records = make_records(2)
-    paths = make_run(tmp_path, records)
-    first = Tracker(paths, make_spec(records))
-    first.on_record(records[0])
-    assert first.close()
+    paths = make_run(tmp_path, records[:1])
+    follow(Follower(paths, print), lambda timeout_s: "", print)
     assert {run.info.status for level in ("sweep", "config") for run in by_level(paths)[level]} == {"KILLED"}
-    tracked(paths, records)
+    for record in records[1:]:
+        Ledger(paths).append(record)
+    tracked(paths, records, make_spec(records))
     assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "config": 2, "prompt": 4}
     assert {run.info.status for run in runs(paths)} == {"FINISHED"}
 
@@ -158,33 +176,46 @@ def test_a_broken_tracking_uri_warns_once_hides_the_password_and_never_raises(tm
     records = make_records(4)
     paths = make_run(tmp_path, records, videos=False)
     warnings = tracked(paths, records, make_spec(records, uri=uri))
-    assert sum("prompt run not written" in line for line in warnings) == 1
-    assert any("dvg track" in line for line in warnings)
-    assert not any("secret" in line for line in warnings)
+    assert len(warnings) == 1
+    assert "the run goes on" in warnings[0]
+    assert "secret" not in warnings[0]
     assert mirror(tmp_path, paths.mlflow_uri).num_added == 8
 
 
-def test_a_slow_store_does_not_hold_up_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
-    opened = tracking.open_run
+def test_records_are_sent_as_they_are_written_and_none_twice(tmp_path: Path) -> None:
+    records = make_records(2)
+    paths = make_run(tmp_path, records[:1], make_spec(records))
+    follower = Follower(paths, print)
+    ledger, counts = Ledger(paths), []
+    for record in [None, *records[1:]]:
+        if record is not None:
+            ledger.append(record)
+        follower.look()
+        counts.append(len(by_level(paths)["prompt"]))
+    assert counts == [1, 2, 3, 4]
+    with paths.records.open("ab") as file:
+        file.write(b'{"item_key": "half a li')
+    follower.look()
+    assert len(by_level(paths)["prompt"]) == 4
 
-    def slow(*args: Any) -> Any:
-        gate.wait(60)
-        return opened(*args)
 
-    monkeypatch.setattr(tracking, "open_run", slow)
-    records = make_records(4)
-    paths = make_run(tmp_path, records, videos=False)
-    warnings: list[str] = []
-    tracker = Tracker(paths, make_spec(records), warnings.append)
-    for record in records:
-        tracker.on_record(record)  # would never return if it waited for the store
-    tracker.on_finish(records, [])
-    assert tracker.close(timeout_s=0.05) is False
-    assert "misses 9 updates" in warnings[0]
-    gate.set()
-    tracker._thread.join(60)
-    assert len(by_level(paths)["prompt"]) == 8
+def test_a_failure_half_way_is_retried_from_what_mlflow_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "PAUSE_S", 0.0)
+    records = make_records(2)
+    paths = make_run(tmp_path, records, make_spec(records), videos=False)
+    follower = Follower(paths, print)
+    put = RunStore.put
+
+    def lost(store: RunStore, record: Record, quality: Any = None) -> str:
+        """The server did as asked, and its answer was lost."""
+        monkeypatch.setattr(RunStore, "put", put)
+        put(store, record, quality)
+        raise ConnectionError("reset")
+
+    monkeypatch.setattr(RunStore, "put", lost)
+    follower.look()
+    follower.look()
+    assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "config": 2, "prompt": 4}
 
 
 def test_a_video_made_again_replaces_its_run(tmp_path: Path) -> None:
@@ -249,11 +280,3 @@ def test_the_video_sample_is_the_same_for_every_arm_and_every_call() -> None:
     assert videos_to_upload("none", pairs, 2) == frozenset()
     with pytest.raises(ValueError, match="'some'; choices: auto, none, sample, all"):
         videos_to_upload("some", pairs, 2)
-
-
-def test_a_folder_without_a_run_or_with_a_live_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no config\.resolved\.yaml"):
-        mirror(tmp_path)
-    paths = make_run(tmp_path, make_records(1), videos=False)
-    with RunLock(paths), pytest.raises(ValueError, match="in use"):
-        mirror(tmp_path)
