@@ -14,11 +14,11 @@ from rich.table import Table
 from orchestrator.calibration import Calibration, StepRow, save, user_folder
 from orchestrator.cli import print_json
 from orchestrator.cli_generate import Machine, find_device
-from orchestrator.cli_sweep import writable_folder
 from orchestrator.degrees import Limits, legal_widths, require
 from orchestrator.mistakes import ConfigError, RunError
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.resolve import model_of, shape_of
+from orchestrator.runfolder import writable_folder
 from orchestrator.types import Grid, VideoShape
 from parallel import backends
 from stages.models import embedded
