@@ -23,22 +23,37 @@ from experiments.bench import cluster_timeline as timeline
 from experiments.bench.cluster_costs import busy_gpus, cost_of, fitted
 from experiments.bench.cluster_crew import StayingCrew
 from experiments.bench.cluster_options import DEMANDS, Options, demands_of, grids_of, parse, rules_of, widths
+from experiments.bench.cluster_predicted import replayed, simulated_s
 from experiments.bench.cluster_workers import CALIBRATION, ROW, RandomWorkshop, grid_of
 from experiments.bench.common import save
 from orchestrator.arms import Arm, make_item
 from orchestrator.calibration import Calibration
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster import Cluster, start_or_join
 from orchestrator.config import Sweep, TrackingConfig
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
-from orchestrator.policy import Policy
+from orchestrator.policy import Sizing
 from orchestrator.resolve_sizing import sizing_of
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
 from orchestrator.sizing import SizingConfig
-from orchestrator.types import Item
+from orchestrator.types import Demand, Item
 
 PLACES = "places"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run that is over."""
+
+    sweep: Sweep
+    sizing: Sizing
+    began: float
+    """By the clock that the host's processes share."""
+    rows: list[dict[str, Any]]
+    """Of its event log."""
+    gpu_samples: list[list[float]]
 
 
 @dataclass
@@ -47,17 +62,20 @@ class Rig:
 
     options: Options
     arms: tuple[Arm, ...]
+    demands: dict[str, Demand]
+    """By prompt id."""
     cluster: Cluster
     crew: StayingCrew
     root: pathlib.Path
     began_s: float
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checkpoints: Checkpoints
+    runs: dict[str, Made] = field(default_factory=dict)
 
     @property
     def num_gpus(self) -> float:
         return self.cluster.num_gpus or float(self.options.heavy * self.options.pods)
 
-    def run(self, name: str, items: Sequence[Item], sizing: SizingConfig, arms: tuple[Arm, ...]) -> dict[str, Any]:
+    def run(self, name: str, items: Sequence[Item], sizing: SizingConfig, arms: tuple[Arm, ...]) -> Made:
         """All ``items`` under one rule, in a run folder of their own. Raises RuntimeError when one is not made."""
         config = self.options.cluster(sizing)
         sweep = Sweep(f"bench-{name}", arms, tuple(items), None, 1, config, TrackingConfig())
@@ -66,19 +84,18 @@ class Rig:
         with busy_gpus() as samples:
             began = self._sweep(sweep, items, policy, paths)
         rows = [json.loads(line) for line in paths.events.read_text().splitlines()]
-        made = [json.loads(line) for line in paths.records.read_text().splitlines()]
-        if len(made) != len(items):
+        num_made = len(paths.records.read_text().splitlines())
+        if num_made != len(items):
             stories = [path.read_text()[:2000] for path in paths.failures.glob("*")]
-            raise RuntimeError(f"run {name} made {len(made)} of {len(items)} videos: {stories}")
-        found = {"rule": sizing.model_dump(), "began": began, "rows": rows, "gpu_samples": samples}
-        self.runs[name] = found
-        return found
+            raise RuntimeError(f"run {name} made {num_made} of {len(items)} videos: {stories}")
+        self.runs[name] = Made(sweep, policy, began, rows, samples)
+        return self.runs[name]
 
-    def _sweep(self, sweep: Sweep, items: Sequence[Item], policy: Policy, paths: RunPaths) -> float:
+    def _sweep(self, sweep: Sweep, items: Sequence[Item], policy: Sizing, paths: RunPaths) -> float:
         from orchestrator.cli_sweep import scheduler_config
         from orchestrator.driver import RayShell
 
-        runbook = Runbook(Ledger(paths), sweep.arms_by_name)
+        runbook = Runbook(Ledger(paths), sweep.arms_by_name, checkpoints=self.checkpoints)
         by_key = {item.item_key: item for item in items}
         began = time.time()
         self.crew.config = sweep.cluster
@@ -99,32 +116,39 @@ def tell_line(event: Any, commands: Any) -> None:
 
 
 def calibrated(rig: Rig) -> tuple[Calibration, tuple[Arm, ...]]:
-    """What each width took on every grid, all ranks measuring at once; the arms with the cost that follows."""
-    options, rows = rig.options, []
-    transitions, decodes = [], []
+    """What each width took on every grid, all ranks measuring at once; the arms with the cost that follows.
+
+    Raises RuntimeError when a measurement ran on another width than it was for.
+    """
+    options, found = rig.options, []
     for width in widths(options.heavy):
         slices = range(options.heavy // width * options.pods)
         items = [Item(f"c{width}x{k}", rig.arms[0].name, f"c{k}", CALIBRATION, k) for k in slices]
-        told = rig.run(f"calibrate-{width}", items, SizingConfig(rule="fixed", width=width), rig.arms)["rows"]
-        for row in told:
-            if row["type"] == "PhaseDone":
-                rows += [(width, grid_of(key), s) for key, s in row["timings_s"].items() if key.startswith(ROW)]
-                transitions.append(row["timings_s"]["transition_token_s"])
-            if row["type"] == "Decoded":
-                decodes.append(row["clip"]["timings_s"]["decode_s"])
-    calibration = fitted(rig.arms[0], rows, min(transitions))
-    cost = cost_of(calibration, rig.arms[0], min(decodes))
+        made = rig.run(f"calibrate-{width}", items, SizingConfig(rule="fixed", width=width), rig.arms)
+        turns = timeline.turns(made.rows, made.began)
+        if odd := [turn for turn in turns if turn.kind == "StartPhase" and len(turn.ranks) != width]:
+            raise RuntimeError(f"a measurement for {width} ranks ran on {len(odd[0].ranks)}")
+        found += turns
+    phases = [turn for turn in found if turn.kind == "StartPhase"]
+    rows = [(len(t.ranks), grid_of(key), s) for t in phases for key, s in t.timings_s.items() if key.startswith(ROW)]
+    calibration = fitted(rig.arms[0], rows, min(turn.timings_s["transition_token_s"] for turn in phases))
+    decode_s = min(turn.answered_s - turn.told_s for turn in found if turn.kind == "StartDecode")
+    cost = cost_of(calibration, rig.arms[0], decode_s)
     return calibration, tuple(arm.model_copy(update={"cost": cost}) for arm in rig.arms)
 
 
 def summed_up(rig: Rig, name: str) -> dict[str, Any]:
-    """Figures of one run, those of the GPUs' own driver among them."""
+    """Figures of one run, those of the GPUs' own driver and of the simulator among them."""
     run = rig.runs[name]
-    found = timeline.figures(run["rows"], run["began"], rig.num_gpus)
-    low, high = (run["began"] + at for at in found["window_s"])
-    within = [row[1:] for row in run["gpu_samples"] if low <= row[0] <= high]
+    found = timeline.figures(run.rows, run.began, rig.num_gpus)
+    low, high = (run.began + at for at in found["window_s"])
+    within = [row[1:] for row in run.gpu_samples if low <= row[0] <= high]
     if within:
         found["driver_busy"] = {str(k): sum(row[k] for row in within) / len(within) / 100 for k in sorted(rig_gpus(rig))}
+    found["simulated_s"] = simulated_s(run.sweep, run.sizing, rig.demands)
+    found["simulated_over_real"] = found["simulated_s"] / found["makespan_s"]
+    found["replay"] = replayed(run.sweep, run.sizing, run.rows, rig.demands)
+    found["replayed_over_real"] = 1 + found["replay"]["with_recorded_seconds"]["difference"]
     return found
 
 
@@ -161,18 +185,22 @@ def hired(options: Options, root: pathlib.Path, began_s: float) -> Rig:
     (root / PLACES).mkdir()
     arms = options.arms(str(tiny(options, root)) if options.rehearse else None)
     demands = [demand for _, demand in demands_of(DEMANDS, options.num_prompts)]
+    checkpoints = Checkpoints(root / "checkpoints")
+    checkpoints.open(())
+    by_prompt = {f"p{k}": demand for k, demand in enumerate(demands)}
     cluster = start_or_join(num_cpus=options.num_cpus)
     workshop = RandomWorkshop(
         {arm.name: arm for arm in arms},
         compile_blocks=None if not options.rehearse else False,
-        demands={f"p{k}": demand for k, demand in enumerate(demands)},
+        demands=by_prompt,
         grids=grids_of(arms, demands),
         folder=root / PLACES,
         is_tiny=options.rehearse,
+        checkpoints=checkpoints.root,
     )
-    crew = StayingCrew(cluster, options.cluster(SizingConfig()), workshop)
+    crew = StayingCrew(cluster, options.cluster(SizingConfig()), workshop, "bench")
     print(f"{len(workshop.grids)} grids; {cluster.num_gpus:g} GPUs; {time.monotonic() - began_s:.1f} s", flush=True)
-    return Rig(options, arms, cluster, crew, root, began_s)
+    return Rig(options, arms, by_prompt, cluster, crew, root, began_s, checkpoints)
 
 
 def tiny(options: Options, root: pathlib.Path) -> pathlib.Path:
@@ -200,7 +228,8 @@ def conclude(rig: Rig, calibration: Calibration) -> None:
     names = [name for name in rig.runs if name in rules_of(options)]
     found = {name: summed_up(rig, name) for name in names}
     given = {**dataclasses.asdict(options), "out": options.out.name}
-    kept = {"options": given, "calibration": calibration.model_dump(mode="json"), "figures": found, "runs": rig.runs}
+    runs = {name: {"began": run.began, "rows": run.rows, "gpu_samples": run.gpu_samples} for name, run in rig.runs.items()}
+    kept = {"options": given, "calibration": calibration.model_dump(mode="json"), "figures": found, "runs": runs}
     save(options.out, "cluster", {**kept, "num_gpus": rig.num_gpus})
     print(table(found))
 
@@ -208,9 +237,12 @@ def conclude(rig: Rig, calibration: Calibration) -> None:
 COLUMNS = {
     "videos": ("videos", "{:d}"),
     "makespan_s": ("makespan s", "{:.1f}"),
+    "simulated_over_real": ("simulated / real", "{:.3f}"),
+    "replayed_over_real": ("replayed / real", "{:.3f}"),
     "busy_backlogged": ("busy, backlog", "{:.1%}"),
     "busy_whole": ("busy, whole run", "{:.1%}"),
     "handoff_share": ("hand-off", "{:.2%}"),
+    "checkpoint_share": ("checkpoints", "{:.2%}"),
     "scheduling_share": ("scheduling", "{:.2%}"),
     "starved_share": ("no clip", "{:.2%}"),
     "heavy_gpu_s": ("heavy GPU-s", "{:.1f}"),

@@ -9,31 +9,34 @@ from orchestrator.crew import START_TIMEOUT_S, Crew, Ref, Unit
 
 
 class StayingCrew(Crew):
-    """``close`` keeps the actors, which the next run hires again; ``end`` ends them."""
+    """``close`` keeps the actors, which the next run starts again; ``end`` ends them."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._kept: dict[tuple[str, int], Unit] = {}
 
-    def hire(self, kind: str, slot: int, generation: int) -> tuple[Unit, list[Ref]]:
-        unit = self._kept.pop((kind, slot), None)
-        if unit is None:
-            return super().hire(kind, slot, generation)
+    def ask(self, kind: str, slot: int, generation: int = 0, group: Any = None) -> Unit:
+        kept = self._kept.get((kind, slot))
+        return super().ask(kind, slot, kept.generation if kept else generation, kept.group if kept else group)
+
+    def start(self, unit: Unit) -> list[Ref]:
+        kept = self._kept.pop((unit.kind, unit.slot), None)
+        if kept is None:
+            return super().start(unit)
         import ray
 
-        self.units.append(unit)
-        unit.starting, unit.deadline_s = set(range(len(unit.actors))), time.monotonic() + START_TIMEOUT_S
-        return unit, [ray.put(unit.place) for _ in unit.actors]
+        unit.actors, unit.starting = kept.actors, set(range(len(kept.actors)))
+        unit.deadline_s = time.monotonic() + START_TIMEOUT_S
+        return [ray.put(kept.place) for _ in kept.actors]
 
     def close(self) -> None:
-        for unit in list(self.units):
-            if unit.dead or unit.starting:
-                self.dismiss(unit)
+        for unit in list(self.units.values()):
+            if unit.ready:
+                self._kept[unit.kind, unit.slot] = self.units.pop(unit.name)
             else:
-                self._kept[unit.kind, unit.slot] = unit
-        self.units.clear()
+                self.dismiss(unit)
 
     def end(self) -> None:
-        self.units.extend(self._kept.values())
+        self.units |= {unit.name: unit for unit in self._kept.values()}
         self._kept.clear()
         super().close()

@@ -36,6 +36,7 @@ class Options:
     heavy: int
     pods: int
     decode_workers: int
+    gpus_per_rank: float
     gpus_per_sketch: float
     gpus_per_decode: float
     decode_on: str
@@ -84,7 +85,7 @@ class Options:
                 "pods": self.pods,
                 "heavy_ranks": self.heavy,
                 "decode_workers": self.decode_workers,
-                "gpus_per_rank": int(on_gpu),
+                "gpus_per_rank": self.gpus_per_rank * on_gpu,
                 "gpus_per_sketch": self.gpus_per_sketch * on_gpu,
                 "gpus_per_decode": self.gpus_per_decode * on_gpu,
                 "decode_on": self.decode_on,
@@ -140,6 +141,7 @@ def parse(words: Sequence[str] | None, text: str | None) -> Options:
     parser.add_argument("--heavy", type=int, default=2, help="ranks of a pod")
     parser.add_argument("--pods", type=int, default=1)
     parser.add_argument("--decode-workers", type=int, default=2)
+    parser.add_argument("--gpus-per-rank", type=float, default=1.0)
     parser.add_argument("--gpus-per-sketch", type=float, default=0.5)
     parser.add_argument("--gpus-per-decode", type=float, default=0.5)
     parser.add_argument("--decode-on", choices=("workers", "pod"), default="workers")

@@ -80,6 +80,7 @@ def figures(rows: Sequence[Row], began: float, num_gpus: float) -> Row:
     idle = _idle(heavy, ranks, window, waits(rows))
     gpu_s = (window[1] - window[0]) * len(ranks)
     heavy_gpu_s = sum(len(turn.ranks) * (turn.to_s - turn.from_s) for turn in heavy)
+    checkpoint_s = sum(len(turn.ranks) * turn.timings_s.get("checkpoint_s", 0.0) for turn in heavy)
     return {
         "videos": len(ends),
         "makespan_s": makespan_s,
@@ -87,6 +88,7 @@ def figures(rows: Sequence[Row], began: float, num_gpus: float) -> Row:
         "busy_backlogged": busy_s(heavy, window) / gpu_s,
         "busy_whole": busy_s(heavy, whole) / ((whole[1] - whole[0]) * len(ranks)),
         "handoff_share": idle["handoff_s"] / gpu_s,
+        "checkpoint_share": checkpoint_s / heavy_gpu_s,
         "scheduling_share": idle["scheduling_s"] / gpu_s,
         "starved_share": idle["starved_s"] / gpu_s,
         "window_s": list(window),

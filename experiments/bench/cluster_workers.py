@@ -23,11 +23,12 @@ from orchestrator.geometry import ModelGeometry, model
 from orchestrator.matching import decide
 from orchestrator.pods import ClipWorkshop
 from orchestrator.types import Action, Decision, Demand, Grid, Item, Stage
+from orchestrator.work import Worker
 from stages.demand import Pixels
 from stages.denoise import Boundary, OnStep, ignore
 from stages.models.base import Condition
 from stages.planners.task import Planner, Task
-from stages.worker import ClipWorker, Team
+from stages.worker import ClipWorker, Keeper, Team
 
 CALIBRATION = "calibration"
 """Items of this prompt measure forwards where others refine; their decode is that of any clip."""
@@ -46,13 +47,29 @@ class RandomWorkshop(ClipWorkshop):
     is_tiny: bool = False
     """Checkpoints of the arms instead of random weights of real size, for a rehearsal."""
 
-    def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Any = None) -> RandomWorker:
-        worker = RandomWorker(self.arms, parts, device, num_threads, self.attention, self.compile_blocks)
-        worker.workshop = self
-        worker.warm_up()
+    def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Any = None) -> Worker:
+        worker = super().make(parts, device, num_threads, groups)
         rank = "" if groups is None else groups.rank
         (self.folder / f"{'-'.join(sorted(parts))}.{rank}.{device.rpartition(':')[2]}").touch()
         return worker
+
+    def worker_class(self) -> type[ClipWorker]:
+        return type("Bound", (RandomWorker,), {"workshop": self})
+
+
+class TimedKeeper:
+    """Counts what a rank spends on checkpoints before it goes on."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper, self.spent_s = keeper, 0.0
+
+    def keep(self, item_key: str, boundary: Any, made_by: Mapping[str, str]) -> None:
+        began_s = time.perf_counter()
+        self.keeper.keep(item_key, boundary, made_by)
+        self.spent_s += time.perf_counter() - began_s
+
+    def settle(self) -> None:
+        self.keeper.settle()
 
 
 class RandomWorker(ClipWorker):
@@ -60,6 +77,15 @@ class RandomWorker(ClipWorker):
 
     workshop: RandomWorkshop
     _told: Demand | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.keeper is not None:
+            self.keeper = TimedKeeper(self.keeper)
+
+    @property
+    def _checkpoint_s(self) -> float:
+        return self.keeper.spent_s if isinstance(self.keeper, TimedKeeper) else 0.0
 
     def sketch(self, item: Item, on_step: OnStep = ignore) -> tuple[Decision, dict[str, float], Boundary]:
         self._told = self.workshop.demands.get(item.prompt_id)
@@ -71,12 +97,13 @@ class RandomWorker(ClipWorker):
         self, item: Item, boundary: Boundary, on_step: OnStep = ignore, *, stop: int | None = None, team: Team | None = None
     ) -> tuple[Boundary, dict[str, float]]:
         """As of any worker, with when it was at work, by the clock that the host's processes share."""
-        began = time.time()
+        began, kept_s = time.time(), self._checkpoint_s
         if item.prompt == CALIBRATION:
             boundary, timings_s = self._calibrate(item, boundary, team)
         else:
             boundary, timings_s = super().refine(item, boundary, on_step, stop=stop, team=team)
-        return boundary, {**timings_s, "refine_from": began, "refine_to": time.time()}
+        spent = {"refine_from": began, "refine_to": time.time(), "checkpoint_s": self._checkpoint_s - kept_s}
+        return boundary, {**timings_s, **spent}
 
     def _calibrate(self, item: Item, boundary: Boundary, team: Team | None) -> tuple[Boundary, dict[str, float]]:
         """Seconds of one branch's forward on every grid, and a finished latent of noise."""

@@ -1,0 +1,270 @@
+"""A sweep on wan-mini in which everything that can be killed is killed, again and again, and what is left of it afterwards.
+
+    python -m experiments.bench.chaos [--items 200] [--kills 100] [--seed 0] [--out FILE]
+
+The same items are first made undisturbed, on a cluster of the same kind. Then ranks, sketch and decode workers, nodes, the
+tracker and the driver get SIGKILL at random while the sweep goes on; a driver that is gone is started again, same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from experiments.bench.chaos_checks import losses, mistakes_of, rows_of
+from experiments.bench.chaos_rig import Rig, wait_until
+from experiments.bench.common import save
+from orchestrator.cli_sweep import scheduler_config
+from orchestrator.config import Sweep, load_sweep
+from orchestrator.paths import RunPaths
+from orchestrator.resolve_sizing import sizing_of
+from orchestrator.scheduler import Scheduler
+
+WEIGHTS = {"rank": 0.45, "sketch": 0.14, "decode": 0.14, "node": 0.10, "driver": 0.10, "tracker": 0.07}
+"""How often each kind is chosen."""
+PATIENCE_S = 600.0
+"""Without a record the sweep hangs."""
+COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "cyan", "pink")
+SHAPES = ("circle", "square", "triangle", "cross")
+PACES = ("stays still", "drifts slowly to the right")
+NUM_NODES = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    items: int
+    kills: int
+    seed: int
+    width: int
+    frames: int
+    side: int
+    steps: int
+    out: Path
+    weights: str | None
+
+
+@dataclass
+class Tally:
+    """What was done to the sweep."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    starts: int = 1
+    misses: int = 0
+    """Times that nothing of the chosen kind was alive."""
+    story: list[tuple[float, str, int]] = field(default_factory=list)
+    """Seconds, kind and records at each kill."""
+
+
+def spec_of(options: Options) -> dict[str, Any]:
+    """Prompts by colour, shape and pace, each under as many seeds as it takes."""
+    prompts = [f"a large {c} {s} {p} on a plain background" for c in COLOURS for s in SHAPES for p in PACES]
+    prompts = prompts[: max(1, min(len(prompts), options.items // 3))]
+    return {
+        "name": "chaos",
+        "model": "wan-mini",
+        "frames": options.frames,
+        "height": options.side,
+        "width": options.side,
+        "steps": options.steps,
+        "seeds": list(range(-(-options.items // len(prompts)))),
+        "prompts": prompts,
+        "max_attempts": 12,
+        "arms": {"dvg": {"planner": "dvg", "budget": 0.5}},
+        "cluster": {
+            "pods": 2,
+            "heavy_ranks": 2,
+            "num_threads": 1,
+            "collective_timeout_s": 60,
+            "sizing": {"rule": "fixed", "width": options.width},
+        },
+        **({} if options.weights is None else {"weights": options.weights}),
+    }
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    options = parse(words)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        spec = root / "chaos.yaml"
+        spec.write_text(yaml.safe_dump(spec_of(options)))
+        calm_s = made(options, root, spec, "undisturbed", Tally(), kills=0)
+        tally = Tally()
+        wild_s = made(options, root, spec, "disturbed", tally, kills=options.kills)
+        found = concluded(options, root, load_sweep(spec, []), tally) | {"undisturbed_s": calm_s, "disturbed_s": wild_s}
+    given = {**asdict(options), "out": options.out.name}
+    save(options.out, "chaos", {"options": given, **found})
+    text = report(options, found)
+    options.out.with_suffix(".md").write_text(text)
+    print(text)
+    return 1 if any(found["mistakes"].values()) else 0
+
+
+def parse(words: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=1, help="ranks of every slice")
+    parser.add_argument("--frames", type=int, default=25)
+    parser.add_argument("--side", type=int, default=96, help="height and width, pixels")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--weights", default=None, help="a checkpoint of wan-mini; default: the one that ships")
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/chaos_cpu.json"))
+    return Options(**vars(parser.parse_args(words)))
+
+
+def made(options: Options, root: Path, spec: Path, name: str, tally: Tally, kills: int) -> float:
+    """Run the sweep to its end under so many kills; seconds. Raises RuntimeError when it does not end well."""
+    paths, log = RunPaths(root / name), root / f"{name}.log"
+    command = ["-m", "orchestrator", "sweep", str(spec), "--out", str(paths.root), "--limit", str(options.items)]
+    rig, began_s = Rig(NUM_NODES), time.monotonic()
+    try:
+        rig.drive(command, log)
+        rampage = Rampage(options, rig, paths, tally, lambda: rig.drive(command, log))
+        rampage.run(kills)
+        code = rampage.wait()
+    finally:
+        rig.close()
+    if code != 0:
+        raise RuntimeError(f"the {name} sweep ended with {code}: {log.read_text()[-3000:]}")
+    return time.monotonic() - began_s
+
+
+class Rampage:
+    """Kills as records come in: one whenever the sweep is so far, or nothing has come of it for a while."""
+
+    def __init__(self, options: Options, rig: Rig, paths: RunPaths, tally: Tally, start_again: Any) -> None:
+        self.options, self.rig, self.paths, self.tally, self.start_again = options, rig, paths, tally, start_again
+        self.dice = random.Random(options.seed)
+        self.began_s = time.monotonic()
+
+    @property
+    def num_records(self) -> int:
+        return self.paths.records.read_bytes().count(b"\n") if self.paths.records.exists() else 0
+
+    def run(self, kills: int) -> None:
+        every = 0.9 * self.options.items / max(kills, 1)
+        for number in range(kills):
+            due = int(every * number) + 1
+            self._wait_for(due)
+            if self.num_records >= self.options.items:
+                return
+            time.sleep(self.dice.uniform(0.0, 2.0))
+            self._strike()
+
+    def wait(self) -> int:
+        """Until the driver ends by itself; its exit code."""
+        self._wait_for(self.options.items)
+        driver = self.rig.driver
+        if driver is None:
+            raise RuntimeError("there is no driver")
+        return driver.wait(timeout=PATIENCE_S)
+
+    def _wait_for(self, due: int) -> None:
+        """Raises RuntimeError when the driver ends on its own account, TimeoutError when no record comes."""
+
+        def there() -> bool:
+            driver = self.rig.driver
+            if self.num_records >= due:
+                return True
+            if driver is not None and driver.poll() is not None:
+                raise RuntimeError(f"the driver ended with {driver.returncode} at {self.num_records} records")
+            return False
+
+        wait_until(there, PATIENCE_S, f"record {due}")
+
+    def _strike(self) -> None:
+        (kind,) = self.dice.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        if kind == "node":
+            self._note(kind)
+            self.rig.kill_node(self.dice.randrange(len(self.rig.nodes)))
+            return
+        victims = self.rig.victims(kind)
+        if not victims:
+            self.tally.misses += 1
+            kind, victims = "rank", self.rig.victims("rank")
+        if not victims:
+            return
+        victim = self.dice.choice(sorted(victims, key=lambda process: process.pid))
+        self._note(kind)
+        try:
+            self.rig.kill(victim)
+        except psutil.NoSuchProcess:
+            self.tally.misses += 1
+        if kind == "driver":
+            self.tally.starts += 1
+            self.start_again()
+
+    def _note(self, kind: str) -> None:
+        self.tally.kills[kind] += 1
+        self.tally.story.append((round(time.monotonic() - self.began_s, 1), kind, self.num_records))
+        print(f"{self.tally.story[-1]}", flush=True)
+
+
+def concluded(options: Options, root: Path, sweep: Sweep, tally: Tally) -> dict[str, Any]:
+    """Every check of the disturbed run, and what was lost."""
+    from stages.video import verify
+
+    calm, wild = RunPaths(root / "undisturbed"), RunPaths(root / "disturbed")
+    undisturbed, events = rows_of(calm.records), rows_of(wild.events)
+
+    def fresh() -> Scheduler:
+        return Scheduler(scheduler_config(sweep), sizing_of(sweep.arms, sweep.cluster))
+
+    wanted = [row["item_key"] for row in undisturbed]
+    return {
+        "kills": dict(tally.kills),
+        "num_kills": tally.kills.total(),
+        "driver_starts": tally.starts,
+        "misses": tally.misses,
+        "story": tally.story,
+        "items": len(wanted),
+        "attempts": dict(sorted(Counter(row["attempts"] for row in rows_of(wild.records)).items())),
+        "losses": losses(events),
+        "mistakes": mistakes_of(wild, wanted, undisturbed, fresh, verify),
+    }
+
+
+def report(options: Options, found: dict[str, Any]) -> str:
+    """Markdown."""
+    lost = found["losses"]
+    lines = [
+        "# A sweep under fire",
+        "",
+        f"{found['items']} items of wan-mini ({options.frames} x {options.side} x {options.side}, {options.steps} steps, width "
+        f"{options.width}), 2 pods of 2 ranks, a sketch and a decode worker on {NUM_NODES} nodes of one machine; "
+        f"seed {options.seed}.",
+        "",
+        "| killed (-9) | times |",
+        "| --- | --- |",
+        *(f"| {kind} | {number} |" for kind, number in sorted(found["kills"].items())),
+        f"| all | {found['num_kills']} |",
+        "",
+        f"Starts of the driver: {found['driver_starts']}. Workers lost, as the scheduler saw it: "
+        f"{json.dumps(lost['workers_lost'])}; clips that went with them: {lost['clips_interrupted']}; work done again: {lost['work_lost_s']:.0f} s. "
+        f"Attempts that items took: {json.dumps(found['attempts'])}.",
+        f"The whole took {found['disturbed_s']:.0f} s, undisturbed {found['undisturbed_s']:.0f} s.",
+        "",
+        "| afterwards | |",
+        "| --- | --- |",
+        *(f"| {name} | {'holds' if not wrong else f'{len(wrong)} times not'} |" for name, wrong in found["mistakes"].items()),
+        "",
+        *(f"- {name}: {line}" for name, wrong in found["mistakes"].items() for line in wrong[:10]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
