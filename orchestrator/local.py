@@ -23,8 +23,12 @@ from orchestrator.events import (
     StartSketch,
     WorkerJoined,
 )
+from orchestrator.mistakes import RunError
+from orchestrator.mistakes import RunError
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
+from orchestrator.store import staged
+from orchestrator.store import staged
 from orchestrator.types import Item
 from orchestrator.work import Worker, failed
 
@@ -98,6 +102,8 @@ class LocalShell:
     def _attempt(self, command: Command) -> Event:
         try:
             return self._work(command)
+        except RunError:  # the machine is at fault, and the next item would fare no better
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a worker raises is one attempt's failure
             return failed(self._now_s(), command.item_key, command.attempt, PHASE_OF[type(command)], error)
 
@@ -110,7 +116,8 @@ class LocalShell:
             boundary, timings_s = self.worker.refine(item, opened(command.handle), stop=command.stop)
             return PhaseDone(self._now_s(), key, attempt, command.stop, timings_s, boundary)
         if isinstance(command, StartDecode):
-            clip = self.worker.decode(item, opened(command.handle), self.runbook.staging(item, attempt))
+            with staged(self.runbook.staging(item, attempt)) as path:
+                clip = self.worker.decode(item, opened(command.handle), path)
             return Decoded(self._now_s(), key, attempt, clip)
         raise ValueError(f"{type(command).__name__} is no command of orchestrator.events")
 

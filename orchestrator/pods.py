@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from orchestrator.checkpoints import Checkpoints, Saved, load
 from orchestrator.doing import Doing, Pace
 from orchestrator.keeper import Keeper
 from orchestrator.policy import Policy, Sizing
+from orchestrator.store import Destination, staged
+from orchestrator.store import Destination, staged
 from orchestrator.types import Clip, Decision, Item, Slice
 from orchestrator.work import Worker
 
@@ -93,6 +96,8 @@ class Place:
 
     device: str
     host: str
+    node: str = ""
+    """Ray's id of it."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,9 @@ class Member:
         self.parts = parts
         self.num_threads = num_threads
         self.device = "cpu"
+        self._notice = threading.Event()
+        # The main thread has nothing else to do: an actor with concurrency groups works in others.
+        signal.signal(signal.SIGTERM, lambda number, frame: self._notice.set())
 
     def ready(self) -> Place:
         """Make the worker; its errors are this call's."""
@@ -121,11 +129,12 @@ class Member:
 
     def _make(self, groups: Groups | None = None) -> Place:
         self.worker = self.workshop.make(self.parts, self.device, self.num_threads, groups)
-        return Place(device_name(self.device), platform.node())
+        return Place(device_name(self.device), platform.node(), own_node())
 
-    def watch(self) -> None:
-        """Never returns: this call fails when the actor dies, busy or idle."""
-        threading.Event().wait()
+    def watch(self, noticed: bool = False) -> str:
+        """This call fails when the actor dies, busy or idle. It returns at a notice that the process is to end, unless ``noticed``."""
+        (threading.Event() if noticed else self._notice).wait()
+        return "SIGTERM"
 
 
 class SketchActor(Member):
@@ -135,8 +144,10 @@ class SketchActor(Member):
 
 
 class DecodeActor(Member):
-    def decode(self, item: Item, packed: Packed, path: Path) -> Clip:
-        return self.worker.decode(item, self.workshop.unpack(packed), path)
+    def decode(self, item: Item, packed: Packed, place: Destination) -> Clip:
+        boundary = self.workshop.unpack(packed)
+        with staged(place) as path:
+            return self.worker.decode(item, boundary, path)
 
 
 class PodRank(Member):
@@ -185,11 +196,12 @@ class PodRank(Member):
         )
         return (timings_s, boundary.pack()) if self._answers(piece) else (None, None)
 
-    def decode(self, item: Item, packed: Packed, path: Path, piece: Slice) -> Clip | None:
+    def decode(self, item: Item, packed: Packed, place: Destination, piece: Slice) -> Clip | None:
         self._doing = Doing(item.item_key, 0)
         boundary, team = self.workshop.unpack(packed), self._team(piece)
         if self._answers(piece):
-            return self.worker.decode(item, boundary, path, team)
+            with staged(place) as path:
+                return self.worker.decode(item, boundary, path, team)
         self.worker.help_decode(item, boundary, team)
         return None
 
@@ -234,6 +246,13 @@ def interface_of(address: str) -> str:
     if address not in found:
         raise RuntimeError(f"no network interface has address {address}; there are: {', '.join(sorted(found))}")
     return str(found[address])
+
+
+def own_node() -> str:
+    """Ray's id of this node."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def own_device() -> str:
