@@ -1,15 +1,20 @@
-"""The scheduler's books: every item in exactly one state, every worker and rank with at most one item."""
+"""The scheduler's books: every item in exactly one state, every worker and rank with at most one item.
+
+What an event asks of them takes the same time however many items, workers and pods there are: counts are kept, not taken.
+"""
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from orchestrator.slices import PodSlices, slice_mistakes
+from orchestrator.events import Reached
+from orchestrator.lanes import Lanes
+from orchestrator.pool import Pool
+from orchestrator.slices import PodSlices
 from orchestrator.types import Decision, Item, Phase, Slice
 
 
@@ -43,9 +48,9 @@ def again_from(last: State, phase_start: State) -> State:
     return last if order.index(phase_start) >= order.index(last) else State.ARRIVED
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
-    """One item's page. ``attempt`` counts from 1 and grows with every charged failure, so late results can be told."""
+    """One open item's page. ``attempt`` counts from 1 and grows with every charged failure, so late results can be told."""
 
     item: Item
     arrival: int
@@ -57,15 +62,21 @@ class Entry:
     handle: Any = None
     """The last boundary, opaque; None before the sketch and after the end."""
     decision: Decision | None = None
-    timings_s: dict[str, float] = field(default_factory=dict)
+    timings_s: Mapping[str, float] = field(default_factory=dict)
     started_s: float | None = None
     busy_since_s: float = 0.0
     device_s: float = 0.0
     plan: tuple[Phase, ...] = ()
-    """What the policy said; empty until it was asked."""
-    done: list[Phase] = field(default_factory=list)
+    """What a policy said that plans whole clips; empty until it was asked."""
+    phase: Phase | None = None
+    """The one at work."""
+    expected_s: float | None = None
+    """Predicted seconds of what is at work."""
+    done: tuple[Phase, ...] = ()
     """The phases that are behind it, as they were run."""
-    story: list[str] = field(default_factory=list)
+    reached: Reached | None = None
+    """A checkpoint of the work that is under way."""
+    story: tuple[str, ...] = ()
 
     @property
     def decided(self) -> Decision:
@@ -78,61 +89,114 @@ class Entry:
         return self.done[-1].stop if self.done else self.decided.action.num_sketched
 
     @property
-    def next_phase(self) -> Phase | None:
-        """Of the plan; None at its end, and without one."""
-        return next((phase for phase in self.plan if phase.stop > self.num_stages_done), None)
+    def is_refined(self) -> bool:
+        return self.num_stages_done >= len(self.decided.action.stages)
 
     def hand_on(self, timings_s: Mapping[str, float]) -> None:
         """Seconds of one more phase; those of a name add up."""
-        self.timings_s |= {name: self.timings_s.get(name, 0.0) + seconds for name, seconds in timings_s.items()}
+        self.timings_s = {**self.timings_s, **{n: self.timings_s.get(n, 0.0) + seconds for n, seconds in timings_s.items()}}
+
+    def go_on_from(self, reached: Reached) -> None:
+        """Everything that led to a checkpoint is as it says; the decision is the books' to change."""
+        self.handle = reached.handle
+        self.timings_s, self.done, self.plan = reached.timings_s, reached.phases, ()
+        if not self.done and reached.stop > reached.decision.action.num_sketched:
+            self.done = (Phase(reached.stop, 1, "from a checkpoint"),)
 
     def start_over(self) -> None:
         """Nothing of what was made can be used any more."""
-        self.handle = self.decision = None
-        self.plan, self.done, self.timings_s = (), [], {}
+        self.handle = None
+        self.plan, self.done, self.timings_s = (), (), {}
 
 
-@dataclass
+@dataclass(slots=True)
 class Worker:
     """A sketch or decode worker; ``item_key`` is what it does, None when idle."""
 
     kind: str
     item_key: str | None = None
+    leaving: bool = False
 
 
-@dataclass
 class Books:
-    items: dict[str, Entry] = field(default_factory=dict)
-    workers: dict[str, Worker] = field(default_factory=dict)
-    pods: dict[str, PodSlices] = field(default_factory=dict)
-    queues: dict[State, list[tuple[bool, float, int, str]]] = field(default_factory=lambda: {state: [] for state in WORK})
-    """Items at each boundary as a heap of (not begun refining, priority, arrival, item_key): what is begun is finished first."""
-    num_open: int = 0
+    def __init__(self) -> None:
+        self.items: dict[str, Entry] = {}
+        """Those that are open."""
+        self.closed: dict[str, bool] = {}
+        """Those that ended, by key: whether they were finished."""
+        self.workers: dict[str, Worker] = {}
+        self.idle: dict[str, OrderedDict[str, None]] = {"sketch": OrderedDict(), "decode": OrderedDict()}
+        self.pool = Pool()
+        self.queues: dict[State, Lanes] = {state: Lanes() for state in WORK}
+        self.undecided: Counter[str] = Counter()
+        """By arm: items without a decision."""
+        self._states: Counter[State] = Counter()
+        self._num_arrivals = 0
+        self.num_moves = 0
+        """Changes of any item's state."""
+
+    @property
+    def pods(self) -> dict[str, PodSlices]:
+        return self.pool.pods
+
+    @property
+    def num_open(self) -> int:
+        return len(self.items)
+
+    @property
+    def num_running(self) -> int:
+        return sum(self._states[state] for state in BOUNDARY)
+
+    @property
+    def num_ahead(self) -> int:
+        """Items being sketched, or sketched and not yet taken by a slice."""
+        return self._states[State.SKETCHING] + self.queues[State.SKETCHED].num_fresh
+
+    def number(self, state: State) -> int:
+        return self._states[state]
+
+    def states(self) -> dict[str, int]:
+        """Number of items in each state that has any."""
+        return {str(state): self._states[state] for state in State if self._states[state]}
 
     def arrive(self, item: Item) -> Entry:
         """Raises ValueError for an item that is already here."""
-        if item.item_key in self.items:
+        if item.item_key in self.items or item.item_key in self.closed:
             raise ValueError(f"item {item.item_key!r} arrived twice; every item of a run needs its own item_key")
-        entry = self.items[item.item_key] = Entry(item, arrival=len(self.items))
-        self.num_open += 1
-        self.wait(entry, State.ARRIVED)
+        entry = self.items[item.item_key] = Entry(item, arrival=self._num_arrivals)
+        self._num_arrivals += 1
+        self._states[State.ARRIVED] += 1
+        self.undecided[item.arm] += 1
         return entry
 
-    def wait(self, entry: Entry, boundary: State, priority: float = 0.0) -> None:
-        entry.state = boundary
-        heapq.heappush(self.queues[boundary], (not entry.done, priority, entry.arrival, entry.item.item_key))
+    def decide(self, entry: Entry, decision: Decision | None) -> None:
+        """What the sketch showed; None: it must be made again."""
+        self.undecided[entry.item.arm] += (decision is None) - (entry.decision is None)
+        entry.decision = decision
 
-    def first(self, boundary: State) -> Entry | None:
-        queue = self.queues[boundary]
-        return self.items[queue[0][-1]] if queue else None
+    def wait(self, entry: Entry, boundary: State, lane: Hashable, priority: float = 0.0) -> None:
+        self._move(entry, boundary)
+        self.queues[boundary].push(lane, (not entry.done, priority, entry.arrival, entry.item.item_key))
 
-    def start(self, entry: Entry, worker: str, time_s: float, piece: Slice | None = None) -> None:
-        """Take the first item of its queue into work on ``worker``."""
-        heapq.heappop(self.queues[entry.state])
-        entry.state = WORK[entry.state]
-        entry.worker, entry.slice, entry.busy_since_s = worker, piece, time_s
-        if worker in self.workers:
-            self.workers[worker].item_key = entry.item.item_key
+    def start(
+        self,
+        entry: Entry,
+        worker: str,
+        time_s: float,
+        piece: Slice | None = None,
+        expected_s: float | None = None,
+        end_s: float = 0.0,
+    ) -> None:
+        """Take an item out of its queue into work on ``worker``."""
+        self.queues[entry.state].remove(entry.item.item_key)
+        self._move(entry, WORK[entry.state])
+        entry.worker, entry.slice, entry.busy_since_s, entry.expected_s = worker, piece, time_s, expected_s
+        if piece is not None:
+            self.pool.hold(entry.item.item_key, piece, end_s)
+        else:
+            who = self.workers[worker]
+            who.item_key = entry.item.item_key
+            del self.idle[who.kind][worker]
 
     def release(self, entry: Entry, time_s: float) -> None:
         """Give back what the entry holds and charge it the device seconds."""
@@ -140,28 +204,56 @@ class Books:
             raise RuntimeError(self.tell(entry, "holds no worker to give back"))
         entry.device_s += (time_s - entry.busy_since_s) * (entry.slice.width if entry.slice else 1)
         if entry.worker in self.workers:
-            self.workers[entry.worker].item_key = None
+            self._set_idle(entry.worker)
         elif entry.worker in self.pods:
-            self._release_slice(entry.worker, entry.item.item_key)
+            self.pool.release(entry.item.item_key, entry.worker)
         entry.worker = entry.slice = None
 
-    def _release_slice(self, name: str, item_key: str) -> None:
-        pod = self.pods[name]
-        del pod.held[item_key]
-        if pod.draining and not pod.held:
-            del self.pods[name]
-
     def close(self, entry: Entry, state: State) -> None:
-        entry.state, entry.handle = state, None
-        self.num_open -= 1
+        self._move(entry, state)
+        self.undecided[entry.item.arm] -= entry.decision is None
+        entry.handle = None
+        del self.items[entry.item.item_key]
+        self.closed[entry.item.item_key] = state == State.FINISHED
+
+    def _move(self, entry: Entry, state: State) -> None:
+        self._states[entry.state] -= 1
+        self._states[state] += 1
+        self.num_moves += 1
+        entry.state = state
+
+    # Workers
+
+    def hire(self, name: str, kind: str) -> None:
+        self.workers[name] = Worker(kind)
+        self.idle[kind][name] = None
 
     def idle_worker(self, kind: str) -> str | None:
-        return next((name for name, who in self.workers.items() if who.kind == kind and who.item_key is None), None)
+        return next(iter(self.idle[kind]), None)
 
-    def num_ahead(self) -> int:
-        """Items being sketched, or sketched and not yet taken by a slice."""
-        sketching = sum(who.kind == "sketch" and who.item_key is not None for who in self.workers.values())
-        return sketching + sum(not_begun for not_begun, *_ in self.queues[State.SKETCHED])
+    def _set_idle(self, name: str) -> None:
+        who = self.workers[name]
+        who.item_key = None
+        if who.leaving:
+            del self.workers[name]
+        else:
+            self.idle[who.kind][name] = None
+
+    def dismiss(self, name: str) -> None:
+        """The worker takes nothing new, and is gone when it has nothing to do."""
+        who = self.workers[name]
+        who.leaving = True
+        self.idle[who.kind].pop(name, None)
+        if who.item_key is None:
+            del self.workers[name]
+
+    def strike_off(self, name: str) -> Entry | None:
+        """The worker is gone now; what it was doing."""
+        who = self.workers.pop(name)
+        self.idle[who.kind].pop(name, None)
+        return None if who.item_key is None else self.items[who.item_key]
+
+    # Does it all add up
 
     def tell(self, entry: Entry, what: str) -> str:
         story = "\n".join(f"  {line}" for line in entry.story[-20:])
@@ -169,13 +261,23 @@ class Books:
 
     def check(self, max_attempts: int) -> None:
         """Raises RuntimeError with every entry that does not add up."""
-        mistakes = [*self._item_mistakes(max_attempts), *self._worker_mistakes(), *self._queue_mistakes()]
+        mistakes = [
+            *self._item_mistakes(max_attempts),
+            *self._worker_mistakes(),
+            *self._queue_mistakes(),
+            *self.pool.mistakes(),
+        ]
         if mistakes:
             raise RuntimeError("the scheduler's books do not balance:\n" + "\n".join(mistakes))
 
     def _item_mistakes(self, max_attempts: int) -> Iterator[str]:
-        if self.num_open != sum(entry.state not in CLOSED for entry in self.items.values()):
-            yield f"{self.num_open} items counted as open, the states say otherwise: {self.states()}"
+        counted = Counter(entry.state for entry in self.items.values())
+        counted.update(State.FINISHED if finished else State.GIVEN_UP for finished in self.closed.values())
+        if counted != +self._states:
+            yield f"the states are counted as {self.states()}, the entries say {dict(counted)}"
+        undecided = Counter(entry.item.arm for entry in self.items.values() if entry.decision is None)
+        if undecided != +self.undecided:
+            yield f"{dict(self.undecided)} items are counted as undecided, the entries say {dict(undecided)}"
         for entry in self.items.values():
             if (entry.worker is not None) != (entry.state in BOUNDARY):
                 yield self.tell(entry, f"is {entry.state} but held by {entry.worker}")
@@ -186,8 +288,11 @@ class Books:
         holders = {who.item_key: name for name, who in self.workers.items() if who.item_key is not None}
         if len(holders) != sum(who.item_key is not None for who in self.workers.values()):
             yield f"two workers do one item: {self.workers}"
+        if {name for names in self.idle.values() for name in names} != {
+            n for n, who in self.workers.items() if who.item_key is None
+        }:
+            yield f"{self.idle} are counted as idle, the workers say {self.workers}"
         for pod in self.pods.values():
-            yield from slice_mistakes(pod)
             holders.update(dict.fromkeys(pod.held, pod.pod))
             if any(self.items[key].slice != piece for key, piece in pod.held.items()):
                 yield f"{pod.pod} and its items disagree on who holds what: {pod.held}"
@@ -197,11 +302,9 @@ class Books:
 
     def _queue_mistakes(self) -> Iterator[str]:
         for boundary, queue in self.queues.items():
-            queued = Counter(key for *_, key in queue)
-            waiting = Counter(key for key, entry in self.items.items() if entry.state == boundary)
-            if queued != waiting:
-                yield f"queue {boundary} holds {sorted(queued.elements())}, its items are {sorted(waiting)}"
-
-    def states(self) -> dict[str, int]:
-        """Number of items in each state that has any."""
-        return dict(Counter(str(entry.state) for entry in self.items.values()))
+            waiting = {key for key, entry in self.items.items() if entry.state == boundary}
+            if set(queue) != waiting or sum(queue.counts.values()) != len(waiting):
+                yield f"queue {boundary} holds {sorted(queue)}, its items are {sorted(waiting)}"
+        for key in self.pool.promises:
+            if key not in self.queues[State.SKETCHED] and key not in self.queues[State.REFINED]:
+                yield f"{key} was promised {self.pool.promises[key]} and does not wait"

@@ -9,6 +9,7 @@ from orchestrator.arms import Arm
 from orchestrator.calibration import cost_model
 from orchestrator.cost import CostModel, split, with_degrees
 from orchestrator.degrees import WEIGHT_BYTES, Limits, device_limits, powers, require, shard_ranks
+from orchestrator.demands import actions_of
 from orchestrator.geometry import model
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.policy import ArmSizing, Sizing
@@ -53,7 +54,8 @@ def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
     """Raises ValueError as :func:`sizing_of`."""
     geometry = model(arm.model)
     cost = arm.cost or cost_model(geometry, arm.shape, arm.guidance)
-    return sizing_on(_limits(cost.device, pod), geometry, arm.shape, cost)
+    sized = sizing_on(_limits(cost.device, pod), geometry, arm.shape, cost)
+    return sized.model_copy(update={"actions": actions_of(arm)})
 
 
 def sizing_on(limits: Limits, geometry: ModelGeometry, shape: VideoShape, cost: CostModel) -> ArmSizing:

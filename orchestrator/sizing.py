@@ -18,9 +18,8 @@ Order = Literal["arrival", "longest"]
 
 
 def usual_rule(on_gpu: bool) -> Rule:
-    """Where nobody chose one. CPU ranks of one machine share its cores and its memory, so that ranks side by side on clips of
-    their own get more done than ranks that wait for each other."""
-    return "efficient" if on_gpu else "throughput"
+    """Where nobody chose one: on GPUs and on CPUs alike."""
+    return "throughput"
 
 
 class SizingConfig(BaseModel):
@@ -28,10 +27,11 @@ class SizingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rule: Rule = "efficient"
-    """efficient: the widest slice whose efficiency is at least ``min_efficiency``. throughput: the narrowest, on which no rank
-    waits for another: most items per hour. narrowest: one rank unless memory asks for more. fastest: the least seconds. deadline:
-    the fewest GPU-seconds that finish a clip's stages within ``deadline_s``. A pod of CPUs has throughput by default."""
+    rule: Rule = "throughput"
+    """throughput: most videos per hour; narrow slices while the backlog fills the ranks, wider ones where ranks would idle. latency:
+    shortest first, each as fast as others that wait allow. deadline: the fewest GPU-seconds that meet ``deadline_s``. Clip by clip:
+    efficient, the widest slice whose efficiency is at least ``min_efficiency``; narrowest, one rank unless memory asks for more;
+    fastest, the least seconds; fixed, ``width`` ranks."""
     min_efficiency: float = Field(0.85, gt=0, le=1)
     """Seconds on one rank over (ranks x seconds on them)."""
     deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -52,6 +52,10 @@ class SizingConfig(BaseModel):
             raise ValueError("rule deadline needs deadline_s, the seconds that a clip's stages may take")
         if self.rule != "deadline" and self.deadline_s is not None:
             raise ValueError(f"deadline_s is {self.deadline_s:g}, which only rule deadline reads, and rule is {self.rule}")
+        if self.rule == "fixed" and self.width is None:
+            raise ValueError("rule fixed needs width, the ranks of every slice")
+        if self.rule != "fixed" and self.width is not None:
+            raise ValueError(f"width is {self.width}, which only rule fixed reads, and rule is {self.rule}")
         return self
 
 
@@ -111,6 +115,8 @@ def one(config: SizingConfig, options: Sequence[Choice]) -> Choice:
         return options[-1]
     if config.rule in ("narrowest", "throughput"):
         return options[0]
+    if config.rule == "fixed":
+        return [c for c in options if c.width <= (config.width or 1) or c is options[0]][-1]
     return [c for c in options if c.efficiency >= config.min_efficiency or c is options[0]][-1]
 
 

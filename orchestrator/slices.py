@@ -1,78 +1,90 @@
-"""Which ranks of a pod an item gets: aligned slices, given out so that wide ones stay possible."""
+"""The ranks of one pod and who holds them: aligned slices, which nest and never straddle."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 from orchestrator.types import Slice
 
 
-@dataclass
-class PodSlices:
-    """One pod's ranks and who holds them. A slice starts at a multiple of its width, so slices nest and never straddle."""
-
-    pod: str
-    num_ranks: int
-    draining: bool = False
-    """A rank died: what still runs finishes, nothing starts."""
-    held: dict[str, Slice] = field(default_factory=dict)
-    """Slice of each item that holds one."""
-
-    def free_ranks(self) -> set[int]:
-        return set(range(self.num_ranks)) - {rank for taken in self.held.values() for rank in taken.ranks}
-
-    def best_fit(self, width: int) -> tuple[int, Slice] | None:
-        """The free slice of ``width`` that lies in the smallest free aligned block, and that block's size."""
-        free = self.free_ranks()
-        fits = [
-            (_block_around(start, width, free, self.num_ranks), start)
-            for start in range(0, self.num_ranks - width + 1, width)
-            if free.issuperset(range(start, start + width))
-        ]
-        if not fits:
-            return None
-        block, start = min(fits)
-        return block, Slice(self.pod, start, width)
+@cache
+def bits(start: int, width: int) -> int:
+    """Ranks as a mask: bit ``r`` is rank ``r``."""
+    return ((1 << width) - 1) << start
 
 
-def _block_around(start: int, width: int, free: set[int], num_ranks: int) -> int:
+@cache
+def tightest(num_ranks: int, free: int, width: int) -> tuple[int, int] | None:
+    """Of the free slices of ``width`` the one in the smallest free aligned block, as (that block's size, start)."""
+    fits = [
+        (_block_around(start, width, free, num_ranks), start)
+        for start in range(0, num_ranks - width + 1, width)
+        if free & bits(start, width) == bits(start, width)
+    ]
+    return min(fits, default=None)
+
+
+def _block_around(start: int, width: int, free: int, num_ranks: int) -> int:
     """Size of the largest wholly free block that contains ``start``, doubling from ``width``."""
     size = width
     while size * 2 <= num_ranks:
-        left = start - start % (size * 2)
-        if not free.issuperset(range(left, left + size * 2)):
+        block = bits(start - start % (size * 2), size * 2)
+        if free & block != block:
             break
         size *= 2
     return size
 
 
-def widest(pods: Iterable[PodSlices]) -> int:
-    """Ranks of the largest pod that still takes work; 0 without any."""
-    return max((pod.num_ranks for pod in pods if not pod.draining), default=0)
+@dataclass
+class PodSlices:
+    """One pod's ranks, who holds them, and until when as far as is known."""
 
+    pod: str
+    num_ranks: int
+    draining: bool = False
+    """What still runs finishes, nothing starts."""
+    held: dict[str, Slice] = field(default_factory=dict)
+    """Slice of each item that holds one."""
+    free: int = field(init=False)
+    """Mask of the ranks that nobody holds."""
+    promised: int = 0
+    """Mask of the ranks that are kept for a clip that waits."""
+    ends_s: list[float] = field(init=False)
+    """When each held rank is expected to come free."""
 
-def take(pods: Iterable[PodSlices], width: int, item_key: str) -> Slice | None:
-    """Hold the tightest fitting slice over all pods for ``item_key``; None when nothing fits now.
+    def __post_init__(self) -> None:
+        self.free = bits(0, self.num_ranks)
+        self.ends_s = [0.0] * self.num_ranks
+        for piece in self.held.values():
+            self.free &= ~bits(piece.start, piece.width)
 
-    Raises ValueError for a width below 1.
-    """
-    if width < 1:
-        raise ValueError(f"slice width {width} must be at least 1")
-    fits = [(fit[0], index, pod, fit[1]) for index, pod in enumerate(pods) if (fit := _fit(pod, width)) is not None]
-    if not fits:
-        return None
-    _, _, pod, found = min(fits, key=lambda entry: entry[:2])
-    pod.held[item_key] = found
-    return found
+    @property
+    def open(self) -> int:
+        """Mask of the ranks that anybody may take."""
+        return 0 if self.draining else self.free & ~self.promised
 
+    def hold(self, item_key: str, piece: Slice, end_s: float) -> None:
+        self.held[item_key] = piece
+        self.free &= ~bits(piece.start, piece.width)
+        self.ends_s[piece.start : piece.start + piece.width] = [end_s] * piece.width
 
-def _fit(pod: PodSlices, width: int) -> tuple[int, Slice] | None:
-    return None if pod.draining else pod.best_fit(width)
+    def release(self, item_key: str) -> Slice:
+        piece = self.held.pop(item_key)
+        self.free |= bits(piece.start, piece.width)
+        return piece
+
+    def ready_s(self, start: int, width: int, now_s: float) -> float:
+        """When all of a block is expected to be free."""
+        busy = bits(start, width) & ~self.free
+        if not busy:
+            return now_s
+        ends_s = [self.ends_s[rank] for rank in range(start, start + width) if busy >> rank & 1]
+        return max(now_s, *ends_s)
 
 
 def slice_mistakes(pod: PodSlices) -> list[str]:
-    """Every broken rule of one pod: slices inside the pod, aligned, disjoint."""
+    """Every broken rule of one pod: slices inside the pod, aligned, disjoint, and what they leave is free."""
     mistakes = []
     seen: dict[int, str] = {}
     for item_key, held in pod.held.items():
@@ -82,4 +94,7 @@ def slice_mistakes(pod: PodSlices) -> list[str]:
             if rank in seen:
                 mistakes.append(f"{item_key} and {seen[rank]} both hold rank {rank} of {pod.pod}")
             seen[rank] = item_key
+    free = {rank for rank in range(pod.num_ranks) if pod.free >> rank & 1}
+    if not mistakes and free != set(range(pod.num_ranks)) - seen.keys():
+        mistakes.append(f"{pod.pod} counts {sorted(free)} as free and {sorted(seen)} as held")
     return mistakes

@@ -24,6 +24,7 @@ SHARED_NAMES = (
     "degrees",
 )
 DECIDING = ("events", "eventlog", "books", "packing", "plan", "policy", "sizing", "slices", "split", "tally", "eta", "scheduler")
+SCHEDULING = ("dispatch", "forecast", "lanes", "objectives", "pool")
 SIMULATING = (
     "allotment",
     "demands",
@@ -38,7 +39,7 @@ SIMULATING = (
 )
 PURE_PARALLEL = frozenset({"parallel", "parallel.backends"})
 """What a backend can do is known without torch."""
-PURE = (*SHARED_NAMES, *DECIDING, *SIMULATING)
+PURE = (*SHARED_NAMES, *DECIDING, *SCHEDULING, *SIMULATING)
 PURE_MODULES = frozenset(f"orchestrator.{name}" for name in PURE)
 SHARED = frozenset(f"orchestrator.{name}" for name in SHARED_NAMES)
 RAY_MODULES = (
