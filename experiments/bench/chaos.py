@@ -253,7 +253,8 @@ def report(options: Options, found: dict[str, Any]) -> str:
         f"| all | {found['num_kills']} |",
         "",
         f"Starts of the driver: {found['driver_starts']}. Workers lost, as the scheduler saw it: "
-        f"{json.dumps(lost['workers_lost'])}; clips that went with them: {lost['clips_interrupted']}; work done again: {lost['work_lost_s']:.0f} s. "
+        f"{json.dumps(lost['workers_lost'])}; clips that went with them: {lost['clips_interrupted']}; "
+        f"work done again: {lost['work_lost_s']:.0f} s. "
         f"Attempts that items took: {json.dumps(found['attempts'])}.",
         f"The whole took {found['disturbed_s']:.0f} s, undisturbed {found['undisturbed_s']:.0f} s.",
         "",
