@@ -18,7 +18,7 @@ import torch
 
 import orchestrator.cli_generate
 import orchestrator.local
-import stages.models.wan_parts
+import stages.models.wan
 import stages.video
 import stages.worker
 from orchestrator import cli_sweep
@@ -26,7 +26,7 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli_sweep import SweepOptions, run_sweep
 
 torch.set_num_threads(1)
-NEEDED = (orchestrator.cli_generate, orchestrator.local, stages.models.wan_parts, stages.video, stages.worker)
+NEEDED = (orchestrator.cli_generate, orchestrator.local, stages.models.wan, stages.video, stages.worker)
 
 
 def main(jobs: list[tuple[str, str, list[int]]]) -> None:
