@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from orchestrator.options import AttentionName, Backend
+from orchestrator.patience import PatienceConfig
 from orchestrator.sizing import SizingConfig, with_usual_rule
 
 
@@ -39,8 +40,8 @@ class ClusterConfig(BaseModel):
     """How many of the pod's ranks a clip is given, stage by stage. A pod of CPUs has another rule by default."""
     backend: Backend = "auto"
     """How the ranks of a slice share attention (see ``dvg doctor``); auto: the fastest that passes a trial on the pod."""
-    decode_on: Literal["workers", "pod"] = "workers"
-    """Where videos are decoded: on the decode workers, or split over ranks of the pod that are idle."""
+    decode_on: Literal["workers", "pod", "sketchers"] = "workers"
+    """Where videos are decoded: on workers of their own, split over idle ranks of a pod, or by the sketch workers in between."""
     collective_timeout_s: float = Field(300, gt=0, allow_inf_nan=False)
     """How long a rank waits for the others of its slice before the slice is given up."""
     nvlink_multicast: bool = False
@@ -49,6 +50,8 @@ class ClusterConfig(BaseModel):
     """Keep a clip's latent at every stage boundary until its video is there, so that it goes on from its last one."""
     grace_s: float = Field(90, ge=0, allow_inf_nan=False)
     """After a notice that a worker will be taken away: how long it may still finish what it does."""
+    patience: PatienceConfig = PatienceConfig()
+    """After which silence a worker is taken for hung."""
     price_per_gpu_hour: float | None = Field(None, ge=0, allow_inf_nan=False)
     """For ``dvg plan``, in whatever currency."""
     address: str | None = None
