@@ -209,7 +209,7 @@ def scheduler_config(sweep: Sweep) -> SchedulerConfig:
     least, workers = SchedulerConfig(), sweep.cluster
     return SchedulerConfig(
         max_attempts=sweep.max_attempts,
-        max_ahead=max(least.max_ahead, workers.sketch_workers + workers.heavy_ranks),
+        max_ahead=max(least.max_ahead, workers.sketch_workers + 2 * workers.most_pods * workers.heavy_ranks),
         max_undecoded=max(least.max_undecoded, 2 * workers.decode_workers),
         decode_on=workers.decode_on,
     )
