@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +12,24 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator import eventlog
+from orchestrator.arms import Arm
+from orchestrator.calibration import cost_model
 from orchestrator.cli import print_json
-from orchestrator.config import Sweep, load_sweep
-from orchestrator.demands import Demands, read_demands
+from orchestrator.cli_sweep import scheduler_config
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.config import Sweep, TrackingConfig, load_sweep, read_yaml
+from orchestrator.demands import Demands, actions_of, read_demands
+from orchestrator.geometry import model
 from orchestrator.mistakes import ConfigError, from_validation
+from orchestrator.paths import RunPaths
 from orchestrator.policy import Sizing
 from orchestrator.resolve_sizing import ranks_mistake, sizing_of
-from orchestrator.scheduler import SchedulerConfig
+from orchestrator.scheduler import Scheduler, SchedulerConfig
+from orchestrator.simulator_replay import Recording, decisions_of, replay_report
 from orchestrator.simulator_report import Study, fleet_for, report
-from orchestrator.simulator_world import Realism, World, make_world, repeated
+from orchestrator.simulator_world import Realism, World, make_world, repeated, world_of
+from orchestrator.types import Decision
 
 SHIPPED_DEMANDS = "demands_wan_mini.jsonl"
 """Looked for beside the spec, then among the specs of the project."""
@@ -86,6 +96,67 @@ def find_demands(spec: pathlib.Path, given: pathlib.Path | None = None) -> Deman
     folders = (spec.resolve().parent, pathlib.Path(__file__).parents[1] / "experiments" / "specs")
     found = given or next((path for folder in folders if (path := folder / SHIPPED_DEMANDS).is_file()), None)
     return read_demands(found) if found else Demands()
+
+
+def run_replay(folder: pathlib.Path, as_json: bool) -> None:
+    """Raises ConfigError for a folder that holds no run, or none that started any work."""
+    found = replay_of(folder)
+    if as_json:
+        print_json(found)
+    else:
+        print_replay(found, Console())
+
+
+def replay_of(folder: pathlib.Path) -> dict[str, Any]:
+    """The last start of a run, simulated again; raises as :func:`run_replay`."""
+    paths = RunPaths(folder)
+    if not (paths.config.is_file() and paths.events.is_file()):
+        raise ConfigError([f"{str(folder)!r} is no run folder: it needs {paths.config.name} and {paths.events.name}"])
+    spec = read_yaml(paths.config)
+    with paths.events.open(encoding="utf-8") as lines:
+        rows = eventlog.starts(json.loads(line) for line in lines if line.strip())[-1]
+    arms = [_with_points(Arm.model_validate(row)) for row in spec["arms"]]
+    cluster = ClusterConfig.model_validate(spec["cluster"])
+    sweep = Sweep(spec["name"], tuple(arms), (), None, spec["max_attempts"], cluster, TrackingConfig())
+    sizing = sizing_of(arms, cluster)
+
+    def recorded_world(run: Recording) -> World:
+        first = {arm.name: Decision(actions_of(arm)[0], "never decided") for arm in arms}
+        decisions = decisions_of(run, lambda item: first[item.arm])
+        return world_of(run.items, decisions, sizing, Realism(noise=0.0))
+
+    try:
+        return replay_report(eventlog.told(rows), lambda: Scheduler(scheduler_config(sweep), sizing), recorded_world)
+    except ValueError as error:
+        raise ConfigError([f"{str(folder)!r}: {error}"]) from error
+
+
+def _with_points(arm: Arm) -> Arm:
+    """Resolved settings leave out the measured points; the calibration file has them."""
+    if arm.cost is None or arm.cost.label == "uncalibrated":
+        return arm
+    return arm.model_copy(update={"cost": cost_model(model(arm.model), arm.shape, arm.guidance, arm.cost.device)})
+
+
+def print_replay(found: Mapping[str, Any], console: Console) -> None:
+    """For people."""
+    replay = found["replay"]
+    console.print(
+        f"{found['items']} items on {found['ranks']} ranks; of {replay['events']} events {replay['answered_otherwise']} are "
+        f"answered otherwise; real makespan {found['real_makespan_s']:,.1f} s",
+        highlight=False,
+    )
+    table = Table("simulated with", "makespan", "difference", "commands not given")
+    for name in ("recorded", "predicted"):
+        row = found[f"with_{name}_seconds"]
+        commands = f"{row['commands_not_given']} of {row['commands']}"
+        table.add_row(f"{name} seconds", f"{row['makespan_s']:,.1f} s", f"{row['difference']:+.1%}", commands)
+    console.print(table)
+    table = Table("work", "number", "predicted", "real", "real / predicted")
+    for kind, row in found["calibration"].items():
+        figures = f"{row['number']:.0f}", f"{row['predicted_s']:,.1f} s", f"{row['real_s']:,.1f} s"
+        table.add_row(kind, *figures, f"{row['real_over_predicted']:.2f}")
+    console.print(table)
 
 
 def print_report(found: Mapping[str, Any], console: Console) -> None:

@@ -46,7 +46,7 @@ class Simulation:
         self.outcome = Outcome()
         self.meter = Meter(fleet.num_ranks, scheduler.config.max_undecoded)
         self._now = 0
-        self._heap: list[tuple[int, int, Job | Unit]] = []
+        self._heap: list[tuple[int, int, Job | Unit | Event]] = []
         self._num_pushed = 0
         self._units: dict[str, Unit] = {}
         self._phases: dict[str, tuple[Phase, ...]] = {}
@@ -57,27 +57,29 @@ class Simulation:
     def run(self) -> Outcome:
         """Until every item is finished or given up. Raises RuntimeError when items are left that nobody can run."""
         self.meter.unsketched = len(self.world.items)
-        for item in self.world.items:
-            self._tell(Arrived(0.0, item))
-        counts = {"pod": self.fleet.pods, "decode": self.fleet.decode_workers, "sketch": self.fleet.sketch_workers}
-        for kind in WIDE_FIRST:
-            for slot in range(counts[kind]):
-                self._join(Unit(kind, slot, self.fleet.ranks_per_pod if kind == "pod" else 1))
-        while not self.scheduler.finished:
+        self._begin()
+        while self.outcome.finished + self.outcome.given_up < len(self.world.items):
             if not self._heap:
                 raise RuntimeError(f"nothing runs, and items are left that nothing can run: {self.scheduler.counts()}")
             self._now, _, what = heapq.heappop(self._heap)
             self._happen(what)
         return self._sum_up()
 
-    def _happen(self, what: Job | Unit) -> None:
+    def _begin(self) -> None:
+        """All items are known before the first worker is there."""
+        for item in self.world.items:
+            self._tell(Arrived(0.0, item))
+        counts = {"pod": self.fleet.pods, "decode": self.fleet.decode_workers, "sketch": self.fleet.sketch_workers}
+        for kind in WIDE_FIRST:
+            for slot in range(counts[kind]):
+                self._join(Unit(kind, f"{kind}-{slot}", self.fleet.ranks_per_pod if kind == "pod" else 1))
+
+    def _happen(self, what: Job | Unit | Event) -> None:
         if isinstance(what, Job):
             if not what.lost:
                 self._done(what)
-        elif what.ready:
-            self._fail(what)
-        else:
-            self._join(what)
+        elif isinstance(what, Unit):
+            self._fail(what) if what.ready else self._join(what)
 
     def _tell(self, event: Event) -> None:
         self.meter.advance(self._now)
@@ -85,7 +87,7 @@ class Simulation:
         for command in self.scheduler.handle(event):
             self._carry_out(command)
 
-    def _push(self, seconds: float, what: Job | Unit) -> None:
+    def _push(self, seconds: float, what: Job | Unit | Event) -> None:
         self._num_pushed += 1
         heapq.heappush(self._heap, (self._now + math.ceil(seconds * TICKS), self._num_pushed, what))
 
@@ -179,23 +181,28 @@ class Simulation:
         self._tell(WorkerJoined(self._now_s, unit.kind, unit.name, unit.num_ranks))
 
     def _fail(self, unit: Unit) -> None:
-        """One rank dies. Slices without it finish, then the unit starts anew."""
+        """One rank dies."""
+        rank = self._failing.randrange(unit.num_ranks)
+        self._lose_ranks(unit, (rank,) if unit.kind == "pod" else (), "simulated")
+
+    def _lose_ranks(self, unit: Unit, ranks: tuple[int, ...], reason: str) -> None:
+        """Slices without them finish, then the unit starts anew. Without any, all are lost."""
         self.meter.advance(self._now)
         self.outcome.failures += 1
-        rank = self._failing.randrange(unit.num_ranks)
-        lost = [job for job in unit.jobs.values() if job.piece is None or rank in job.piece.ranks]
+        dead = set(ranks or range(unit.num_ranks))
+        lost = [job for job in unit.jobs.values() if job.piece is None or dead & set(job.piece.ranks)]
         reached = [event for job in lost if (event := self._reached(job))]
         for job in lost:
             self._lose(job)
-        unit.ready = False
-        if unit.kind == "pod":
+        if unit.kind == "pod" and unit.ready:
             left = sum(job.width for job in unit.jobs.values())
             self.meter.up -= unit.num_ranks
             self.meter.busy -= left
             self.meter.busy_down += left
+        unit.ready = False
         for event in reached:
             self._tell(event)
-        self._tell(WorkerLost(self._now_s, unit.name, "simulated", (rank,) if unit.kind == "pod" else ()))
+        self._tell(WorkerLost(self._now_s, unit.name, reason, ranks))
         self._renew_if_done(unit)
 
     def _lose(self, job: Job) -> None:
@@ -235,7 +242,7 @@ class Simulation:
     def _renew_if_done(self, unit: Unit) -> None:
         if not unit.ready and not unit.jobs:
             del self._units[unit.name]
-            unit.life += 1
+            unit.renew()
             self._push(self.world.realism.restart_s, unit)
 
     def _sum_up(self) -> Outcome:

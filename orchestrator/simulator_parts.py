@@ -31,18 +31,18 @@ class Fleet:
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """A worker or a pod, through all its lives."""
+    """A worker or a pod, through all its lives, each of which has a name of its own."""
 
     kind: str
-    slot: int
+    name: str
     num_ranks: int
     life: int = 0
     ready: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        return f"{self.kind}-{self.slot}" + (f".{self.life}" if self.life else "")
+    def renew(self) -> None:
+        self.life += 1
+        self.name = f"{self.name.partition('.')[0]}.{self.life}"
 
 
 @dataclass(slots=True, eq=False)

@@ -28,7 +28,7 @@ LEAST_GROWTH_GB = 1 / 32
 
 
 def fleet_for(load: Load, pods: int, ranks_per_pod: int, sketch_gpus: int | None, decode_on_pod: bool = False) -> Fleet:
-    """``sketch_gpus`` GPUs divided between sketches and decodes by their seconds; None: enough for the pods, and a quarter more."""
+    """``sketch_gpus`` divided between sketches and decodes by their seconds; None: enough for the pods, and a quarter more."""
     if decode_on_pod:
         load = load.decoded_by_the_pod
     if sketch_gpus is None:

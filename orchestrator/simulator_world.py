@@ -135,26 +135,39 @@ def make_world(
     actions = {arm.name: (arm, actions_of(arm)) for arm in arms}
     rows = [row.demand for row in demands.rows] or [NEUTRAL]
     numbers = {row.prompt_id: number for number, row in reversed(list(enumerate(demands.rows)))}
-    chosen: dict[tuple[str, int], tuple[Decision, int]] = {}
-    kinds: dict[tuple[str, Action], int] = {}
-    costs: list[ClipCost] = []
-    decisions, which = [], array("I")
+    chosen: dict[tuple[str, int], Decision] = {}
     turn: dict[tuple[str, int], int] = {}
+    decisions = []
     for item in items:
         row = numbers.get(item.prompt_id)
         if row is None:
             row = turn.setdefault((item.prompt_id, item.seed), len(turn)) % len(rows)
         if (item.arm, row) not in chosen:
-            decision = decision_for(*actions[item.arm], rows[row])
-            kind = kinds.setdefault((item.arm, decision.action), len(costs))
-            if kind == len(costs):
-                costs.append(clip_cost(sizing.arms[item.arm], item.arm, decision.action, realism))
-            chosen[item.arm, row] = decision, kind
-        decision, kind = chosen[item.arm, row]
-        decisions.append(decision)
+            chosen[item.arm, row] = decision_for(*actions[item.arm], rows[row])
+        decisions.append(chosen[item.arm, row])
+    return world_of(items, decisions, sizing, realism, seed)
+
+
+def world_of(items: Sequence[Item], decisions: list[Decision], sizing: Sizing, realism: Realism, seed: int = 0) -> World:
+    """Of items whose actions are known; raises as :func:`make_world`."""
+    kinds: dict[tuple[str, int], int] = {}
+    costs: list[ClipCost] = []
+    which = array("I")
+    for item, decision in zip(items, decisions, strict=True):
+        kind = kinds.get((item.arm, id(decision)))
+        if kind is None:
+            kind = kinds[item.arm, id(decision)] = _number_of(costs, item.arm, decision.action, sizing, realism)
         which.append(kind)
     draws = [_drawn(realism.noise, len(items), f"{seed} {part}") for part in ("sketch", "refine", "decode")]
     return World(items, decisions, costs, which, *draws, realism)
+
+
+def _number_of(costs: list[ClipCost], arm: str, action: Action, sizing: Sizing, realism: Realism) -> int:
+    """Of the cost in the list, where it is appended if it is new."""
+    found = next((number for number, cost in enumerate(costs) if (cost.arm, cost.action) == (arm, action)), len(costs))
+    if found == len(costs):
+        costs.append(clip_cost(sizing.arms[arm], arm, action, realism))
+    return found
 
 
 def _drawn(noise: float, number: int, seed: str) -> array[float]:
