@@ -80,12 +80,11 @@ def study_of(spec: pathlib.Path, overrides: Sequence[str], options: SimulateOpti
 
 def _study(sweep: Sweep, world: World, sizing: Sizing, options: SimulateOptions) -> Study:
     cluster = sweep.cluster
-    on_pod = cluster.decode_on == "pod"
-    fleet = fleet_for(world.mean_load, options.pods or cluster.pods, cluster.heavy_ranks, options.sketch_gpus, on_pod)
+    fleet = fleet_for(world.mean_load, options.pods or cluster.pods, cluster.heavy_ranks, options.sketch_gpus, cluster.decode_on)
     config = SchedulerConfig(
         max_attempts=sweep.max_attempts,
-        max_ahead=fleet.sketch_workers + fleet.num_ranks,
-        max_undecoded=max(2 * fleet.decode_workers, fleet.num_ranks),
+        max_ahead=fleet.sketch_workers + 2 * fleet.num_ranks,
+        max_undecoded=max(8, 2 * fleet.num_decoders),
         decode_on=cluster.decode_on,
     )
     return Study(world, fleet, sizing, config, options.seed, cluster.checkpoints)
@@ -163,7 +162,8 @@ def print_report(found: Mapping[str, Any], console: Console) -> None:
     """For people."""
     console.print(
         f"[bold]{found['items']:,} items[/] on {found['pods']:,} pods x {found['gpus_per_pod']} GPUs, "
-        f"{found['sketch_workers']:,} sketch and {found['decode_workers']:,} decode GPUs; sizing {found['sizing']['rule']}",
+        f"{found['sketch_workers']:,} sketch and {found['decode_workers']:,} decode GPUs, decoding on {found['decode_on']}; "
+        f"sizing {found['sizing']['rule']}",
         highlight=False,
     )
     console.print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterable
+from collections import deque
 
 from orchestrator.degrees import powers
 from orchestrator.simulator_parts import Fleet
@@ -29,42 +29,78 @@ def legal_widths(world: World, fleet: Fleet) -> tuple[int, ...]:
     return tuple(width for width in powers(fleet.ranks_per_pod) if all(width in widths for widths in every))
 
 
-def round_robin_s(world: World, fleet: Fleet, width: int, decode_on_pod: bool = False) -> float:
+def round_robin_s(world: World, fleet: Fleet, width: int) -> float:
     """Seconds of a sweep whose item ``i`` waits for slice ``i`` modulo their number, whatever it costs. Nothing fails.
 
-    Items come shuffled, as arms in turn would deal one slice nothing but clips of one arm. Sketches and decodes are done in turn
-    by whichever worker is free, and no queue is ever too long.
+    Items come shuffled, as arms in turn would deal one slice nothing but clips of one arm. No queue is ever too long.
     """
-    num_slices = fleet.pods * (fleet.ranks_per_pod // width)
-    numbers = list(range(len(world.items)))
-    random.Random(SHUFFLE).shuffle(numbers)
-    sketched = ends(((0.0, world.sketch_s(n)) for n in numbers), fleet.sketch_workers)
-    free = [0.0] * num_slices
-    refined = []
-    for turn, (n, there_s) in enumerate(zip(numbers, sketched, strict=True)):
-        action, piece = world.cost(n).action, turn % num_slices
-        own_s = world.refine_s(n, action.num_sketched, len(action.stages), width)
-        own_s += world.decode_s(n, width) if decode_on_pod else 0.0
-        free[piece] = max(free[piece], there_s) + own_s
-        refined.append((free[piece], n))
-    if decode_on_pod:
-        return max(free)
-    return max(ends(((there_s, world.decode_s(n)) for there_s, n in sorted(refined)), fleet.decode_workers), default=0.0)
+    return _RoundRobin(world, fleet, width).run()
 
 
-def ends(tasks: Iterable[tuple[float, float]], workers: int) -> list[float]:
-    """When tasks of (there from, seconds), taken in turn by whichever worker is free first, are done."""
-    free, found = [0.0] * workers, []
-    for there_s, own_s in tasks:
-        end_s = max(heapq.heappop(free), there_s) + own_s
-        heapq.heappush(free, end_s)
-        found.append(end_s)
-    return found
+class _RoundRobin:
+    def __init__(self, world: World, fleet: Fleet, width: int) -> None:
+        self.world, self.fleet, self.width = world, fleet, width
+        self.order = list(range(len(world.items)))
+        random.Random(SHUFFLE).shuffle(self.order)
+        num_slices = fleet.pods * (fleet.ranks_per_pod // width)
+        self.slice_of = {n: turn % num_slices for turn, n in enumerate(self.order)}
+        self.sketches, self.latents = deque(self.order), deque[int]()
+        self.lines: list[deque[int]] = [deque() for _ in range(num_slices)]
+        """Clips that wait for each slice."""
+        self.running = [False] * num_slices
+        self.idle = {"sketch": fleet.sketch_workers, "decode": fleet.decode_workers}
+        self.ends: list[tuple[float, int, str, int]] = []
+        """What is at work: until when, a number, what, whose."""
+
+    def run(self) -> float:
+        now_s = 0.0
+        self._start(now_s)
+        while self.ends:
+            now_s, _, what, n = heapq.heappop(self.ends)
+            self._finish(what, n)
+            self._start(now_s)
+            self._start_clip(now_s, self.slice_of[n])
+        return now_s
+
+    def _finish(self, what: str, n: int) -> None:
+        if what == "refine":
+            self.running[self.slice_of[n]] = False
+            if self.fleet.decode_on != "pod":
+                self.latents.append(n)
+            return
+        self.idle["decode" if what == "decode" and self.fleet.decode_on == "workers" else "sketch"] += 1
+        if what == "sketch":
+            self.lines[self.slice_of[n]].append(n)
+
+    def _start(self, now_s: float) -> None:
+        decoders = "decode" if self.fleet.decode_on == "workers" else "sketch"
+        while self.latents and self.idle[decoders]:
+            self.idle[decoders] -= 1
+            n = self.latents.popleft()
+            self._push(now_s + self.world.decode_s(n), "decode", n)
+        while self.sketches and self.idle["sketch"]:
+            self.idle["sketch"] -= 1
+            n = self.sketches.popleft()
+            self._push(now_s + self.world.sketch_s(n), "sketch", n)
+
+    def _start_clip(self, now_s: float, piece: int) -> None:
+        if self.lines[piece] and not self.running[piece]:
+            self.running[piece] = True
+            n = self.lines[piece].popleft()
+            self._push(now_s + self._refine_s(n), "refine", n)
+
+    def _refine_s(self, n: int) -> float:
+        action = self.world.cost(n).action
+        seconds = self.world.refine_s(n, action.num_sketched, len(action.stages), self.width)
+        return seconds + (self.world.decode_s(n, self.width) if self.fleet.decode_on == "pod" else 0.0)
+
+    def _push(self, end_s: float, what: str, n: int) -> None:
+        heapq.heappush(self.ends, (end_s, len(self.ends), what, n))
 
 
-def best_round_robin(world: World, fleet: Fleet, decode_on_pod: bool = False) -> tuple[int, float]:
+def best_round_robin(world: World, fleet: Fleet) -> tuple[int, float]:
     """(Width, seconds) of the width at which it takes least. Raises ValueError when clips have no width in common."""
     widths = legal_widths(world, fleet)
     if not widths:
         raise ValueError("the clips have no width in common, so no fixed one runs them all")
-    return min(((width, round_robin_s(world, fleet, width, decode_on_pod)) for width in widths), key=lambda pair: pair[1])
+    return min(((width, round_robin_s(world, fleet, width)) for width in widths), key=lambda pair: pair[1])

@@ -1,10 +1,11 @@
 """What no schedule of a simulated sweep can beat, failures aside: a bound that knows every second that was drawn.
 
-Four things are true of every schedule on ``S`` sketch workers, ``R`` heavy ranks in pods of ``w`` and ``D`` decode workers that
-ends at ``T``; the bound is the smallest ``T`` that contradicts none of them (docs/scheduling.md has the reasons):
+Four things are true of every schedule on ``S`` sketch workers, ``R`` heavy ranks in pods of ``w`` and ``D`` decode workers (or
+the same ``S``) that ends at ``T``; the bound is the smallest ``T`` that contradicts none (docs/scheduling.md has the reasons):
 
 - an item's own way through sketch, refining at its fastest and decode fits into ``T``;
 - of the items with at least a certain time to go after their sketch, all sketches are made before that; the same of decodes;
+  where the same workers do both, they do all of both;
 - heavy ranks work for at least the GPU-seconds that the canonical allotment gives every clip within what ``T`` leaves it;
 - no more clips are being refined at ``t`` than sketches can be out by then, nor than can still be decoded from then on, so that
   ranks have no more to do than that, and no clip is refined faster than on its best slice.
@@ -54,37 +55,36 @@ class Kind:
         return total if before == len(self.drawn) else math.inf
 
 
-def lower_bound_s(world: World, fleet: Fleet, decode_on_pod: bool = False) -> float:
+def lower_bound_s(world: World, fleet: Fleet) -> float:
     """Seconds that every schedule of the world on these workers takes at least; 0 without items."""
     if not world.items:
         return 0.0
-    numbers = range(len(world.items))
+    numbers, on_pod = range(len(world.items)), fleet.decode_on == "pod"
     sketch = [world.sketch_s(n) for n in numbers]
-    decode = [world.fastest_decode_s(n) if decode_on_pod else world.decode_s(n) for n in numbers]
+    decode = [world.fastest_decode_s(n) if on_pod else world.decode_s(n) for n in numbers]
     refine = [world.fastest_refine_s(n) for n in numbers]
     kinds = _kinds(world, sketch, decode)
     over_s = len(world.items) * world.realism.hand_over_s
-    pod_s = over_s + (sum(world.cheapest_decode_s(n) for n in numbers) if decode_on_pod else 0.0)
+    pod_s = over_s + (sum(world.cheapest_decode_s(n) for n in numbers) if on_pod else 0.0)
     useful_s = sum(kind.useful_s * kind.sums[-1] for kind in kinds)
-    narrow = _Room(world, fleet, max(kind.speedup for kind in kinds), sketch, [] if decode_on_pod else decode)
-    wide = _Room(world, fleet, fleet.ranks_per_pod, sketch, [] if decode_on_pod else decode)
+    narrow = _Room(world, fleet, max(kind.speedup for kind in kinds), sketch, [] if on_pod else decode)
+    wide = _Room(world, fleet, fleet.ranks_per_pod, sketch, [] if on_pod else decode)
 
     def possible(guess_s: float) -> bool:
         return useful_s <= narrow.gpu_s(guess_s) and pod_s + sum(k.gpu_s(guess_s) for k in kinds) <= wide.gpu_s(guess_s)
 
-    return _smallest(possible, _own_ways_s(fleet, sketch, refine, decode, decode_on_pod))
+    return _smallest(possible, _own_ways_s(fleet, sketch, refine, decode))
 
 
-def _own_ways_s(
-    fleet: Fleet, sketch: Sequence[float], refine: Sequence[float], decode: Sequence[float], decode_on_pod: bool
-) -> float:
+def _own_ways_s(fleet: Fleet, sketch: Sequence[float], refine: Sequence[float], decode: Sequence[float]) -> float:
     """The longest way of one item, and what the queues for sketches and decodes make of it."""
     before, after = map(sum, zip(sketch, refine, strict=True)), map(sum, zip(refine, decode, strict=True))
-    return max(
-        *map(sum, zip(sketch, refine, decode, strict=True)),
-        _delivery_s(sketch, list(after), fleet.sketch_workers),
-        0.0 if decode_on_pod else _delivery_s(decode, list(before), fleet.decode_workers),
-    )
+    found = [*map(sum, zip(sketch, refine, decode, strict=True)), _delivery_s(sketch, list(after), fleet.sketch_workers)]
+    if fleet.decode_on != "pod":
+        found.append(_delivery_s(decode, list(before), fleet.num_decoders))
+    if fleet.decode_on == "sketchers":
+        found.append((sum(sketch) + sum(decode)) / fleet.sketch_workers)
+    return max(found)
 
 
 def _delivery_s(head: Sequence[float], tail: Sequence[float], workers: int) -> float:
@@ -119,7 +119,7 @@ class _Room:
         self.ranks, self.each = fleet.num_ranks, each
         most = math.ceil(self.ranks / each)
         self.out = _earliest(sorted(sketch)[:most], fleet.sketch_workers)
-        self.left = _earliest(sorted(decode)[:most], fleet.decode_workers)
+        self.left = _earliest(sorted(decode)[:most], fleet.num_decoders)
         self.drains = bool(decode)
 
     def gpu_s(self, until_s: float) -> float:

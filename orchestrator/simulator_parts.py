@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 from orchestrator.events import Command
 from orchestrator.types import Slice
 
 HOUR_S = 3600.0
+DecodeOn = Literal["workers", "pod", "sketchers"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,14 @@ class Fleet:
     ranks_per_pod: int
     sketch_workers: int
     decode_workers: int
+    """None but where ``decode_on`` is workers."""
+    decode_on: DecodeOn = "workers"
+    """As of :class:`orchestrator.cluster_config.ClusterConfig`."""
+
+    @property
+    def num_decoders(self) -> int:
+        """Workers that decode; ranks of pods are not counted."""
+        return {"workers": self.decode_workers, "sketchers": self.sketch_workers, "pod": 0}[self.decode_on]
 
     @property
     def num_ranks(self) -> int:

@@ -16,7 +16,7 @@ from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.simulator import Simulation
 from orchestrator.simulator_baselines import FIRST_COME, legal_widths, round_robin_s
 from orchestrator.simulator_bound import lower_bound_s
-from orchestrator.simulator_parts import HOUR_S, Fleet, Outcome
+from orchestrator.simulator_parts import HOUR_S, DecodeOn, Fleet, Outcome
 from orchestrator.simulator_world import World
 from orchestrator.sizing import SizingConfig
 from orchestrator.split import Load, divide, needed
@@ -27,15 +27,17 @@ LEAST_GROWTH_GB = 1 / 32
 """Of memory, below which nothing can be said of it."""
 
 
-def fleet_for(load: Load, pods: int, ranks_per_pod: int, sketch_gpus: int | None, decode_on_pod: bool = False) -> Fleet:
-    """``sketch_gpus`` divided between sketches and decodes by their seconds; None: enough for the pods, and a quarter more."""
-    if decode_on_pod:
+def fleet_for(load: Load, pods: int, ranks_per_pod: int, sketch_gpus: int | None, decode_on: DecodeOn = "workers") -> Fleet:
+    """``sketch_gpus`` sketch and decode, divided by their seconds; None: enough for the pods, and a quarter more."""
+    if decode_on == "pod":
         load = load.decoded_by_the_pod
     if sketch_gpus is None:
         most = needed(load, pods * ranks_per_pod * HEADROOM)
-        sketch_gpus = max(math.ceil(most.sketch + most.decode), 1 if decode_on_pod else 2)
+        sketch_gpus = max(math.ceil(most.sketch + most.decode), 2 if decode_on == "workers" else 1)
+    if decode_on != "workers":
+        return Fleet(pods, ranks_per_pod, sketch_gpus, 0, decode_on)
     sketch, decode = divide(load, sketch_gpus)
-    return Fleet(pods, ranks_per_pod, max(int(sketch), 1), 0 if decode_on_pod else max(int(decode), 1))
+    return Fleet(pods, ranks_per_pod, max(int(sketch), 1), max(int(decode), 1))
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,8 @@ class Study:
         scheduler = Scheduler(self.config, sizing, keep_log=False)
         return Simulation(scheduler, self.world, self.fleet, self.seed, self.checkpoints).run()
 
-    @property
-    def decode_on_pod(self) -> bool:
-        return self.config.decode_on == "pod"
-
     def bound_s(self) -> float:
-        return lower_bound_s(self.world, self.fleet, self.decode_on_pod)
+        return lower_bound_s(self.world, self.fleet)
 
 
 def report(study: Study, baselines: bool = True) -> dict[str, Any]:
@@ -75,6 +73,7 @@ def report(study: Study, baselines: bool = True) -> dict[str, Any]:
         "gpus_per_pod": study.fleet.ranks_per_pod,
         "sketch_workers": study.fleet.sketch_workers,
         "decode_workers": study.fleet.decode_workers,
+        "decode_on": study.fleet.decode_on,
         "items_per_heavy_gpu": len(study.world.items) / study.fleet.num_ranks,
         "seed": study.seed,
         "realism": study.world.realism.model_dump(),
@@ -126,7 +125,7 @@ def compared(study: Study, ours_s: float) -> dict[str, dict[str, Any]]:
             used = outcome.heavy_s / (outcome.makespan_s * study.fleet.num_ranks)
             found[name] = {"makespan_s": outcome.makespan_s, "utilisation": used}
     for width in widths:
-        found[f"round_robin_{width}"] = {"makespan_s": round_robin_s(study.world, study.fleet, width, study.decode_on_pod)}
+        found[f"round_robin_{width}"] = {"makespan_s": round_robin_s(study.world, study.fleet, width)}
     return {name: row | {"ours_against_it": ours_s / row["makespan_s"] - 1.0} for name, row in found.items()}
 
 

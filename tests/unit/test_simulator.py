@@ -78,7 +78,7 @@ def test_no_rule_beats_the_bound(items, pods, sketch_gpus, noise, rule, seed):
 def test_no_rule_beats_the_bound_where_a_pod_decodes(where):
     of = study(24, 2, f"cluster.decode_on={where}")
     assert of.run().makespan_s >= of.bound_s()
-    assert round_robin_s(of.world, of.fleet, 8, of.decode_on_pod) >= of.bound_s()
+    assert round_robin_s(of.world, of.fleet, 8) >= of.bound_s()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -138,7 +138,8 @@ def test_the_usual_sketch_pool_leaves_the_pods_as_the_bottleneck():
     fleet = fleet_for(load, 16, 8, None)
     assert fleet.sketch_workers / load.sketch_s > fleet.num_ranks / load.heavy_s < fleet.decode_workers / load.decode_s
     assert fleet_for(load, 16, 8, 40).num_gpus == 16 * 8 + 40
-    assert fleet_for(load, 16, 8, None, decode_on_pod=True).decode_workers == 0
+    assert fleet_for(load, 16, 8, None, "pod").num_decoders == 0
+    assert fleet_for(load, 16, 8, None, "sketchers").num_decoders == fleet.sketch_workers + fleet.decode_workers
     assert fleet_for(load, 1, 1, 1) == Fleet(1, 1, 1, 1)
 
 
