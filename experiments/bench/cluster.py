@@ -41,6 +41,8 @@ from orchestrator.sizing import SizingConfig
 from orchestrator.types import Demand, Item
 
 PLACES = "places"
+SLACK = 1.1
+"""Of predicted seconds."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,15 @@ class Rig:
         RayShell(by_key, self.crew, Scheduler(scheduler_config(sweep), policy), runbook, tell_line).run()
         return began
 
-    def left_s(self) -> float:
-        return self.began_s + 60 * self.options.minutes - time.monotonic()
+    def has_time(self, sizing: SizingConfig, arms: tuple[Arm, ...]) -> bool:
+        """Whether the items under one more rule are predicted to be made in time."""
+        config = self.options.cluster(sizing)
+        sweep = Sweep("bench", arms, tuple(items_of(self.options, arms)), None, 1, config, TrackingConfig())
+        needed_s = SLACK * simulated_s(sweep, sizing_of(arms, config), self.demands)
+        left_s = self.began_s + 60 * self.options.minutes - time.monotonic()
+        if needed_s > left_s:
+            print(f"no time for {sizing.rule} {sizing.width or ''}: it needs {needed_s:.0f} s, {left_s:.0f} are left", flush=True)
+        return needed_s < left_s
 
 
 def tell_line(event: Any, commands: Any) -> None:
@@ -168,12 +177,15 @@ def main(words: Sequence[str] | None = None) -> int:
         root = pathlib.Path(folder)
         rig = hired(options, root, began_s)
         try:
+            figures: dict[str, dict[str, Any]] = {}
             calibration, arms = calibrated(rig)
             told(rig, "calibrated")
             for name, sizing in rules_of(options).items():
-                rig.run(name, items_of(options, arms), sizing, arms)
-                told(rig, name)
-            conclude(rig, calibration)
+                if rig.has_time(sizing, arms):
+                    rig.run(name, items_of(options, arms), sizing, arms)
+                    told(rig, name)
+                    figures = concluded(rig, calibration)
+            print(table(figures))
         finally:
             rig.crew.end()
             rig.cluster.leave()
@@ -222,16 +234,15 @@ def told(rig: Rig, name: str) -> None:
     print(f"{name}: {time.monotonic() - rig.began_s:.1f} s since the start", flush=True)
 
 
-def conclude(rig: Rig, calibration: Calibration) -> None:
-    """The table, and everything in one file: events too, so that figures can be made again."""
+def concluded(rig: Rig, calibration: Calibration) -> dict[str, dict[str, Any]]:
+    """Figures of every run so far, written with all they come from, so that they can be made again."""
     options = rig.options
-    names = [name for name in rig.runs if name in rules_of(options)]
-    found = {name: summed_up(rig, name) for name in names}
+    found = {name: summed_up(rig, name) for name in rig.runs if name in rules_of(options)}
     given = {**dataclasses.asdict(options), "out": options.out.name}
     runs = {name: {"began": run.began, "rows": run.rows, "gpu_samples": run.gpu_samples} for name, run in rig.runs.items()}
     kept = {"options": given, "calibration": calibration.model_dump(mode="json"), "figures": found, "runs": runs}
     save(options.out, "cluster", {**kept, "num_gpus": rig.num_gpus})
-    print(table(found))
+    return found
 
 
 COLUMNS = {

@@ -57,9 +57,9 @@ class Options:
         return self.pods * self.heavy + self.decode_workers + 1
 
     @property
-    def num_cpus(self) -> int | None:
-        """What a cluster here claims to have; None: what there is."""
-        return self.num_actors if self.rehearse else None
+    def num_cpus(self) -> int:
+        """What the cluster claims to have: Ray starts a process for each beforehand."""
+        return self.num_actors * (1 if self.rehearse else 4)
 
     @property
     def shape(self) -> VideoShape:

@@ -130,9 +130,9 @@ class RandomWorker(ClipWorker):
     def _model(self, arm: Arm) -> Any:
         if self.workshop.is_tiny:
             return super()._model(arm)
-        key = (arm.model, None, ())
+        key = (arm.model, arm.weights, arm.lora)
         if key not in self._models:
-            self._models[key] = random_model(arm, self.parts, self.device, self.attention, self.compile_blocks is not False)
+            self._models[key] = random_model(arm, self._parts(key), self.device, self.attention, self.compile_blocks is not False)
         return self._models[key]
 
 

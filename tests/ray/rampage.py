@@ -1,0 +1,105 @@
+"""A sweep that kills its own processes at random as it goes, itself too: ``python -m tests.ray.rampage FOLDER SEED``.
+
+The same command goes on from there. Kills leave one file each, so that a new driver knows where in the plan it is.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.driver import run_on_ray
+from orchestrator.events import Arrived, Command, Event
+from orchestrator.ledger import Ledger
+from orchestrator.ownership import RunLock
+from orchestrator.paths import RunPaths
+from orchestrator.policy import Throughput
+from orchestrator.runbook import Runbook
+from orchestrator.scheduler import Scheduler, SchedulerConfig
+from tests.ray.fakes import ARM, FakeWorkshop, items, sweep
+
+NUM_ITEMS = 32
+KILLS = {"rank": 3, "sketch": 4, "decode": 4, "driver": 2}
+BORN = {"rank": "born.transformer.*", "sketch": "born.text-transformer.*", "decode": "born.vae.*"}
+EVERY = 5
+"""Results between two kills."""
+
+
+def plan(seed: int) -> list[str]:
+    kinds = [kind for kind, number in KILLS.items() for _ in range(number)]
+    random.Random(seed).shuffle(kinds)
+    return kinds
+
+
+def scheduler() -> Scheduler:
+    return Scheduler(SchedulerConfig(max_attempts=30), Throughput())
+
+
+@dataclass
+class Rampage:
+    """Hears of every event, and strikes at some."""
+
+    folder: Path
+    seed: int
+    num_results: int = 0
+    dice: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(f"{self.seed} {self.num_killed}")
+
+    @property
+    def num_killed(self) -> int:
+        return len(list(self.folder.glob("killed.*")))
+
+    def __call__(self, event: Event, commands: Sequence[Command]) -> None:
+        self.num_results += not isinstance(event, Arrived)
+        left = plan(self.seed)[self.num_killed :]
+        if left and self.num_results >= EVERY and self._strike(left[0]):
+            self.num_results = 0
+
+    def _strike(self, kind: str) -> bool:
+        """False when nobody of the kind is alive."""
+        pids = [os.getpid()] if kind == "driver" else self._alive(BORN[kind])
+        if not pids:
+            return False
+        pid = self.dice.choice(pids)
+        (self.folder / f"killed.{self.num_killed}.{kind}").touch()
+        os.kill(pid, signal.SIGKILL)
+        return True
+
+    def _alive(self, born: str) -> list[int]:
+        pids = sorted(int(path.suffix[1:]) for path in self.folder.glob(born))
+        return [pid for pid in pids if is_worker(pid)]
+
+
+def is_worker(pid: int) -> bool:
+    """A number may come again for a process of somebody else."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and " ".join(process.cmdline()).startswith("ray::")
+    except psutil.Error:
+        return False
+
+
+def main(folder: Path, seed: int) -> None:
+    made = items(**{f"key{number}": "" for number in range(NUM_ITEMS)})
+    calls, paths = folder / "calls", RunPaths(folder / "run")
+    calls.mkdir(exist_ok=True)
+    config = ClusterConfig(pods=2, heavy_ranks=2, num_threads=1)
+    with RunLock(paths):
+        ledger = Ledger(paths)
+        todo, _ = ledger.resume(made, lambda video, num_frames: None)
+        workshop = FakeWorkshop(calls, os.getpid())
+        run_on_ray(sweep(made, config), todo, scheduler(), Runbook(ledger, {"dvg": ARM}), Rampage(calls, seed), workshop)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
