@@ -1,4 +1,4 @@
-"""The commands of ``dvg`` that look after clusters: submit, status, stop and gc."""
+"""The commands of ``dvg`` that look after clusters: submit, status, stop, gc and notice."""
 
 from __future__ import annotations
 
@@ -68,6 +68,19 @@ def gc(
     raise typer.Exit(run_gc(sweep, address, yes, as_json))
 
 
+def notice(
+    watch: Annotated[str | None, typer.Option(help="Wait until this cloud takes the machine away: aws or gcp.")] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds that the workers may take to end.")] = 120.0,
+) -> None:
+    """Tell the workers on this machine that it goes away: they finish or checkpoint what they do. For hooks of a node."""
+    from orchestrator import notice as notices
+
+    if watch is None:
+        notices.give_notice(wait)
+    else:
+        notices.watch(watch, wait)
+
+
 def add_to(app: typer.Typer) -> None:
-    for command in (submit, status, stop, gc):
+    for command in (submit, status, stop, gc, notice):
         app.command()(command)

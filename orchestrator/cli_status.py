@@ -90,7 +90,7 @@ def _job(job: Any) -> SweepJob:
 
 
 def _tell_cluster(cluster: ClusterStatus, console: Console) -> None:
-    console.print(_table("jobs", ("job", "sweep", "status", "since", "out"), _job_rows(cluster.jobs)))
+    console.print(_table("jobs", ("job", "sweep", "status", "started, UTC", "out"), _job_rows(cluster.jobs)))
     console.print(_table("held by sweeps", ("sweep", "what", "number", "GPUs", "driver"), _held_rows(cluster.held)))
     rows = [(one.role, str(one.count), f"{one.gpus:g}", f"{one.gpus_busy:g}") for one in cluster.nodes]
     console.print(_table("nodes", ("role", "nodes", "GPUs", "reserved"), rows))
@@ -100,7 +100,7 @@ def _tell_cluster(cluster: ClusterStatus, console: Console) -> None:
 
 def _job_rows(jobs: Sequence[SweepJob]) -> list[tuple[str, ...]]:
     running_first = sorted(jobs, key=lambda job: job.status in ENDED)
-    return [(job.job, job.sweep, job.status.lower(), job.started_at, job.out) for job in running_first]
+    return [(job.job, job.sweep, job.status.lower(), job.started_at[:16].replace("T", " "), job.out) for job in running_first]
 
 
 def _held_rows(found: Sequence[Held]) -> list[tuple[str, ...]]:
@@ -117,7 +117,9 @@ def _held_rows(found: Sequence[Held]) -> list[tuple[str, ...]]:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")  # so that an id can be copied whole
     for row in rows or [["none", *[""] * (len(columns) - 1)]]:
         table.add_row(*(escape(cell) for cell in row))
     return table

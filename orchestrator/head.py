@@ -120,7 +120,8 @@ def no_token(address: str) -> str:
 def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for module in ("job.sdk", "dashboard_sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
 
     class Impatient(JobSubmissionClient):  # type: ignore[misc]
         """Ray's own waits for ever on a connection that hangs."""

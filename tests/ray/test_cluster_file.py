@@ -143,6 +143,14 @@ def test_a_pod_that_is_taken_away_has_longer_than_a_clips_grace_period() -> None
         assert pod["terminationGracePeriodSeconds"] > grace_s + STOP_MARGIN_S, name
 
 
+def test_workers_are_told_before_their_machine_is_taken_away() -> None:
+    assert any("dvg notice --watch aws" in command for command in config()["worker_start_ray_commands"])
+    for name, pod in pods():
+        if name != "head":
+            wait_s = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
+            assert ClusterConfig().grace_s < wait_s < pod["terminationGracePeriodSeconds"]
+
+
 def test_every_pod_sees_the_folder_that_results_go_to_and_mounts_what_it_names() -> None:
     out = rayjob()["spec"]["entrypoint"].split()[-1]
     for name, pod in pods():
