@@ -29,6 +29,8 @@ from orchestrator.split import POOLS
 RECORDED = pathlib.Path(__file__).parents[1] / "experiments" / "specs" / "demands_wan_mini.jsonl"
 """What sketches of the embedded model showed for 200 captions."""
 SHOWN_ACTIONS = 4
+DECODERS = {"pod": "the pod decodes", "sketchers": "sketch workers decode"}
+"""Where it is no pool of its own."""
 T = TypeVar("T")
 
 
@@ -173,7 +175,7 @@ def _pools_table(split: Mapping[str, Any], hours: Mapping[str, float], unit: str
     for pool in POOLS:
         balanced = "" if split["balanced"] is None else f"{split['balanced'][pool]:g}"
         idle = "[bold]sets the pace[/]" if pool == split["slowest"] else f"{split['idle'][pool]:.0%}"
-        idle = "the pod decodes" if pool == "decode" and not split["workers"][pool] else idle
+        idle = DECODERS.get(split["decode_on"], idle) if pool == "decode" else idle
         each, workers = split["seconds_per_item"][pool], f"{split['workers'][pool]:g}"
         table.add_row(pool, _short(each), _short(hours[phase[pool]]), workers, balanced, idle)
     return table
@@ -191,6 +193,8 @@ def _time_lines(report: Mapping[str, Any], unit: str) -> list[str]:
         lines.append(f"wall time with {report['grown']['pods']} pods: at least {clock(report['grown']['at_least_s'])}")
     beside = split["beside_the_pods"]
     told = f"split: {beside['sketch']:g} to sketch and {beside['decode']:g} to decode is best of {beside['gpus']} beside the pods"
+    if split["decode_on"] != "workers":
+        told = f"split: {beside['gpus']} beside the pods"
     return [*lines, f"{told}; {split['videos_per_hour']:,.0f} videos an hour while the backlog lasts"]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from orchestrator.events import Arrived, Command, Event, Finish, GiveUp, PhaseDone, Reached, Sketched, StartSketch
 from orchestrator.policy import Policy, Sizing, stage_choices
-from orchestrator.split import NOTHING, POOLS, Load, Pool, decode_s, mean_load, sketch_s
+from orchestrator.split import NOTHING, POOLS, DecodeOn, Load, Pool, decode_s, mean_load, sketch_s
 from orchestrator.tally import Ended, Tally
 from orchestrator.types import Action
 
@@ -51,11 +51,12 @@ class Predicted:
 
 
 class Eta:
-    """Hears what the scheduler hears. ``decode_on_pod``: ranks of the pods make the videos too."""
+    """Hears what the scheduler hears. ``decode_on``: who makes the videos."""
 
-    def __init__(self, policy: Policy, decode_on_pod: bool = False) -> None:
+    def __init__(self, policy: Policy, decode_on: DecodeOn = "workers") -> None:
         self._sizing = policy if isinstance(policy, Sizing) else None
-        self._pool_of: dict[str, Pool] = {"sketch": "sketch", "refine": "heavy", "decode": "heavy" if decode_on_pod else "decode"}
+        decoders: dict[DecodeOn, Pool] = {"workers": "decode", "pod": "heavy", "sketchers": "sketch"}
+        self._pool_of: dict[str, Pool] = {"sketch": "sketch", "refine": "heavy", "decode": decoders[decode_on]}
         self._arms: dict[str, str] = {}
         """Arm of each open item."""
         self._waiting: Counter[str] = Counter()

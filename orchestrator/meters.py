@@ -154,9 +154,8 @@ class Meters:
             self._count("dvg_attempts", clip, failure["attempts"])
 
     def _see(self, ended: Ended) -> None:
-        pool = {"sketch": "sketch", "refine": "heavy"}.get(ended.job.phase, "heavy" if ended.job.ranks else "decode")
         self._observe("dvg_phase_seconds", {"phase": ended.job.phase}, ended.seconds)
-        self._count("dvg_gpu_seconds", {"pool": pool}, ended.gpu_s)
+        self._count("dvg_gpu_seconds", {"pool": ended.job.pool}, ended.gpu_s)
 
     def _set_gauges(self) -> None:
         counts = self._scheduler.counts()

@@ -97,7 +97,7 @@ def _times(left: Sequence[float], unit: Unit) -> int:
 
 def units(config: ClusterConfig, num_cpus: float) -> dict[str, tuple[Unit, int]]:
     """Each kind's unit and how many the sweep starts with. CPUs are shared out, at most one to each process."""
-    num_decode = 0 if config.decode_on == "pod" else config.decode_workers
+    num_decode = config.decode_workers if config.decode_on == "workers" else 0
     processes = config.sketch_workers + config.most_pods * config.heavy_ranks + num_decode
     cpus = min(1.0, int(100 * num_cpus / processes) / 100) or 0.01
     return {

@@ -53,7 +53,7 @@ class Progress:
         self.tally = Tally()
         self._scheduler = scheduler or Scheduler()
         self._config = config
-        self._eta = Eta(self._scheduler.policy, bool(config and config.decode_on == "pod"))
+        self._eta = Eta(self._scheduler.policy, config.decode_on if config else "workers")
         self._clock, self._started_s = clock, clock()
         self._ahead_s = 0.0
         """Of the shell's clock, by which events are stamped, over ours."""

@@ -96,14 +96,14 @@ def pools_of(config: ClusterConfig, num_pods: int | None = None) -> Pools:
     def gpus(number: int, each: float) -> float:
         return number * (min(1.0, each) if each else 1.0)
 
-    decode = 0.0 if config.decode_on == "pod" else gpus(config.decode_workers, config.gpus_per_decode)
+    decode = gpus(config.decode_workers, config.gpus_per_decode) if config.decode_on == "workers" else 0.0
     ranks = gpus((num_pods or config.pods) * config.heavy_ranks, config.gpus_per_rank)
     return Pools(gpus(config.sketch_workers, config.gpus_per_sketch), ranks, decode)
 
 
 def num_gpus(config: ClusterConfig) -> float:
     """GPUs that the sweep holds while it runs."""
-    decode = 0.0 if config.decode_on == "pod" else config.decode_workers * config.gpus_per_decode
+    decode = config.decode_workers * config.gpus_per_decode if config.decode_on == "workers" else 0.0
     return config.sketch_workers * config.gpus_per_sketch + config.pods * config.heavy_ranks * config.gpus_per_rank + decode
 
 
@@ -112,18 +112,18 @@ def wall_times(work: Sequence[Expected], config: ClusterConfig, num_pods: int | 
 
     Each pool's own work, after the earliest that any clip can reach it, and before the least that its last clip needs after it.
     """
-    pools, on_pod = pools_of(config, num_pods), config.decode_on == "pod"
-    heavy = heavy_work(work, max(1, round(pools.heavy)), on_pod)
+    pools, where = pools_of(config, num_pods), config.decode_on
+    heavy = heavy_work(work, max(1, round(pools.heavy)), where == "pod")
     total = split.NOTHING
     for row in work:
-        total += row.load * row.number
+        total += (row.load * row.number).decoded_on(where)
     sketch_s = min(row.load.sketch_s for row in work)
     refine_s = min(row.ways.fastest.seconds for row in work)
-    decode_s = 0.0 if on_pod else min(row.load.decode_s for row in work)
+    decode_s = 0.0 if where == "pod" else min(row.load.decode_s for row in work)
     bounds = {
-        "sketch": total.sketch_s / pools.sketch + refine_s + decode_s,
+        "sketch": total.sketch_s / pools.sketch + (0.0 if where == "sketchers" else refine_s + decode_s),
         "heavy": sketch_s + heavy.seconds + decode_s,
-        "decode": 0.0 if on_pod else sketch_s + refine_s + total.decode_s / pools.decode,
+        "decode": sketch_s + refine_s + total.decode_s / pools.decode if where == "workers" else 0.0,
     }
     slowest = max(POOLS, key=lambda pool: bounds[pool])
     return {
@@ -153,13 +153,13 @@ def gpu_hours(work: Sequence[Expected], config: ClusterConfig) -> dict[str, floa
 def split_report(work: Sequence[Expected], config: ClusterConfig) -> dict[str, Any]:
     """What each pool does to an item, who waits with the workers asked for, and how many would balance."""
     load = split.mean_load((row.load, row.number) for row in work)
-    asked_of = load.decoded_by_the_pod if config.decode_on == "pod" else load
-    pools = pools_of(config)
+    asked_of, pools = load.decoded_on(config.decode_on), pools_of(config)
     steady = split.steady(asked_of, pools)
     needed = split.needed(asked_of, pools.heavy) if asked_of.heavy_s > 0 else None
     beside = round(pools.sketch + pools.decode)
     divided = split.divide(asked_of, max(1, beside))
     return {
+        "decode_on": config.decode_on,
         "seconds_per_item": {pool: load.of(pool) for pool in POOLS},
         "workers": {pool: pools.of(pool) for pool in POOLS},
         "idle": dict(steady.idle),

@@ -18,6 +18,8 @@ from orchestrator.schedules import forwards_per_stage
 from orchestrator.types import Action
 
 Pool = Literal["sketch", "heavy", "decode"]
+DecodeOn = Literal["workers", "pod", "sketchers"]
+"""As ``orchestrator.cluster_config`` has it."""
 POOLS: tuple[Pool, ...] = ("sketch", "heavy", "decode")
 DECODE_SHARE = 0.015
 """Decoding over denoising on the full grid for the model's usual steps, where nobody measured it: 0.9 to 1.8 % on H200s."""
@@ -42,10 +44,13 @@ class Load:
     def gpu_s(self) -> float:
         return self.sketch_s + self.heavy_s + self.decode_s
 
-    @property
-    def decoded_by_the_pod(self) -> Load:
-        """The same where ranks of the pod decode too."""
-        return Load(self.sketch_s, self.heavy_s + self.decode_s, 0.0)
+    def decoded_on(self, where: DecodeOn) -> Load:
+        """The same by who decodes: workers of their own, ranks of the pod, or those that sketch."""
+        if where == "pod":
+            return Load(self.sketch_s, self.heavy_s + self.decode_s, 0.0)
+        if where == "sketchers":
+            return Load(self.sketch_s + self.decode_s, self.heavy_s, 0.0)
+        return self
 
     def of(self, pool: Pool) -> float:
         return {"sketch": self.sketch_s, "heavy": self.heavy_s, "decode": self.decode_s}[pool]

@@ -41,6 +41,8 @@ class Job:
     """sketch, refine or decode."""
     worker: str
     started_s: float
+    pool: Pool
+    """The worker's, whatever the phase."""
     ranks: range | None = None
     begin: int = 0
     stop: int = 0
@@ -192,7 +194,7 @@ class Tally:
         if worker is not None:
             del worker.jobs[job.item_key]
             worker.busy_s += ended.gpu_s
-            self.pools[worker.pool].busy -= job.width
+            self.pools[job.pool].busy -= job.width
             if worker.going:
                 self._retire(job.worker, worker)
         return ended
@@ -211,10 +213,11 @@ class Tally:
     def _job(self, command: Command) -> Job | None:
         about = command.item_key, command.attempt
         if isinstance(command, StartSketch):
-            return Job(*about, "sketch", command.worker, self.now_s)
+            return Job(*about, "sketch", command.worker, self.now_s, "sketch")
         if isinstance(command, StartPhase):
             piece = command.slice
-            return Job(*about, "refine", piece.pod, self.now_s, piece.ranks, command.begin, command.stop)
+            return Job(*about, "refine", piece.pod, self.now_s, "heavy", piece.ranks, command.begin, command.stop)
         if isinstance(command, StartDecode):
-            return Job(*about, "decode", command.worker, self.now_s, command.slice.ranks if command.slice else None)
+            worker, ranks = self.workers.get(command.worker), command.slice.ranks if command.slice else None
+            return Job(*about, "decode", command.worker, self.now_s, worker.pool if worker else "decode", ranks)
         return None

@@ -124,6 +124,18 @@ def test_where_the_pod_decodes_its_ranks_do_that_work_too():
     assert rows["gpu_hours"]["decode"] > 0
     assert rows["gpu_hours"]["total"] == pytest.approx(sum(rows["gpu_hours"][key] for key in ("sketch", "refine", "decode")))
     assert rows["held"]["gpus"] == 9
+    assert "decode" not in rows["wall"]["set_by"]
+
+
+def test_where_sketch_workers_decode_too_they_have_both_to_do():
+    rows, apart = planned(decode_on="sketchers"), planned()
+    assert rows["held"]["gpus"] == 9
+    assert rows["split"]["workers"]["decode"] == 0
+    assert rows["split"]["idle"]["sketch"] < apart["split"]["idle"]["sketch"]
+    busy = planned(decode_on="sketchers", pods=64)
+    each = busy["split"]["seconds_per_item"]
+    assert busy["wall"]["set_by"] == "sketch"
+    assert busy["wall"]["at_least_s"] == pytest.approx(24 * (each["sketch"] + each["decode"]))
 
 
 def test_the_price_is_of_every_gpu_held_from_first_to_last():

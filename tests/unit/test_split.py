@@ -117,10 +117,12 @@ def _around(load, num_gpus, heavy):
     return sketch, heavy, decode
 
 
-def test_where_the_pod_decodes_nobody_else_does():
-    load = Load(2, 20, 4).decoded_by_the_pod
-    assert load == Load(2, 24, 0)
-    assert steady(load, Pools(1, 12, 0)).idle == {"sketch": 0.0, "heavy": 0.0, "decode": 1.0}
+def test_where_another_pool_decodes_it_has_that_work_and_nobody_else_does():
+    load = Load(2, 20, 4)
+    assert load.decoded_on("workers") == load
+    assert load.decoded_on("pod") == Load(2, 24, 0)
+    assert load.decoded_on("sketchers") == Load(6, 20, 0)
+    assert steady(load.decoded_on("pod"), Pools(1, 12, 0)).idle == {"sketch": 0.0, "heavy": 0.0, "decode": 1.0}
 
 
 def test_work_without_a_worker_is_refused():
