@@ -45,7 +45,10 @@ class ArmStats:
     latency_p50_s: float
     latency_p95_s: float
     device_s: float
+    """GPU-seconds, every attempt's: each phase's seconds times the ranks it held."""
     videos_per_device_hour: float
+    on_gpu: bool
+    """Whether its devices are GPUs, and device seconds so GPU-seconds."""
     speedup: float | None
     """Denoising of the reference arm over this arm's, in device seconds, on the prompts and seeds that both have."""
     psnr: float | None
@@ -55,6 +58,17 @@ class ArmStats:
 def busy_s(record: Record) -> float:
     """Seconds of work on one video, waiting excluded."""
     return record.text_s + record.denoise_s + record.decode_s + record.encode_s
+
+
+def on_gpu(records: Iterable[Record]) -> bool:
+    """Whether all of them were made on GPUs."""
+    devices = {record.device.lower() for record in records}
+    return bool(devices) and not any(device.startswith("cpu") for device in devices)
+
+
+def work_unit(of_gpus: bool) -> str:
+    """What device seconds and hours are of."""
+    return "GPU" if of_gpus else "rank"
 
 
 def denoise_device_s(record: Record) -> float:
@@ -121,6 +135,7 @@ def _stats(
         latency_p50_s=float(np.percentile(latency, 50)),
         latency_p95_s=float(np.percentile(latency, 95)),
         videos_per_device_hour=3600.0 / device_s if device_s > 0 else 0.0,
+        on_gpu=on_gpu(records),
         speedup=_speedup(records, baseline),
         psnr=_mean_or_none(measured, "psnr"),
         ssim=_mean_or_none(measured, "ssim"),
@@ -158,16 +173,16 @@ def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
 def table_rows(stats: Iterable[ArmStats]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Column names and one row of cells per arm, for the terminal and the report alike.
 
-    "n" is finished, or finished/attempted where an item was given up; "decode s" includes the mp4; "device s" is per
-    video and "videos /h" per device hour.
+    "n" is finished, or finished/attempted where an item was given up; "decode s" includes the mp4; "GPU s" (on CPUs "rank s")
+    is per video, and "videos /GPU-h" per hour of one GPU at work.
     """
-    return TABLE_COLUMNS, [_cells(stat) for stat in stats]
+    stats = list(stats)
+    of = work_unit(bool(stats) and all(stat.on_gpu for stat in stats))
+    return (*TABLE_COLUMNS, f"{of} s", f"videos /{of}-h"), [_cells(stat) for stat in stats]
 
 
-TABLE_COLUMNS = (
-    *("arm", "n", "density", "text s", "sketch s", "refine s", "decode s", "speedup", "PSNR dB", "SSIM"),
-    *("device s", "videos /h"),
-)
+TABLE_COLUMNS = ("arm", "n", "density", "text s", "sketch s", "refine s", "decode s", "speedup", "PSNR dB", "SSIM")
+"""Those that are the same on every device."""
 
 
 def _cells(stat: ArmStats) -> tuple[str, ...]:
@@ -179,8 +194,8 @@ def _cells(stat: ArmStats) -> tuple[str, ...]:
         number(stat.speedup, "{:.2f}x"),
         number(stat.psnr, "{:.2f}"),
         number(stat.ssim, "{:.3f}"),
-        f"{stat.device_s:.2f}",
-        f"{stat.videos_per_device_hour:.0f}",
+        f"{stat.device_s:.2f}" if stat.device_s < 1000 else f"{stat.device_s:.0f}",
+        f"{stat.videos_per_device_hour:.3g}" if stat.videos_per_device_hour < 100 else f"{stat.videos_per_device_hour:.0f}",
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.charts import Point, Scatter, scatter
-from experiments.summary import ArmStats, arm_stats, busy_s, denoise_device_s, number
+from experiments.summary import ArmStats, arm_stats, busy_s, denoise_device_s, number, on_gpu, work_unit
 from orchestrator.types import Record
 
 NUM_COLOURS, NUM_SHAPES = 7, 4
@@ -175,7 +175,10 @@ def _cards(arms: Sequence[ArmStats], reference: str | None, records: Sequence[Re
         yield Card(f"{close.ssim:.3f}", "SSIM", f"{close.arm}, {number(close.psnr, '{:.1f} dB')} PSNR")
     if lean := min(others, key=lambda s: s.density_executed, default=None):
         yield Card(f"{lean.density_executed:.0%}", "of the token-steps", f"{lean.arm}, as executed")
-    yield Card(duration(sum(r.device_s for r in records)), "device time", "all videos together")
+    if (spent_s := sum(r.device_s for r in records)) > 0:
+        of = work_unit(on_gpu(records))
+        yield Card(duration(spent_s), f"{of} time", "at work, all videos together")
+        yield Card(f"{3600.0 * len(records) / spent_s:.3g}", f"videos per {of}-hour", "all arms together")
 
 
 def duration(seconds: float) -> str:

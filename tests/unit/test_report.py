@@ -192,3 +192,12 @@ def test_a_clip_that_several_ranks_made_says_how_many_each_stage_had_and_why(tmp
     assert f"ranks of the stages: {widths.replace('|', ', ')}. {sizing}" in page.text
     assert page.text.count("ranks of the stages") == 1, "nothing of the clip of one rank"
     assert sum("on 4 ranks" in str(bar.get("title")) for bar in page.all("i")) == widths.count("4")
+
+
+def test_the_report_tells_gpu_time_and_videos_per_gpu_hour(tmp_path: Path) -> None:
+    records = [dataclasses.replace(r, device="NVIDIA H200", device_s=72.0) for r in make_records(2)]
+    cards = {card.label: card.value for card in build_page(records, [], [], {}).cards}
+    assert cards["GPU time"] == "4.8 min"
+    assert cards["videos per GPU-hour"] == "50"
+    on_cpu = {card.label for card in build_page(make_records(2), [], [], {}).cards}
+    assert {"rank time", "videos per rank-hour"} <= on_cpu

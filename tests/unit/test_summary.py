@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from experiments.summary import COLUMNS, arm_stats, arm_table, write_summary
+from experiments.summary import COLUMNS, arm_stats, arm_table, table_rows, write_summary
 from orchestrator.paths import RunPaths
 from tests.fakerun import make_record, make_records, quality_row
 
@@ -67,6 +68,17 @@ def test_arm_figures_are_means_over_its_videos() -> None:
     (stats,) = arm_stats(records, [quality_row(records[0], 20.0, 0.8), quality_row(records[1], 30.0, 0.9)])
     assert (stats.device_s, stats.videos_per_device_hour, stats.latency_p50_s) == (3.0, 1200.0, 3.0)
     assert (stats.psnr, stats.ssim) == pytest.approx((25.0, 0.85))
+
+
+def test_work_is_told_in_gpu_seconds_on_gpus_and_in_rank_seconds_elsewhere() -> None:
+    on_cpu = [make_record("dvg", device_s=36.0)]
+    on_gpus = [dataclasses.replace(on_cpu[0], device="NVIDIA H200")]
+    columns, (row,) = table_rows(arm_stats(on_gpus))
+    assert columns[-2:] == ("GPU s", "videos /GPU-h")
+    assert row[-2:] == ("36.00", "100")
+    assert table_rows(arm_stats(on_cpu))[0][-2:] == ("rank s", "videos /rank-h")
+    both = [*on_cpu, dataclasses.replace(on_gpus[0], arm="other")]
+    assert table_rows(arm_stats(both))[0][-2:] == ("rank s", "videos /rank-h"), "a mixture is not told as GPUs"
 
 
 def test_the_table_fits_80_columns_and_shows_every_arm_its_failures_and_its_speedup() -> None:
