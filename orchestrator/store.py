@@ -189,7 +189,7 @@ def parse_place(text: str) -> Destination:
     if scheme == "file":
         return Path(rest)
     if "@" in parts.netloc or parts.query or parts.fragment:
-        told = f"{without_password(text.partition('?')[0])!r} must be a plain URL, without user, password, query or fragment"
+        told = f"{without_password(re.split('[?#]', text)[0])!r} must be a plain URL, without user, password, query or fragment"
         raise ConfigError([f"output {told}; credentials come from the environment"])
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) or not rest.strip("/"):
         raise ConfigError([f"output {text!r} is neither a path nor a URL like s3://bucket/folder"])
@@ -238,7 +238,7 @@ def reached(url: str, do: Callable[[], T], answers: tuple[type[OSError], ...] = 
     except answers:
         raise
     except Exception as error:
-        if not pauses_s or isinstance(error, PermissionError):
+        if not pauses_s or isinstance(error, PermissionError | FileNotFoundError):  # asking again gives no other answer
             told = " ".join(str(error).split())[:300] or type(error).__name__
             raise RunError(f"{url!r} cannot be reached from {platform.node()}: {without_password(told)}") from error
     time.sleep(pauses_s[0])
