@@ -29,6 +29,8 @@ from orchestrator.split import POOLS
 RECORDED = pathlib.Path(__file__).parents[1] / "experiments" / "specs" / "demands_wan_mini.jsonl"
 """What sketches of the embedded model showed for 200 captions."""
 SHOWN_ACTIONS = 4
+MOST_SIMULATED = 4000
+"""Items; more take seconds. ``dvg simulate`` has no limit."""
 DECODERS = {"pod": "the pod decodes", "sketchers": "sketch workers decode"}
 """Where it is no pool of its own."""
 T = TypeVar("T")
@@ -97,10 +99,26 @@ def find_machines(options: SpecOptions) -> Machines | None:
 def _planned(sweep: Sweep, demands: Demands, machines: Machines | None) -> dict[str, Any]:
     try:
         sizing = sizing_of(sweep.arms, sweep.cluster)
-        report = spec_plan(sweep, demands, sizing)
+        report = spec_plan(sweep, demands, sizing, simulated_s(sweep, demands, sizing))
     except ValueError as error:
         raise ConfigError([" ".join(str(error).split())]) from error
     return report | {"feasibility": feasibility(sweep, sizing, machines)}
+
+
+def simulated_s(sweep: Sweep, demands: Demands, sizing: Sizing) -> float | None:
+    """The sweep's makespan in the simulator, without noise and failures; None for one that would take long to simulate."""
+    from orchestrator.cli_sweep import scheduler_config
+    from orchestrator.simulator_parts import Fleet
+    from orchestrator.simulator_report import Study
+    from orchestrator.simulator_world import Realism, make_world
+
+    if len(sweep.items) > MOST_SIMULATED:
+        return None
+    config = sweep.cluster
+    num_decode = config.decode_workers if config.decode_on == "workers" else 0
+    fleet = Fleet(config.pods, config.heavy_ranks, config.sketch_workers, num_decode, config.decode_on)
+    world = make_world(sweep.items, sweep.arms, sizing, demands, Realism(noise=0.0))
+    return Study(world, fleet, sizing, scheduler_config(sweep)).run().makespan_s
 
 
 def feasibility(sweep: Sweep, sizing: Sizing, machines: Machines | None) -> dict[str, Any]:
@@ -186,8 +204,9 @@ def _time_lines(report: Mapping[str, Any], unit: str) -> list[str]:
     per_hour = report["videos_per_gpu_hour"]
     lines = [
         f"work: {_short(hours['total'])} {unit}-hours, {per_hour:,.1f} videos per {unit}-hour" if per_hour else "work: none",
-        f"wall time: at least {clock(wall['at_least_s'])}, set by the {wall['set_by']} pool (fill {clock(wall['fill_s'])}, "
-        f"allotment {clock(wall['allotment_s'])} under rule {report['rule']}, drain {clock(wall['drain_s'])})",
+        f"wall time: {_simulated(wall)}at least {clock(wall['at_least_s'])}, set by the {wall['set_by']} pool "
+        f"(fill {clock(wall['fill_s'])}, allotment {clock(wall['allotment_s'])} under rule {report['rule']}, "
+        f"drain {clock(wall['drain_s'])})",
     ]
     if report.get("grown"):
         lines.append(f"wall time with {report['grown']['pods']} pods: at least {clock(report['grown']['at_least_s'])}")
@@ -196,6 +215,10 @@ def _time_lines(report: Mapping[str, Any], unit: str) -> list[str]:
     if split["decode_on"] != "workers":
         told = f"split: {beside['gpus']} beside the pods"
     return [*lines, f"{told}; {split['videos_per_hour']:,.0f} videos an hour while the backlog lasts"]
+
+
+def _simulated(wall: Mapping[str, Any]) -> str:
+    return f"{clock(wall['simulated_s'])} simulated; " if wall["simulated_s"] else ""
 
 
 def _cost_lines(held: Mapping[str, Any]) -> list[str]:

@@ -223,8 +223,11 @@ def _action_row(row: Expected, number: float) -> dict[str, Any]:
     return {"action": row.action.name, "share": share, "density": row.action.density, "gpu_s": row.load.gpu_s}
 
 
-def spec_plan(sweep: Sweep, demands: Demands, sizing: Sizing) -> dict[str, Any]:
-    """All of it, JSON-ready, but for what depends on a cluster. Raises ValueError as :func:`expected_work`."""
+def spec_plan(sweep: Sweep, demands: Demands, sizing: Sizing, simulated_s: float | None = None) -> dict[str, Any]:
+    """All of it, JSON-ready, but for what depends on a cluster. Raises ValueError as :func:`expected_work`.
+
+    ``simulated_s``: what a simulation of the sweep took, which then counts as its time, not the bound.
+    """
     config, work = sweep.cluster, expected_work(sweep, demands, sizing)
     hours, wall = gpu_hours(work, config), wall_times(work, config)
     rows = {
@@ -236,8 +239,8 @@ def spec_plan(sweep: Sweep, demands: Demands, sizing: Sizing) -> dict[str, Any]:
         "arms": arm_rows(work, sizing),
         "gpu_hours": hours,
         "videos_per_gpu_hour": len(sweep.items) / hours["total"] if hours["total"] else None,
-        "wall": wall,
-        "held": held(sweep, wall["at_least_s"], hours["total"]),
+        "wall": wall | {"simulated_s": simulated_s},
+        "held": held(sweep, simulated_s or wall["at_least_s"], hours["total"]),
         "split": split_report(work, config),
         "disk": disk(work, config, demands),
         "notes": notes(sweep, sizing),

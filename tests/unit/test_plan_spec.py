@@ -181,7 +181,8 @@ def test_the_command_prints_the_whole_plan_and_json_says_the_same(tmp_path):
         "24 items",
         "2 arms",
         "GPU-hours",
-        "wall time: at least",
+        "wall time:",
+        "simulated; at least",
         "cost: 10 GPUs",
         "at 3 an hour",
         "disk:",
@@ -257,3 +258,15 @@ def test_durations_and_sizes_read_as_people_say_them():
         *("0 s", "1.2 s", "59.9 s", "3 min 20 s", "2 h 49 min", "1 d 3 h"),
     ]
     assert [size(gb) for gb in (1234.5, 2.5, 0.0025, 0.0000025)] == ["1,234.5 GB", "2.5 GB", "2.5 MB", "2.5 kB"]
+
+
+def test_a_sweep_that_is_soon_simulated_is_and_then_its_time_and_price_are_the_simulations(tmp_path, monkeypatch):
+    rows = json.loads(dvg_plan(write(tmp_path), "cluster.price_per_gpu_hour=3", "--json").stdout)
+    wall = rows["wall"]
+    assert wall["at_least_s"] <= wall["simulated_s"] * (1 + 1e-3)
+    assert wall["simulated_s"] < 2 * wall["at_least_s"]
+    assert rows["held"]["cost"] == pytest.approx(3 * 10 * wall["simulated_s"] / 3600)
+    monkeypatch.setattr("orchestrator.cli_spec_plan.MOST_SIMULATED", 5)
+    rows = json.loads(dvg_plan(write(tmp_path), "--json").stdout)
+    assert rows["wall"]["simulated_s"] is None
+    assert rows["held"]["gpu_hours"] == pytest.approx(10 * rows["wall"]["at_least_s"] / 3600)
