@@ -18,6 +18,7 @@ from orchestrator.config import Sweep, load_sweep, read_yaml
 from orchestrator.files import write_atomic
 from orchestrator.ledger import Ledger
 from orchestrator.manifest import update_manifest
+from orchestrator.meters import Meters
 from orchestrator.progress import Progress
 from orchestrator.resolve_sizing import sizing_of
 from orchestrator.runbook import Runbook
@@ -28,6 +29,7 @@ from stages.models import embedded
 
 if TYPE_CHECKING:
     from experiments.tracking import Tracker
+    from orchestrator.local import OnEvent
 
 PARTLY_FAILED = 3
 INTERRUPTED = 130
@@ -130,18 +132,19 @@ class _Run:
         """Run the shell; True when a person interrupted it."""
         self._warn_unknown_words(todo)
         scheduler = Scheduler(scheduler_config(self.sweep), sizing_of(self.sweep.arms, self.sweep.cluster))
-        progress = Progress(self.console, len(todo))
+        progress = Progress(self.console, len(todo), scheduler, self.sweep.cluster)
+        meters = Meters(self.sweep.name, {arm.name: arm.model for arm in self.sweep.arms}, scheduler)
         runbook = Runbook(
             self.ledger,
             self.sweep.arms_by_name,
-            on_record=progress.on_record,
-            on_failure=progress.on_failure,
+            on_record=_each(progress.on_record, meters.on_record),
+            on_failure=_each(progress.on_failure, meters.on_failure),
             checkpoints=self.checkpoints,
             found=self._found(todo),
         )
         try:
             with progress:
-                self._shell(todo, scheduler, runbook, progress)
+                self._shell(todo, scheduler, runbook, _each(progress.on_event, meters.on_event))
         except KeyboardInterrupt:
             self.console.print("interrupted; the same command goes on from here")
             return True
@@ -149,7 +152,7 @@ class _Run:
             self.checkpoints.close(self.wanted - self.ledger.finished)
         return False
 
-    def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, progress: Progress) -> None:
+    def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, on_event: OnEvent) -> None:
         if self.options.local:
             from orchestrator.cli_generate import find_device
             from orchestrator.keeper import Keeper
@@ -167,13 +170,13 @@ class _Run:
                 compile_blocks=config.compile_blocks,
                 keeper=keeper,
             )
-            run_local(todo, worker, scheduler, runbook, progress.on_event, device)
+            run_local(todo, worker, scheduler, runbook, on_event, device)
             if keeper is not None:
                 keeper.settle()
         else:
             from orchestrator.driver import run_on_ray
 
-            run_on_ray(self.sweep, todo, scheduler, runbook, progress.on_event)
+            run_on_ray(self.sweep, todo, scheduler, runbook, on_event)
 
     def _warn_unknown_words(self, todo: list[Item]) -> None:
         for arm in {(arm.model, arm.weights): arm for arm in self.sweep.arms}.values():
@@ -191,6 +194,16 @@ class _Run:
             where = f"{failure['arm']}/{failure['prompt_id']}/{failure['seed']}"
             self.console.print(f"[red]gave up[/] {where}: {escape(failure['error'])}", highlight=False)
         return PARTLY_FAILED if failures else 0
+
+
+def _each(*listeners: Callable[..., None]) -> Callable[..., None]:
+    """One listener that tells all."""
+
+    def tell(*values: Any) -> None:
+        for listener in listeners:
+            listener(*values)
+
+    return tell
 
 
 def unknown_prompt_words(prompts: Iterable[str], arm: Arm) -> list[str]:
