@@ -24,7 +24,7 @@ from orchestrator.types import Record
 Tell = Callable[[str], None]
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """In the environment of what `ray job submit` starts."""
-GONE = re.compile(r"does not exist|cannot be read|No such file|not a folder|no folder|neither a folder")
+GONE = re.compile(r"does not exist|cannot be read|No such file|not a folder|no folder|neither a folder|is not there")
 """How mistakes about a file that is not there are told."""
 
 
