@@ -27,7 +27,7 @@ from orchestrator.scheduler import Scheduler, SchedulerConfig
 from tests.ray.fakes import ARM, FakeWorkshop, items, sweep
 
 NUM_ITEMS = 32
-KILLS = {"rank": 3, "sketch": 4, "decode": 4, "driver": 2}
+KILLS = {"rank": 3, "sketch": 4, "decode": 4, "driver": 1}
 BORN = {"rank": "born.transformer.*", "sketch": "born.text-transformer.*", "decode": "born.vae.*"}
 EVERY = 5
 """Results between two kills."""
