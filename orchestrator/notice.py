@@ -7,6 +7,7 @@ the clouds answer on an address that every machine of theirs has.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -16,9 +17,10 @@ import psutil
 import requests
 
 from orchestrator.mistakes import ConfigError
+from orchestrator.naming import PREFIX
 
-WORKERS = ("ray::SketchActor", "ray::PodRank", "ray::DecodeActor")
-"""How Ray titles the processes of ``orchestrator.pods``."""
+WORKERS = re.compile(rf"ray::({PREFIX}.*|(SketchActor|PodRank|DecodeActor)\b.*)", re.S)
+"""How Ray titles the processes of ``orchestrator.pods``: by their names, and by their classes while they work."""
 POLL_S = 5.0
 ASK_S = 2.0
 """How long a cloud's own address may take to answer."""
@@ -30,7 +32,7 @@ def workers_here() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "uids"]):
         title = (process.info["cmdline"] or [""])[0]
-        if title.startswith(WORKERS) and process.info["uids"] and process.info["uids"].real == os.getuid():
+        if WORKERS.fullmatch(title) and process.info["uids"] and process.info["uids"].real == os.getuid():
             found.append(process)
     return found
 

@@ -45,7 +45,11 @@ def only_ours(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_every_worker_is_told_and_no_other_process(only_ours: list[int]) -> None:
-    with process("ray::PodRank.refine") as rank, process("ray::SketchActor") as sketch, process("ray::IDLE") as other:
+    with (
+        process("ray::PodRank.refine") as rank,
+        process("ray::dvg-s-sketch-0:SketchActor") as sketch,
+        process("ray::IDLE") as other,
+    ):
         only_ours += [rank.pid, sketch.pid, other.pid]
         assert notice.give_notice(wait_s=30) == 2
         assert [told.stdout and told.stdout.read() for told in (rank, sketch)] == ["told\n", "told\n"]
