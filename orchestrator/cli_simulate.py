@@ -84,7 +84,7 @@ def _study(sweep: Sweep, world: World, sizing: Sizing, options: SimulateOptions)
     config = SchedulerConfig(
         max_attempts=sweep.max_attempts,
         max_ahead=fleet.sketch_workers + 2 * fleet.num_ranks,
-        max_undecoded=max(8, 2 * fleet.num_decoders),
+        max_undecoded=max(8, 2 * fleet.num_decoders, 2 * fleet.num_ranks),
         decode_on=cluster.decode_on,
     )
     return Study(world, fleet, sizing, config, options.seed, cluster.checkpoints)

@@ -30,7 +30,7 @@ LEAST_GROWTH_GB = 1 / 32
 def fleet_for(load: Load, pods: int, ranks_per_pod: int, sketch_gpus: int | None, decode_on: DecodeOn = "workers") -> Fleet:
     """``sketch_gpus`` sketch and decode, divided by their seconds; None: enough for the pods, and a quarter more."""
     if decode_on == "pod":
-        load = load.decoded_by_the_pod
+        load = load.decoded_on("pod")
     if sketch_gpus is None:
         most = needed(load, pods * ranks_per_pod * HEADROOM)
         sketch_gpus = max(math.ceil(most.sketch + most.decode), 2 if decode_on == "workers" else 1)
@@ -63,9 +63,9 @@ class Study:
 
 def report(study: Study, baselines: bool = True) -> dict[str, Any]:
     """JSON-ready; ``docs/scheduling.md`` says how to read it."""
-    before_gb, began_s = peak_gb(), time.perf_counter()
+    before_gb, began_s, began_cpu_s = peak_gb(), time.perf_counter(), time.process_time()
     outcome = without_collector(study.run)
-    wall_s, growth_gb = time.perf_counter() - began_s, peak_gb() - before_gb
+    wall_s, cpu_s, growth_gb = time.perf_counter() - began_s, time.process_time() - began_cpu_s, peak_gb() - before_gb
     bound_s = study.bound_s()
     found = {
         "items": len(study.world.items),
@@ -82,6 +82,7 @@ def report(study: Study, baselines: bool = True) -> dict[str, Any]:
         "lower_bound_s": bound_s,
         "regret": outcome.makespan_s / bound_s - 1.0 if bound_s else 0.0,
         "wall_s": wall_s,
+        "cpu_s": cpu_s,
         "events_per_s": outcome.events / wall_s,
         "memory_growth_gib": growth_gb,
         "items_per_gib": len(study.world.items) / growth_gb if growth_gb > LEAST_GROWTH_GB else None,
