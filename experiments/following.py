@@ -27,7 +27,7 @@ from orchestrator.types import Record, record_from_row
 
 LOOK_S = 1.0
 """How often new records are looked for."""
-PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 10.0
 """After a failure, doubled with each one in a row."""
 LAST_PAUSES_S = (0.0, 2.0, 5.0)
 """Before each try at the end of the sweep; a server that never answered is tried once."""
