@@ -64,8 +64,8 @@ class Ledger:
         self.store.put(self.sidecar_of(record), json.dumps(as_row(record)).encode())
         self.store.move(self._staged(record, record.attempts), record.video)
         self.append(record)
-        folder = self._folder(record)
-        self._sweep_drafts(record, self.store.sizes(folder))
+        if record.attempts > 1 or isinstance(self.store, FolderStore):  # a listing of a URL takes its time
+            self._sweep_drafts(record, self.store.sizes(self._folder(record)))
 
     def fail(self, item: Item, error: str, story: Iterable[str], attempts: int) -> dict[str, Any]:
         """Write the item's failure file and return what is in it."""
