@@ -218,12 +218,13 @@ def unknown_prompt_words(prompts: Iterable[str], arm: Arm) -> list[str]:
 
 
 def scheduler_config(sweep: Sweep) -> SchedulerConfig:
-    """The scheduler's own limits, wide enough that every worker can be busy at once."""
+    """The scheduler's own limits: what it may hold at most, wide enough that every worker can be busy at once."""
     least, workers = SchedulerConfig(), sweep.cluster
+    num_ranks = workers.most_pods * workers.heavy_ranks
     return SchedulerConfig(
         max_attempts=sweep.max_attempts,
-        max_ahead=max(least.max_ahead, workers.sketch_workers + 2 * workers.most_pods * workers.heavy_ranks),
-        max_undecoded=max(least.max_undecoded, 2 * workers.decode_workers),
+        max_ahead=max(least.max_ahead, workers.sketch_workers + 2 * num_ranks),
+        max_undecoded=max(least.max_undecoded, 2 * workers.decode_workers, 2 * num_ranks),
         decode_on=workers.decode_on,
     )
 
