@@ -135,10 +135,13 @@ def made(options: Options, root: Path, spec: Path, name: str, tally: Tally, kill
         rampage = Rampage(options, rig, paths, tally, lambda: rig.drive(command, log))
         rampage.run(kills)
         code = rampage.wait()
+        if code != 0:
+            raise RuntimeError(f"the {name} sweep ended with {code}")
+    except (RuntimeError, TimeoutError):
+        print(f"the log of the {name} sweep ends:\n{log.read_text()[-4000:]}", flush=True)
+        raise
     finally:
         rig.close()
-    if code != 0:
-        raise RuntimeError(f"the {name} sweep ended with {code}: {log.read_text()[-3000:]}")
     return time.monotonic() - began_s
 
 

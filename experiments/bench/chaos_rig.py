@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +34,8 @@ class Rig:
     """Nodes and a driver. The head holds no worker."""
 
     def __init__(self, num_nodes: int) -> None:
-        os.environ.update(ENVIRONMENT)
+        self.folder = tempfile.mkdtemp(prefix="chaos-")  # Ray notes its newest cluster there, which is not for others to join
+        os.environ.update(ENVIRONMENT | {"RAY_TMPDIR": self.folder})
         from ray.cluster_utils import Cluster
 
         self.cluster = Cluster()
@@ -48,6 +51,7 @@ class Rig:
             self.driver.kill()
             self.driver.wait()
         self.cluster.shutdown()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     # The driver
 
