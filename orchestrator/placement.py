@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.cluster_config import ClusterConfig
+from orchestrator.packing import SHARES, share_evenly
 
 ROLES = {"pod": ("heavy",), "sketch": ("sketch",), "decode": ("sketch", "decode")}
 """Labels ``role`` of the nodes for each kind of worker, where any node carries one."""
@@ -95,11 +96,9 @@ def _times(left: Sequence[float], unit: Unit) -> int:
     return min(int(have / need + 1e-6) for have, need in asked if need > 0)
 
 
-def units(config: ClusterConfig, num_cpus: float) -> dict[str, tuple[Unit, int]]:
-    """Each kind's unit and how many the sweep starts with. CPUs are shared out, at most one to each process."""
+def units(config: ClusterConfig, cpus: float) -> dict[str, tuple[Unit, int]]:
+    """Each kind's unit and how many the sweep starts with, every process on a share of ``cpus``."""
     num_decode = config.decode_workers if config.decode_on == "workers" else 0
-    processes = config.sketch_workers + config.most_pods * config.heavy_ranks + num_decode
-    cpus = min(1.0, int(100 * num_cpus / processes) / 100) or 0.01
     return {
         "pod": (Unit("pod", config.heavy_ranks, cpus, config.gpus_per_rank), config.pods),
         "sketch": (Unit("sketch", 1, cpus, config.gpus_per_sketch), config.sketch_workers),
@@ -107,18 +106,48 @@ def units(config: ClusterConfig, num_cpus: float) -> dict[str, tuple[Unit, int]]
     }
 
 
+def shares(config: ClusterConfig, machines: Machines) -> tuple[float, ...]:
+    """CPUs that a process may reserve, as the crew tries them: on one node an even share, else the largest with which all fit."""
+    if sum(node.number for node in machines.nodes) != 1:
+        return SHARES
+    processes = sum(unit.members * number for unit, number in units(config, 1.0).values())
+    return (share_evenly(machines.num_cpus, processes) or 1.0,)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The crew on the nodes, with one share of CPUs."""
+
+    wanted: Mapping[str, tuple[Unit, int]]
+    placed: Mapping[str, int]
+    room: _Room
+
+    @property
+    def fits(self) -> bool:
+        return all(self.placed[kind] == number for kind, (_, number) in self.wanted.items())
+
+
+def _tried(config: ClusterConfig, machines: Machines) -> _Trial:
+    """With the largest share of CPUs that lets all of the crew in; with the smallest, if none does."""
+    for share in shares(config, machines):
+        room = _Room([(node, [node.cpus, node.gpus]) for node in machines.nodes for _ in range(node.number)])
+        wanted = units(config, share)
+        placed = {kind: room.place(unit, number, machines.offering(kind)) for kind, (unit, number) in wanted.items()}
+        trial = _Trial(wanted, placed, room)
+        if trial.fits:
+            break
+    return trial
+
+
 def placement_mistakes(config: ClusterConfig, machines: Machines) -> list[str]:
     """Every worker that finds no place, pods first; empty when the sweep can start whole."""
-    room = _Room([(node, [node.cpus, node.gpus]) for node in machines.nodes for _ in range(node.number)])
-    found = []
-    for kind, (unit, number) in units(config, machines.num_cpus).items():
-        placed = room.place(unit, number, machines.offering(kind))
-        if placed < number:
-            found.append(_no_place(unit, number, placed, machines))
-    most = machines.most_workers
-    if not found and most is not None and len(room.used) > most:
-        found.append(f"the workers take {len(room.used)} nodes, and {machines.source} allows {most} at once (max_workers)")
-    return found
+    trial, most = _tried(config, machines), machines.most_workers
+    if not trial.fits:
+        short = [(kind, unit, number) for kind, (unit, number) in trial.wanted.items() if trial.placed[kind] < number]
+        return [_no_place(unit, number, trial.placed[kind], machines) for kind, unit, number in short]
+    if most is not None and len(trial.room.used) > most:
+        return [f"the workers take {len(trial.room.used)} nodes, and {machines.source} allows {most} at once (max_workers)"]
+    return []
 
 
 def _no_place(unit: Unit, number: int, placed: int, machines: Machines) -> str:
@@ -142,9 +171,6 @@ def _told(nodes: Iterable[NodeType]) -> str:
 
 def most_pods(config: ClusterConfig, machines: Machines) -> int:
     """Pods that find a place beside the sketch and decode workers, up to ``config.most_pods``."""
-    room = _Room([(node, [node.cpus, node.gpus]) for node in machines.nodes for _ in range(node.number)])
-    wanted = units(config, machines.num_cpus)
-    sure = room.place(wanted["pod"][0], config.pods, machines.offering("pod"))
-    for kind in ("sketch", "decode"):
-        room.place(*wanted[kind], machines.offering(kind))
-    return sure + room.place(wanted["pod"][0], config.most_pods - sure, machines.offering("pod"))
+    trial = _tried(config, machines)
+    more = trial.room.place(trial.wanted["pod"][0], config.most_pods - config.pods, machines.offering("pod"))
+    return trial.placed["pod"] + more

@@ -26,7 +26,10 @@ CLIP = Clip("x.mp4", 10, "00", {})
 
 
 class Clockwork:
-    """``seconds(command, item)`` of a start; ``listen(event, commands)`` hears everything; ``fails(command)`` ends it badly."""
+    """``seconds(command, item)`` of a start; ``listen(event, commands)`` hears everything.
+
+    ``fails(command)`` ends it badly: True in its own phase, or in the earlier phase that it names.
+    """
 
     def __init__(
         self,
@@ -35,7 +38,7 @@ class Clockwork:
         decide: Callable[[Item], Decision],
         seconds: Callable[[Command, Item], float],
         listen: Callable[[Event, Sequence[Command]], None],
-        fails: Callable[[Command], bool] = lambda command: False,
+        fails: Callable[[Command], bool | str] = lambda command: False,
     ) -> None:
         self.scheduler, self.decide, self.seconds, self.listen, self.fails = scheduler, decide, seconds, listen, fails
         self.items = {item.item_key: item for item in items}
@@ -65,8 +68,9 @@ class Clockwork:
 
     def _result(self, command: Command) -> Event:
         about = self.now_s, command.item_key, command.attempt
-        if self.fails(command):
-            phase = {StartSketch: "sketch", StartPhase: "refine", StartDecode: "decode"}[type(command)]
+        if failed := self.fails(command):
+            own = {StartSketch: "sketch", StartPhase: "refine", StartDecode: "decode"}[type(command)]
+            phase = failed if isinstance(failed, str) else own
             return Failed(*about, phase, "RuntimeError: it was told to")
         if isinstance(command, StartSketch):
             return Sketched(*about, self.decide(self.items[command.item_key]), {"sketch_s": 1.0}, "boundary")

@@ -130,6 +130,49 @@ def test_what_failed_and_starts_again_is_still_to_do_and_what_is_given_up_is_not
     assert sum(watched.eta.work_left().values()) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_an_item_that_starts_over_is_to_do_in_full_again():
+    lost = []
+
+    def fails(command):
+        if isinstance(command, StartDecode) and not lost:
+            lost.append(command.item_key)
+            return "sketch"
+        return False
+
+    watched = Watched(4, fails=fails)
+    before, after = [], []
+
+    def listen(event, commands):
+        start = [c for c in commands if isinstance(c, StartSketch) and c.attempt == 2]
+        (before if not lost else after).append(sum(watched.eta.work_left().values())) if not start else None
+        watched.eta.take(event, commands, watched.tally.take(event, commands))
+        if start:
+            after.append(sum(watched.eta.work_left().values()))
+
+    watched.world.listen = listen
+    watched.run()
+    assert after[0] > before[-1], "its sketch and its stages again"
+    assert watched.tally.num_finished == 4
+    assert sum(watched.eta.work_left().values()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_runs_is_counted_as_far_as_it_must_be_by_now():
+    watched = Watched(8, policy=NARROW)
+    left = []
+
+    def listen(event, commands):
+        watched.eta.take(event, commands, watched.tally.take(event, commands))
+        if watched.tally.pools["heavy"].busy == 8 and not left:
+            left.append(watched.eta.estimate(watched.tally).seconds)
+            watched.tally.now_s += 5.0
+            left.append(watched.eta.estimate(watched.tally).seconds)
+            watched.tally.now_s -= 5.0
+
+    watched.world.listen = listen
+    watched.run(sketchers=8)
+    assert left[1] == pytest.approx(left[0] - 5.0, abs=0.01)
+
+
 def test_a_pool_without_a_worker_leaves_no_estimate():
     watched = Watched(4)
     watched.world.run(sketchers=1, pods=(), decoders=1)
@@ -151,6 +194,8 @@ def test_an_arm_is_judged_by_its_own_phases_once_there_are_enough():
 
     eta._ratios["dvg", "refine"] = deque([2.0] * ENOUGH)
     eta._ratios["other", "refine"] = deque([5.0] * 9)
+    eta._ratios["young", "refine"] = deque([9.0] * (ENOUGH - 1))
+    assert eta.ratio("young", "refine") == 5.0
     assert eta.ratio("dvg", "refine") == 2.0
     assert eta.ratio("new", "refine") == 5.0
     assert eta.ratio("dvg", "decode") == 1.0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cluster_config import ClusterConfig
-from orchestrator.machines import machines_of_file
+from orchestrator.machines import _alike, _node, machines_of_file
 from orchestrator.mistakes import ConfigError
 from orchestrator.placement import Machines, NodeType, most_pods, placement_mistakes
 from orchestrator.residency import Held, memory_mistakes, rank_holds, sketcher_holds
@@ -74,6 +74,26 @@ def test_a_machine_of_cpus_shares_its_cores_out_and_the_sweep_decodes_where_it_s
     assert placement_mistakes(gpus(decode_on="pod"), tight) == []
 
 
+def test_nodes_in_use_are_filled_before_others_are_asked_for():
+    apart = cluster(NodeType("small", 3, 16, 1), NodeType("big", 2, 64, 8), most=1)
+    assert placement_mistakes(gpus(heavy_ranks=4, sketch_workers=3), apart) == []
+    alone = cluster(NodeType("big", 1, 64, 8), NodeType("small", 2, 16, 1))
+    assert placement_mistakes(gpus(heavy_ranks=4, sketch_workers=5), alone) == []
+
+
+def test_processes_reserve_as_many_cpus_as_let_all_of_them_in():
+    few = cluster(NodeType("heavy", 1, 2, 8, "heavy"), NodeType("sketch", 1, 8, 4, "sketch"))
+    assert placement_mistakes(gpus(), few) == [], "a quarter of a CPU each"
+    none = cluster(NodeType("heavy", 1, 0.05, 8, "heavy"), NodeType("sketch", 1, 8, 4, "sketch"))
+    assert placement_mistakes(gpus(), none)
+
+
+def test_a_thousand_pods_are_placed_in_no_time():
+    many = cluster(NodeType("heavy", 1024, 192, 8, "heavy"), NodeType("sketch", 40, 48, 8, "sketch"))
+    assert placement_mistakes(gpus(pods=1024, sketch_workers=200, decode_workers=100), many) == []
+    assert len(placement_mistakes(gpus(pods=1025, sketch_workers=2000), many)) == 3
+
+
 def test_more_nodes_than_may_be_up_at_once_are_told():
     config = gpus(pods=2, sketch_workers=8, decode_on="pod")
     assert placement_mistakes(config, cluster(HEAVY, SKETCH, most=4)) == []
@@ -94,6 +114,31 @@ def test_the_shipped_cluster_file_holds_its_own_example():
     machines = machines_of_file(ROOT / "ray_cluster.yaml")
     assert placement_mistakes(gpus(sketch_workers=3), machines) == []
     assert placement_mistakes(gpus(pods=99), machines)
+
+
+def test_a_cluster_file_says_how_many_of_each_node_may_come_and_of_the_head_there_is_one(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "max_workers: 3\nhead_node_type: head\navailable_node_types:\n"
+        "  head: {resources: {CPU: 4}, max_workers: 0}\n"
+        "  idle: {resources: {CPU: 0, GPU: 0}}\n"
+        "  heavy: {resources: {CPU: 64, GPU: 8}, labels: {role: heavy}, max_workers: 9}\n"
+        "  sketch: {resources: {CPU: 64, GPU: 4}, labels: {role: sketch}, max_workers: 2}\n"
+    )
+    machines = machines_of_file(path)
+    counts = {node.name: (node.number, node.gpus, node.role) for node in machines.nodes}
+    assert counts == {"head": (1, 0, None), "heavy": (3, 8, "heavy"), "sketch": (2, 4, "sketch")}
+    assert machines.most_workers == 3
+
+
+def test_a_running_node_says_its_role_its_gpus_and_their_memory():
+    rows = [
+        {"Resources": {"CPU": 96.0, "GPU": 8.0, "accelerator_type:H100": 1.0}, "Labels": {"role": "heavy"}},
+        {"Resources": {"CPU": 96.0, "GPU": 8.0, "accelerator_type:H100": 1.0}, "Labels": {"role": "heavy"}},
+        {"Resources": {"CPU": 4.0}},
+    ]
+    found = _alike(map(_node, rows))
+    assert found == (NodeType("heavy node", 2, 96, 8, "heavy", 80.0), NodeType("plain node", 1, 4, 0, None, None))
 
 
 def test_a_kuberay_manifest_is_read_as_a_cluster(tmp_path):

@@ -124,7 +124,9 @@ def test_where_the_pod_decodes_its_ranks_do_that_work_too():
     assert rows["gpu_hours"]["decode"] > 0
     assert rows["gpu_hours"]["total"] == pytest.approx(sum(rows["gpu_hours"][key] for key in ("sketch", "refine", "decode")))
     assert rows["held"]["gpus"] == 9
-    assert "decode" not in rows["wall"]["set_by"]
+    assert rows["wall"]["set_by"] != "decode"
+    one, other = (planned(decode_on=where, sizing={"rule": "narrowest"})["gpu_hours"] for where in ("pod", "workers"))
+    assert one == pytest.approx(other), "whoever does it, the work is the same"
 
 
 def test_where_sketch_workers_decode_too_they_have_both_to_do():

@@ -77,16 +77,15 @@ def test_each_finished_item_has_a_line_only_while_there_are_few():
 
 def test_a_plain_line_comes_every_few_seconds_and_rarer_as_time_goes_by():
     watched = Watched(FEW_ITEMS + 100)
-    watched.world.seconds = lambda command, item: 20 * Watched.seconds(command, item)
     times = []
-    printed = watched.progress._print
-    watched.progress._print = lambda line: (times.append(watched.world.now_s), printed(line))
-    watched.run()
-    gaps = [after - before for before, after in itertools.pairwise(times)]
-    assert min(gaps) >= LINE_S
-    late = [after - before for before, after in itertools.pairwise(times) if before > 4000]
-    assert late
-    assert min(late) >= 40
+    watched.progress._print = lambda line: times.append(watched.world.now_s)
+    for watched.world.now_s in range(1, 9000):
+        watched.progress.num_ended += 1
+        watched.progress.tick()
+    gaps = [(before, after - before) for before, after in itertools.pairwise(times)]
+    assert min(gap for _, gap in gaps) == LINE_S
+    assert all(gap == pytest.approx(before / 100, abs=2) for before, gap in gaps if 1000 < before < 5000)
+    assert max(gap for _, gap in gaps) == LONGEST_LINE_S
 
 
 def test_nothing_new_is_not_told_again_until_long_after():
