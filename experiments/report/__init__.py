@@ -73,8 +73,13 @@ def _source(name: str) -> Markup:
 
 
 def _video_sources(paths: RunPaths, records: Sequence[Record], embed_up_to_bytes: int) -> dict[str, str]:
-    """``src`` by item key, for the videos that exist: all embedded, or all linked relative to the report."""
+    """``src`` by item key, for the videos that exist: all embedded, or all linked relative to the report.
+
+    Those of a run that goes to a URL lie beside the report there.
+    """
     files = {r.item_key: (r.video, paths.root / r.video) for r in records}
+    if paths.output.is_file():
+        return {key: quote(name) for key, (name, _) in files.items()}
     found = {key: (name, path) for key, (name, path) in files.items() if path.is_file()}
     if sum(path.stat().st_size for _, path in found.values()) > embed_up_to_bytes:
         return {key: quote(name) for key, (name, _) in found.items()}

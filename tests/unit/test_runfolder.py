@@ -134,6 +134,19 @@ def test_a_run_behind_a_url_has_its_videos_and_files_there_and_goes_on_from_ther
         assert len(folder.ledger.records()) == 3
 
 
+def test_the_report_behind_a_url_links_the_videos_beside_it_and_measures_them(
+    tmp_path: Path, sweep: Sweep, url: UrlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {"arms": {"full": {"planner": "full"}, "dvg": {}}, "reference": "full"}
+    sweep(URL, work=tmp_path, **whole)
+    monkeypatch.undo()
+    run_report(tmp_path)
+    page = (url.read("report.html") or b"").decode()
+    for record in read_records(RunPaths(tmp_path).records):
+        assert f'"{record.video}"' in page
+    assert [json.loads(line)["psnr"] for line in (url.read("quality.jsonl") or b"").splitlines()] == [100.0, 100.0]
+
+
 def test_a_lost_record_of_a_video_behind_a_url_is_adopted_and_a_lost_video_is_told(
     tmp_path: Path, sweep: Sweep, url: UrlStore, capsys: pytest.CaptureFixture[str]
 ) -> None:

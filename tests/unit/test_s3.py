@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,47 +15,26 @@ import pytest
 from orchestrator.paths import RunPaths
 from orchestrator.store import UrlStore
 from tests import fakesweep
+from tests.s3server import make_bucket, s3_server
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
 
-SERVER = """
-import time
-from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print("port", server.get_host_and_port()[1], flush=True)
-time.sleep(600)
-"""
 NUM_ITEMS = 6
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[dict[str, str]]:
     """The environment that leads to it."""
-    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    port = next(found[1] for line in process.stdout if (found := re.search(r"^port (\d+)", line)))
-    yield {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": "hush-hush",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    process.kill()
-    process.wait()
+    with s3_server() as environment:
+        yield environment
 
 
 @pytest.fixture
 def bucket(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    import s3fs
-
     for name, value in server.items():
         monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = re.sub(r"[^a-z]+", "-", request.node.name.lower())[:40].strip("-")
-    s3fs.S3FileSystem().mkdir(name)
-    return f"s3://{name}/run"
+    return f"{make_bucket(request.node.name)}/run"
 
 
 def rows(store: UrlStore) -> list[dict[str, Any]]:
@@ -97,7 +74,7 @@ def test_the_first_working_folder_goes_on_after_another_did(bucket: str, tmp_pat
 
 
 def test_two_drivers_with_working_folders_of_their_own_are_kept_apart_by_the_bucket(bucket: str, tmp_path: Path) -> None:
-    first = fakesweep.start(bucket, NUM_ITEMS, "--work", tmp_path / "a", "--pause", 5)
+    first = fakesweep.start(bucket, NUM_ITEMS, "--work", tmp_path / "a", "--pause", 60)
     while UrlStore(bucket).read(".owner.json") is None and first.poll() is None:
         time.sleep(0.05)
     code, told = fakesweep.run(bucket, NUM_ITEMS, "--work", tmp_path / "b")
