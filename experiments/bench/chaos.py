@@ -32,10 +32,12 @@ from orchestrator.paths import RunPaths
 from orchestrator.resolve_sizing import sizing_of
 from orchestrator.scheduler import Scheduler
 
-WEIGHTS = {"rank": 0.45, "sketch": 0.14, "decode": 0.14, "node": 0.10, "driver": 0.10, "tracker": 0.07}
+WEIGHTS = {"rank": 0.40, "sketch": 0.20, "decode": 0.20, "node": 0.07, "driver": 0.07, "tracker": 0.06}
 """How often each kind is chosen."""
-PATIENCE_S = 600.0
+PATIENCE_S = 900.0
 """Without a record the sweep hangs."""
+PURSUIT_S = 3.0
+"""How long a worker that is at work is looked for before an idle one will do."""
 COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "cyan", "pink")
 SHAPES = ("circle", "square", "triangle", "cross")
 PACES = ("stays still", "drifts slowly to the right")
@@ -194,7 +196,7 @@ class Rampage:
             self._note(kind)
             self.rig.kill_node(self.dice.randrange(len(self.rig.nodes)))
             return
-        victims = self.rig.victims(kind)
+        victims = self.rig.at_work(kind, PURSUIT_S)
         if not victims:
             self.tally.misses += 1
             kind, victims = "rank", self.rig.victims("rank")

@@ -25,6 +25,8 @@ ENVIRONMENT = {
 }
 TITLES = {"rank": "ray::PodRank", "sketch": "ray::SketchActor", "decode": "ray::DecodeActor"}
 """How Ray calls the processes of each kind of worker."""
+WORK = {"rank": ".refine", "sketch": ".sketch", "decode": ".decode"}
+"""What such a title ends in while the process is at work."""
 TRACKER = "experiments.following"
 CPUS_PER_NODE = 4
 STORE_BYTES = 80 * 2**20
@@ -79,6 +81,16 @@ class Rig:
             return [process for process in _offspring(self.driver and self.driver.pid) if TRACKER in " ".join(_words(process))]
         found = [process for node in self.nodes for process in _offspring(_raylet(node))]
         return [process for process in found if " ".join(_words(process)).startswith(TITLES[kind])]
+
+    def at_work(self, kind: str, patience_s: float) -> list[psutil.Process]:
+        """Those of a kind that are at work, once there are any; after a while all of them."""
+        deadline_s = time.monotonic() + patience_s
+        while kind in WORK and time.monotonic() < deadline_s:
+            found = [process for process in self.victims(kind) if " ".join(_words(process)).strip().endswith(WORK[kind])]
+            if found:
+                return found
+            time.sleep(0.02)
+        return self.victims(kind)
 
     def kill_node(self, index: int) -> None:
         """A node goes without a word, and another comes in its place."""
