@@ -13,7 +13,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from orchestrator.ledger import write_atomic
+from orchestrator.files import write_atomic
 from orchestrator.paths import RunPaths
 from orchestrator.types import Record, as_row
 

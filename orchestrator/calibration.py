@@ -21,8 +21,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.cost import CostModel, ForwardCost, num_branches, uncalibrated
+from orchestrator.files import write_atomic
 from orchestrator.geometry import MODELS
-from orchestrator.ledger import write_atomic
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Grid, VideoShape
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.config import Sweep
-from orchestrator.ledger import write_atomic
+from orchestrator.files import write_atomic
 from orchestrator.paths import RunPaths
 
 PACKAGES = ("torch", "diffusers", "transformers", "ray", "mlflow", "av", "numpy")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.ledger import write_atomic
+from orchestrator.files import append_whole, write_atomic
 from orchestrator.paths import RunPaths
 from orchestrator.types import Record
 
@@ -130,11 +130,9 @@ def measure_quality(paths: RunPaths, records: Sequence[Record], reference_arm: s
     wanted = {_fingerprint(_row(*pair)) for pair in pairs(records, reference_arm)}
     rows = [row for row in load_quality(paths) if _fingerprint(row) in wanted]
     write_atomic(paths.quality, "".join(_line(row) for row in rows))
-    with paths.quality.open("a", encoding="utf-8") as file:
-        for row in quality_rows(records, reference_arm, lambda r: read_video(paths.root / r.video), tuple(rows)):
-            file.write(_line(row))
-            file.flush()
-            rows.append(row)
+    for row in quality_rows(records, reference_arm, lambda r: read_video(paths.root / r.video), tuple(rows)):
+        append_whole(paths.quality, _line(row).encode(), sync=False)
+        rows.append(row)
     return tuple(rows)
 
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from experiments.report.page import build_page, duration
 from experiments.summary import table_rows
-from orchestrator.ledger import write_atomic
+from orchestrator.files import write_atomic
 from orchestrator.paths import RunPaths
 from orchestrator.types import Record
 

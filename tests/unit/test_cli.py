@@ -109,7 +109,7 @@ def test_print_config_shows_every_setting_and_starts_nothing(tmp_path: pathlib.P
 
 
 def test_a_run_folder_in_use_is_refused_by_name(tmp_path: pathlib.Path) -> None:
-    from orchestrator.ledger import RunLock
+    from orchestrator.ownership import RunLock
     from orchestrator.paths import RunPaths
 
     with RunLock(RunPaths(tmp_path)):

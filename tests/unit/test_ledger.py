@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.eventlog import starts
-from orchestrator.ledger import Ledger, RunLock, write_atomic
+from orchestrator.files import write_atomic
+from orchestrator.ledger import Ledger
+from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
 from orchestrator.types import Item, Record
 from tests.unit.records import make, row_item
@@ -209,7 +211,7 @@ def test_two_drivers_never_hold_one_run_and_death_releases_it(tmp_path: Path) ->
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from orchestrator.ledger import RunLock;"
+            "import sys, time; from pathlib import Path; from orchestrator.ownership import RunLock;"
             "from orchestrator.paths import RunPaths; lock = RunLock(RunPaths(Path(sys.argv[1])));"
             "lock.__enter__(); print('held', flush=True); time.sleep(600)",
             str(tmp_path),

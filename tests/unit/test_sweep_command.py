@@ -13,8 +13,9 @@ from orchestrator import cli_sweep
 from orchestrator.cli_generate import run_generate
 from orchestrator.cli_sweep import SweepOptions, run_report, run_sweep, run_track, scheduler_config
 from orchestrator.config import build_sweep
-from orchestrator.ledger import Ledger, RunLock
+from orchestrator.ledger import Ledger
 from orchestrator.mistakes import ConfigError, RunError
+from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
 from orchestrator.types import Decision, Item
 from tests.unit.test_local import FakeWorker
