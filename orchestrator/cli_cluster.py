@@ -26,8 +26,9 @@ from orchestrator.submission import (
     command_line,
     digest_of,
     exit_code,
+    flags_of,
     new_tag,
-    out_mistakes,
+    place_mistakes,
 )
 
 T = TypeVar("T")
@@ -44,6 +45,10 @@ class SubmitOptions:
     working_dir: Path = Path()
     wait: bool = True
     dry_run: bool = False
+    work: str | None = None
+    limit: int | None = None
+    force: bool = False
+    """As of ``dvg sweep``, which gets them."""
 
 
 def run_submit(spec: Path, overrides: Sequence[str], options: SubmitOptions) -> int:
@@ -69,7 +74,8 @@ def prepare(path: Path, overrides: Sequence[str], options: SubmitOptions) -> tup
     given = [*overrides, *([f"name={options.name}"] if options.name else [])]
     root = options.working_dir.resolve()
     spec = read_spec(path, given)
-    mistakes = [*out_mistakes(options.out), *password_mistakes(spec.model_dump(mode="json")), *_cluster_mistakes(spec)]
+    places = {"--out": options.out, **({"--work": options.work} if options.work is not None else {})}
+    mistakes = [*place_mistakes(places), *password_mistakes(spec.model_dump(mode="json")), *_cluster_mistakes(spec)]
     files = carried(root)
     whole = path.resolve()
     if not whole.is_relative_to(root):
@@ -79,8 +85,9 @@ def prepare(path: Path, overrides: Sequence[str], options: SubmitOptions) -> tup
     found = look(needed(spec, whole.parent), whole.parent, files)
     if mistakes := [*mistakes, *found.mistakes]:
         raise ConfigError(mistakes)
-    digest = digest_of(path.read_text(encoding="utf-8"), given)
-    job = Submission(spec.name, relative, tuple(given), options.out, root, digest, spec.cluster.grace_s, new_tag())
+    flags = flags_of(options.work, options.limit, options.force)
+    digest = digest_of(path.read_text(encoding="utf-8"), [*given, *flags])
+    job = Submission(spec.name, relative, tuple(given), options.out, root, digest, spec.cluster.grace_s, new_tag(), flags)
     return job, found.outside
 
 

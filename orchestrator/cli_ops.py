@@ -21,6 +21,9 @@ def submit(
     address: Address = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep; default: the spec's.")] = None,
     working_dir: Annotated[pathlib.Path, typer.Option(help="The folder whose files the job gets.")] = pathlib.Path(),
+    work: Annotated[str | None, typer.Option(help="With a URL: folder for the run's small files, on the head.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts and seeds.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Use the folder of another config, as dvg sweep does.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the job.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the ray job submit line and stop.")] = False,
 ) -> None:
@@ -28,7 +31,7 @@ def submit(
     from orchestrator.cli_cluster import SubmitOptions, run_submit
     from orchestrator.head import address_of
 
-    options = SubmitOptions(address_of(address), out, name, working_dir, wait=not no_wait, dry_run=dry_run)
+    options = SubmitOptions(address_of(address), out, name, working_dir, not no_wait, dry_run, work, limit, force)
     raise typer.Exit(run_submit(spec, overrides or [], options))
 
 

@@ -37,6 +37,8 @@ class Submission:
     """Of the spec as it is sent, so that the same sweep is known again while it runs."""
     grace_s: float = 0.0
     tag: str = ""
+    flags: tuple[str, ...] = ()
+    """More options of ``dvg sweep``."""
 
     @property
     def job_id(self) -> str:
@@ -46,7 +48,7 @@ class Submission:
     @property
     def entrypoint(self) -> str:
         """A shell reads it on the head, so every word is quoted."""
-        return sweep_line(str(self.spec), self.overrides, self.out)
+        return sweep_line(str(self.spec), self.overrides, self.out, self.flags)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -62,10 +64,10 @@ class Submission:
         return {"working_dir": str(self.working_dir), "excludes": list(EXCLUDES), "env_vars": self.environment}
 
 
-def sweep_line(spec: str, overrides: Sequence[str], out: str) -> str:
+def sweep_line(spec: str, overrides: Sequence[str], out: str, flags: Sequence[str] = ()) -> str:
     """The command that makes a sweep, quoted for a shell."""
     first = f"./{spec}" if spec.startswith("-") else spec
-    return shlex.join(["dvg", "sweep", first, *overrides, "--out", out])
+    return shlex.join(["dvg", "sweep", first, *overrides, "--out", out, *flags])
 
 
 def command_line(submission: Submission, address: str, environment: Mapping[str, str]) -> str:
@@ -82,6 +84,13 @@ def new_tag() -> str:
     return secrets.token_hex(4)
 
 
+def flags_of(work: str | None, limit: int | None, force: bool) -> tuple[str, ...]:
+    """Options that ``dvg submit`` passes on."""
+    given = [] if work is None else ["--work", work]
+    given += [] if limit is None else ["--limit", str(limit)]
+    return (*given, "--force") if force else tuple(given)
+
+
 def digest_of(text: str, overrides: Sequence[str]) -> str:
     return hashlib.sha256("\0".join([text, *overrides]).encode()).hexdigest()[:16]
 
@@ -95,13 +104,17 @@ def exit_code(status: str, driver_exit_code: int | None) -> int:
     return driver_exit_code if driver_exit_code in (WRONG, PARTLY, INTERRUPTED) else FAILED
 
 
-def out_mistakes(out: str) -> list[str]:
+def place_mistakes(places: Mapping[str, str]) -> list[str]:
     """A job's working folder is thrown away, and its own copy of it on every node: results go to a place that stays."""
-    try:
-        place = parse_place(out)
-    except ConfigError as error:
-        return list(error.mistakes)
-    if isinstance(place, str) or (place.is_absolute() and "\0" not in out):
-        return []
-    rule = "must be an absolute path that all nodes see, or a URL such as s3://bucket/runs/NAME"
-    return [f"--out {out!r} {rule}: a job's own folder is thrown away with the job"]
+    told: list[str] = []
+    for option, text in places.items():
+        rule = "must be an absolute path" + (" that all nodes see, or a URL such as s3://bucket/run" if option == "--out" else "")
+        try:
+            place = parse_place(text)
+        except ConfigError as error:
+            told += error.mistakes
+            continue
+        lasts = place.is_absolute() if isinstance(place, Path) else option == "--out"
+        if not lasts or "\0" in text:
+            told.append(f"{option} {text!r} {rule}: a job's own folder is thrown away with the job")
+    return told

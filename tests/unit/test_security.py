@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -57,15 +57,6 @@ PROMPTS = [text for text in HOSTILE if "\0" not in text]
 TEXTS = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=60))
 
 
-IMPATIENT = """
-from experiments.tracking import Tracker
-from orchestrator.cli import main
-Tracker.close.__defaults__ = (1.0,)
-main()
-"""
-"""The tracking server is not there, and need not be waited for."""
-
-
 def sweep(folder: Path, prompts: list[str], *overrides: str) -> subprocess.CompletedProcess[str]:
     """``dvg sweep --local`` in a process of its own, with secrets in its environment."""
     spec = {"name": "s", "prompts": prompts, "frames": 5, "height": 48, "width": 48, "steps": 4, "planner": "full"}
@@ -76,7 +67,7 @@ def sweep(folder: Path, prompts: list[str], *overrides: str) -> subprocess.Compl
 def dvg(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
     quick = {"PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
-    started = [sys.executable, "-c", IMPATIENT, *command]
+    started = [sys.executable, "-m", "orchestrator", *command]
     return subprocess.run(started, cwd=folder, env=kept | SECRETS | quick, capture_output=True, text=True, check=False)
 
 
@@ -141,6 +132,7 @@ def test_a_secret_in_a_spec_is_refused_without_being_repeated(tmp_path: Path, ov
     assert holders(tmp_path) == []
 
 
+@settings(deadline=None)
 @given(arm=TEXTS, prompt_id=TEXTS, key=TEXTS)
 def test_no_name_leads_out_of_the_run_folder(arm: str, prompt_id: str, key: str) -> None:
     paths = RunPaths(Path("/r"))
@@ -150,6 +142,7 @@ def test_no_name_leads_out_of_the_run_folder(arm: str, prompt_id: str, key: str)
         assert len(path.name.encode()) <= 255
 
 
+@settings(deadline=None)
 @given(prompt_id=TEXTS, prompt=TEXTS)
 def test_a_spec_takes_a_prompt_whole_or_refuses_it_in_words(prompt_id: str, prompt: str) -> None:
     data = {"prompts": [{"prompt": prompt, "id": prompt_id}], "tracking": {"enabled": False}}
@@ -161,6 +154,7 @@ def test_a_spec_takes_a_prompt_whole_or_refuses_it_in_words(prompt_id: str, prom
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", item.prompt_id)
 
 
+@settings(deadline=None)
 @given(name=TEXTS)
 def test_a_sweeps_name_is_one_line_that_is_one_folder(name: str) -> None:
     try:
@@ -176,6 +170,7 @@ NUMBERS = st.integers(0, 99)
 KINDS = st.sampled_from(["sketch", "pod", "decode"])
 
 
+@settings(deadline=None)
 @given(made=st.builds(Holding, st.text(min_size=1, max_size=30), KINDS, NUMBERS, NUMBERS, st.none() | NUMBERS))
 def test_a_name_in_the_cluster_is_read_back_as_the_sweep_that_gave_it(made: Holding) -> None:
     assert holding(made.name) == made
@@ -186,6 +181,7 @@ def test_a_name_of_somebody_else_is_not_ours(name: str | None) -> None:
     assert holding(name) is None
 
 
+@settings(deadline=None)
 @given(text=TEXTS)
 def test_the_console_shows_errors_as_they_are(text: str) -> None:
     screen = io.StringIO()
@@ -196,6 +192,7 @@ def test_the_console_shows_errors_as_they_are(text: str) -> None:
     assert "".join(re.sub(r"\s|[\x00-\x1f]", "", shown).split()).count(re.sub(r"\s|[\x00-\x1f]", "", f"<{text}>")) >= 2
 
 
+@settings(deadline=None)
 @given(text=TEXTS)
 def test_a_record_keeps_any_text_on_one_line(text: str) -> None:
     item = make_item(ARM, file_name(text), text, 0)

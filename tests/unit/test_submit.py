@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import following
@@ -46,6 +46,7 @@ def refusal(spec: dict[str, Any] | None = None, *overrides: str, **options: Any)
     return str(refused.value)
 
 
+@settings(deadline=None)
 @given(spec=WORDS, overrides=st.lists(WORDS, max_size=3), out=WORDS)
 def test_a_shell_reads_every_word_of_the_entry_point_as_it_was_given(spec: str, overrides: list[str], out: str) -> None:
     line = sweep_line(spec, overrides, out)
@@ -60,6 +61,7 @@ def test_a_real_shell_runs_nothing_that_an_override_or_a_name_holds(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@settings(deadline=None)
 @given(name=WORDS, out=WORDS)
 def test_the_printed_line_says_the_same_as_what_is_sent(name: str, out: str) -> None:
     job = Submission(name, PurePosixPath("s.yaml"), ("a=b c",), out, Path("/p"), "d", 90, "tag")
@@ -73,6 +75,7 @@ def test_the_printed_line_says_the_same_as_what_is_sent(name: str, out: str) -> 
     assert options["--submission-id"] == job.job_id
 
 
+@settings(deadline=None)
 @given(name=WORDS)
 def test_a_job_id_is_one_safe_word_whatever_the_sweep_is_called(name: str) -> None:
     job_id = Submission(name, PurePosixPath("s"), (), "/o", Path("/p"), "d", tag="0a1b").job_id
@@ -94,6 +97,13 @@ def test_a_name_given_to_submit_is_the_sweeps_own(folder: Path) -> None:
 @pytest.mark.parametrize("out", ["run", "./run", "../run", "", "~/run"])
 def test_a_relative_out_is_refused_with_the_reason(folder: Path, out: str) -> None:
     assert "thrown away" in refusal(out=out)
+
+
+def test_options_of_the_sweep_are_passed_on_and_its_working_folder_must_stay_too(folder: Path) -> None:
+    job = prepared(out="s3://bucket/run", work="/shared/work", limit=3, force=True)
+    assert shlex.split(job.entrypoint)[-5:] == ["--work", "/shared/work", "--limit", "3", "--force"]
+    assert "--work 'work' must be an absolute path" in refusal(out="s3://bucket/run", work="work")
+    assert "--work" in refusal(work="s3://bucket/work")
 
 
 def test_a_password_is_never_sent(folder: Path) -> None:
@@ -234,6 +244,7 @@ class Flaky:
         self.ended = True
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.text(max_size=8), max_size=6),
     breaks=st.lists(st.integers(0, 5), max_size=4),
