@@ -58,6 +58,9 @@ class Unit:
     """What it is at work on, by item key."""
     deadline_s: float = 0.0
     """Until when it should have a node, and then until when it should be ready."""
+    leaving_s: float | None = None
+    """Once it is to be taken away: until when it may finish what it does."""
+    leaving_why: str = ""
 
     @property
     def name(self) -> str:
@@ -88,7 +91,7 @@ class Crew:
 
     @property
     def _num_decode_workers(self) -> int:
-        return 0 if self.config.decode_on == "pod" else self.config.decode_workers
+        return self.config.decode_workers if self.config.decode_on == "workers" else 0
 
     def slots(self) -> list[tuple[str, int]]:
         """Every (kind, slot) of a full crew, pods first: they need the most room on one node."""
@@ -145,8 +148,8 @@ class Crew:
         del self.units[unit.name]
 
     def keep_node(self, unit: Unit) -> Any:
-        """A pod's placement group, for the pod that follows it there; None when its node is gone."""
-        if unit.group is None or self.is_gone(unit):
+        """A pod's placement group, for the pod that follows it there; None when its node is gone or going."""
+        if unit.group is None or unit.leaving_s is not None or self.is_gone(unit):
             return None
         group, unit.group = unit.group, None
         return group
@@ -158,6 +161,10 @@ class Crew:
     def close(self) -> None:
         for unit in list(self.units.values()):
             self.dismiss(unit)
+
+    def abandon(self) -> None:
+        """Of a cluster that is lost: nothing can be ended there."""
+        self.units.clear()
 
     def _holding(self, unit: Unit, rank: int | None = None) -> str:
         return Holding(self.sweep, unit.kind, unit.slot, unit.generation, rank).name
@@ -180,8 +187,9 @@ class Crew:
         ).remote(self.workshop, self.parts(kind), self.num_threads)
 
     def parts(self, kind: str) -> frozenset[str]:
-        """What an actor loads of each model; a pod that decodes has the VAE too."""
-        return PARTS[kind] | (PARTS["decode"] if kind == "pod" and self.config.decode_on == "pod" else frozenset())
+        """What an actor loads of each model; whoever decodes has the VAE too."""
+        decodes = {"pod": "pod", "sketchers": "sketch"}.get(self.config.decode_on, "decode")
+        return PARTS[kind] | (PARTS["decode"] if kind == decodes else frozenset())
 
     def _ask_node(self, name: str) -> Any:
         """One node's worth of ranks: what an autoscaler sees as demand until there is such a node."""

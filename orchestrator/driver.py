@@ -11,18 +11,20 @@ from collections.abc import Iterable
 
 from orchestrator.cluster import Cluster, start_or_join
 from orchestrator.config import Sweep
-from orchestrator.crew import Crew
-from orchestrator.errands import Errands
+from orchestrator.crew import Crew, Unit
+from orchestrator.errands import Errands, most_step_s
 from orchestrator.events import Command, Event, Finish, GiveUp, StartPhase
 from orchestrator.inbox import Inbox
-from orchestrator.interrupts import kept_interrupts
+from orchestrator.interrupts import Interrupts, kept_interrupts
 from orchestrator.jobs import Job
 from orchestrator.local import OnEvent
+from orchestrator.outside import Drains, Head, HeadLost
+from orchestrator.patience import Patience
 from orchestrator.pods import ClipWorkshop, Place, Workshop, shards_of
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
 from orchestrator.staff import Staff
-from orchestrator.types import Item
+from orchestrator.types import Decision, Item
 
 
 def run_on_ray(
@@ -61,31 +63,54 @@ class RayShell:
         self.runbook = runbook
         self.on_event = on_event
         self.inbox = Inbox()
-        self.staff = Staff(crew, self.inbox, self._tell, self._now_s, self._before_loss)
-        self.errands = Errands(crew, self.inbox, self.staff, runbook, self._tell, self._now_s)
+        patience = Patience(crew.config.patience, scheduler.policy, most_step_s(crew.config.collective_timeout_s))
+        self.staff = Staff(crew, self.inbox, self._tell, self._now_s, self._before_loss, self._before_leave)
+        self.errands = Errands(crew, self.inbox, self.staff, runbook, self._tell, self._now_s, patience, self._decision)
+        self.head = Head(crew.cluster.address)
+        self.drains = Drains()
         self._started_s = time.monotonic()
         self._places: dict[str, Place] = {}
         """Where each item was last refined."""
         self._num_open = len(items)
 
     def run(self) -> None:
-        try:
-            self.staff.hire_all()
-            for item in self.items.values():
-                for event in self.runbook.arrived(item, self._now_s()):
-                    self._tell(event)
-            with kept_interrupts() as raise_kept:
+        """Raises RunError when workers cannot be had or the cluster is lost, KeyboardInterrupt when it is to end early."""
+        with kept_interrupts() as kept, self.head:
+            try:
+                self.staff.hire_all()
+                for item in self.items.values():
+                    for event in self.runbook.arrived(item, self._now_s()):
+                        self._tell(event)
                 while not self.scheduler.finished:
-                    self._turn()
-                    raise_kept()
-        finally:
-            self.crew.close()
+                    self._turn(kept)
+            except HeadLost:
+                self.crew.abandon()
+                raise
+            finally:
+                self.crew.close()
+                self.inbox.close()
 
-    def _turn(self) -> None:
-        for then, outcome in self.inbox.collect(self.errands.patience_s):
+    def _turn(self, kept: Interrupts) -> None:
+        kept.raise_kept()
+        if not self.head.is_there:  # to ask anything of Ray now may end this process
+            time.sleep(self.errands.pause_s)
+            return self.head.refuse_to_wait()
+        if kept.ending:
+            self._wind_down()
+        for then, outcome in self.inbox.collect(self.errands.pause_s):
             then(outcome)
         self.errands.look()
+        self.staff.leave_nodes(self.drains.look())
         self.staff.look(self._num_open)
+        return None
+
+    def _wind_down(self) -> None:
+        """Nobody takes anything new. Raises KeyboardInterrupt once what could be finished within the grace is finished."""
+        self.staff.hiring = False
+        for unit in list(self.crew.units.values()):
+            self.staff.leave(unit, "SIGTERM to the driver")
+        if not self.crew.units and not self.scheduler.finished:
+            raise KeyboardInterrupt
 
     def _now_s(self) -> float:
         return time.monotonic() - self._started_s
@@ -113,6 +138,12 @@ class RayShell:
         if isinstance(command, StartPhase) and (place := self.crew.units[command.slice.pod].place):
             self._places[command.item_key] = place
         self.errands.start(command, self.items[command.item_key])
+
+    def _decision(self, item_key: str) -> Decision | None:
+        return self.scheduler.books.items[item_key].decision
+
+    def _before_leave(self, unit: Unit) -> None:
+        self.errands.bring_boundaries(unit)
 
     def _before_loss(self, job: Job) -> None:
         """A checkpoint says how far the clip is whose attempt is about to be lost."""

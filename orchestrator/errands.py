@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from orchestrator.crew import Crew
+from orchestrator.crew import Crew, Unit
 from orchestrator.events import (
     Command,
     Decoded,
@@ -20,9 +20,10 @@ from orchestrator.events import (
 )
 from orchestrator.inbox import Inbox, Ref
 from orchestrator.jobs import Job, blame, failure_of, is_death
+from orchestrator.patience import Patience
 from orchestrator.runbook import Runbook
 from orchestrator.staff import Staff
-from orchestrator.types import Item
+from orchestrator.types import Decision, Item
 
 POLL_S = 5.0
 """How often a slice at work is asked how far it is."""
@@ -33,7 +34,12 @@ SOON_S = 0.2
 GRACE_S = 10.0
 """How long the other ranks of a slice have to answer once one has failed: they may be stuck in a collective without it."""
 STALL = 3.0
-"""Collective timeouts without a step after which a slice is lost: what waits inside a GPU may wait for ever."""
+"""Collective timeouts without a step after which a slice is lost anyway: what waits inside a GPU may wait for ever."""
+
+
+def most_step_s(collective_timeout_s: float) -> float:
+    """As long as a slice is ever waited for."""
+    return STALL * collective_timeout_s + GRACE_S
 
 
 class Errands:
@@ -47,13 +53,18 @@ class Errands:
         runbook: Runbook,
         tell: Callable[[Event], None],
         now_s: Callable[[], float],
+        patience: Patience,
+        decision_of: Callable[[str], Decision | None],
     ) -> None:
         self.crew, self.inbox, self.staff, self.runbook, self.tell, self.now_s = crew, inbox, staff, runbook, tell, now_s
+        self.patience, self.decision_of = patience, decision_of
         self._looked_s = 0.0
         self._num_failing = 0
+        self._boundaries: dict[str, tuple[str, Ref]] = {}
+        """The unit on whose node each item's last boundary lies."""
 
     @property
-    def patience_s(self) -> float:
+    def pause_s(self) -> float:
         """How long the shell may wait for news before it looks at deadlines again."""
         return SOON_S if self._num_failing else LOOK_S
 
@@ -105,7 +116,7 @@ class Errands:
     def look(self) -> None:
         """At the deadlines of what is at work, now and then."""
         now_s = time.monotonic()
-        if now_s < self._looked_s + self.patience_s:
+        if now_s < self._looked_s + self.pause_s:
             return
         self._looked_s = now_s
         for job in self.jobs():
@@ -117,17 +128,27 @@ class Errands:
         yield from [job for unit in self.crew.units.values() for job in unit.jobs.values()]
 
     def _look_after(self, job: Job, now_s: float) -> None:
-        """A failing slice has its time to answer; one at work is asked how far it is, and lost when it stands still."""
-        patience_s = STALL * self.crew.config.collective_timeout_s + GRACE_S
+        """A failing slice has its time to answer; one at work is asked how far it is; who stands still is lost."""
         if job.deadline_s is not None:
             if now_s > job.deadline_s:
                 self._conclude(job)
-        elif len(job.ranks) > 1 and now_s > job.moved_s + patience_s:
-            self.staff.lose(job.unit, set(job.ranks), f"{job.whereabouts()}: no step in {patience_s:.0f} s")
-        elif len(job.ranks) > 1 and now_s > job.asked_s + POLL_S:
+        elif (hung := self._hung(job, now_s)) is not None:
+            self.staff.lose(job.unit, set(job.ranks), hung)
+        elif isinstance(job.command, StartPhase) and now_s > job.asked_s + POLL_S:
             job.asked_s = now_s
             asked = job.unit.actors[job.ranks[0]].doing.options(concurrency_group="ask").remote()
             self.inbox.expect(asked, job.unit.name, job.hear)
+
+    def _hung(self, job: Job, now_s: float) -> str | None:
+        """Why it is given up; None while there is hope. Steps are heard of, a sketch or decode only ends."""
+        command = job.command
+        if isinstance(command, StartPhase):
+            allowed_s = self.patience.step_s(command, job.item, self.decision_of(job.key))
+            return f"{job.whereabouts()}: no step in {allowed_s:.0f} s" if now_s > job.moved_s + allowed_s else None
+        if isinstance(command, StartSketch | StartDecode):
+            allowed_s = self.patience.whole_s(command, job.item)
+            return f"{job.clip}, {job.stages}: not done in {allowed_s:.0f} s" if now_s > job.began_s + allowed_s else None
+        return None
 
     def _conclude(self, job: Job) -> None:
         """All ranks have answered, or have had their time to."""
@@ -140,6 +161,20 @@ class Errands:
         self.tell(self._failure(job) if job.problems else self._success(job))
         self.staff.renew_if_done(job.unit)
 
+    def bring_boundaries(self, unit: Unit) -> None:
+        """Copy what lies on a node that is to be taken away to this one, unopened."""
+        import ray
+
+        lying = [ref for where, ref in self._boundaries.values() if where == unit.name]
+        if lying:
+            ray.wait(lying, num_returns=len(lying), timeout=0, fetch_local=True)
+
+    def _note_boundary(self, job: Job) -> None:
+        if job.boundary is None:
+            self._boundaries.pop(job.key, None)
+        else:
+            self._boundaries[job.key] = job.unit.name, job.boundary
+
     def _failure(self, job: Job) -> Event:
         rank, problem = next(iter(job.problems.items()))
         where = f"{job.unit.name} rank {rank}, {job.whereabouts()}" if job.unit.kind == "pod" else ""
@@ -148,6 +183,9 @@ class Errands:
     def _success(self, job: Job) -> Event:
         command, answer, now_s = job.command, job.answers[job.ranks[0]], self.now_s()
         key, attempt = command.item_key, command.attempt
+        self._note_boundary(job)
+        if not isinstance(command, StartPhase):
+            self.patience.saw(command, job.item, time.monotonic() - job.began_s)
         if isinstance(command, StartSketch):
             decision, timings_s = answer
             return Sketched(now_s, key, attempt, decision, timings_s, job.boundary)

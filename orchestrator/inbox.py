@@ -1,9 +1,17 @@
-"""What the driver awaits of Ray, and what to do with each outcome: the cost of an event does not grow with the number awaited."""
+"""What the driver awaits of Ray, and what to do with each outcome. An event costs the same however much is awaited.
+
+(``ray.wait`` looks at every reference it is given: some milliseconds for the ranks of 64 pods, at every event.)
+"""
 
 from __future__ import annotations
 
+import itertools
+import queue
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Ref = Any
@@ -11,79 +19,70 @@ Ref = Any
 Then = Callable[[Any], None]
 """Takes a reference's value, or the Ray error it holds."""
 
-WATCH_S = 0.5
-"""How often the calls that never end are looked at: a worker that dies at work is noticed by its work at once."""
+
+@dataclass(frozen=True)
+class Awaited:
+    unit: str
+    then: Then
+    future: Future[Any]
 
 
 class Inbox:
-    """References by the unit they come from; a unit's are forgotten together."""
+    """References by the unit they come from; a unit's are forgotten together. Ray's own thread says which are there."""
 
     def __init__(self) -> None:
-        self._soon: dict[Ref, tuple[str, Then]] = {}
-        """Answers to be had."""
-        self._watched: dict[Ref, tuple[str, Then]] = {}
-        """Calls that only end when something happens to the worker."""
-        self._of: dict[str, set[Ref]] = {}
-        self._looked_s = 0.0
+        self._came: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._awaited: dict[int, Awaited] = {}
+        self._of: dict[str, set[int]] = {}
+        self._numbers = itertools.count()
+        self._num_outstanding = 0
 
     def expect(self, ref: Ref, unit: str, then: Then) -> None:
-        self._soon[ref] = unit, then
-        self._of.setdefault(unit, set()).add(ref)
-
-    def watch(self, ref: Ref, unit: str, then: Then) -> None:
-        self._watched[ref] = unit, then
-        self._of.setdefault(unit, set()).add(ref)
+        number, future = next(self._numbers), ref.future()
+        self._awaited[number] = Awaited(unit, then, future)
+        self._of.setdefault(unit, set()).add(number)
+        self._num_outstanding += 1
+        future.add_done_callback(partial(_note, self._came, number))
 
     def forget(self, unit: str) -> None:
-        for ref in self._of.pop(unit, ()):
-            self._soon.pop(ref, None)
-            self._watched.pop(ref, None)
+        for number in self._of.pop(unit, ()):
+            self._awaited.pop(number, None)
 
     def collect(self, timeout_s: float) -> Iterator[tuple[Then, Any]]:
-        """All that is there, answers first; waits at most ``timeout_s`` for the first of it.
+        """All that is there, in the order in which it came; waits at most ``timeout_s`` for the first of it.
 
         An outcome's consequences may forget others: those are not given any more.
         """
-        for ref in self._ready(timeout_s):
-            entry = self._soon.pop(ref, None) or self._watched.pop(ref, None)
+        for number in self._numbers_there(timeout_s):
+            entry = self._awaited.pop(number, None)
             if entry is not None:
-                unit, then = entry
-                self._of.get(unit, set()).discard(ref)
-                yield then, outcome_of(ref)
+                self._of.get(entry.unit, set()).discard(number)
+                yield entry.then, outcome_of(entry.future)
 
-    def _ready(self, timeout_s: float) -> Iterable[Ref]:
-        found = _there(self._soon)
-        if not found:
-            found = _first(self._soon, min(timeout_s, WATCH_S))
-        if time.monotonic() > self._looked_s + WATCH_S:
-            self._looked_s = time.monotonic()
-            found = [*found, *_there(self._watched)]
-        return found
+    def _numbers_there(self, timeout_s: float) -> list[int]:
+        found: list[int] = []
+        try:
+            found.append(self._came.get(timeout=timeout_s))
+            while True:
+                found.append(self._came.get_nowait())
+        except queue.Empty:
+            self._num_outstanding -= len(found)
+            return found
 
-
-def _there(refs: Iterable[Ref]) -> list[Ref]:
-    """Those that are ready, at one look."""
-    import ray
-
-    waiting = list(refs)
-    return list(ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]) if waiting else []
-
-
-def _first(refs: Iterable[Ref], timeout_s: float) -> list[Ref]:
-    import ray
-
-    waiting = list(refs)
-    if not waiting:
-        time.sleep(timeout_s)
-        return []
-    return list(ray.wait(waiting, num_returns=1, timeout=timeout_s)[0])
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Forget everything, once the workers are ended. Ray must not hold any of it any more when the driver leaves."""
+        self._awaited.clear()
+        self._of.clear()
+        until_s = time.monotonic() + timeout_s
+        while self._num_outstanding and time.monotonic() < until_s:
+            self._numbers_there(0.1)
 
 
-def outcome_of(ref: Ref) -> Any:
-    """The value behind a ready reference, or the Ray error it holds."""
-    import ray
+def _note(came: queue.SimpleQueue[int], number: int, future: Future[Any]) -> None:
+    came.put(number)
 
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayError as error:
-        return error
+
+def outcome_of(future: Future[Any]) -> Any:
+    """The value of what is there, or the Ray error it holds."""
+    error = future.exception()
+    return future.result() if error is None else error

@@ -11,7 +11,7 @@ from orchestrator.checkpoints import CheckpointLost
 from orchestrator.crew import Unit
 from orchestrator.doing import Doing
 from orchestrator.events import Command, Failed, StartPhase
-from orchestrator.inbox import Ref, outcome_of
+from orchestrator.inbox import Ref
 from orchestrator.local import PHASE_OF
 from orchestrator.mistakes import RunError
 from orchestrator.types import Item
@@ -36,6 +36,7 @@ class Job:
     """Once a rank has failed: until when the others are waited for."""
     doing: Doing | None = None
     """What its first rank last said."""
+    began_s: float = field(default_factory=time.monotonic)
     asked_s: float = field(default_factory=time.monotonic)
     moved_s: float = field(default_factory=time.monotonic)
     """When it last said anything new."""
@@ -84,10 +85,19 @@ class Job:
             ready, asked = ray.wait(asked, num_returns=1, timeout=ASK_S)
             if not ready:
                 break
-            self.hear(doing := outcome_of(ready[0]))
+            self.hear(doing := _outcome_of(ready[0]))
             if isinstance(doing, Doing):
                 break
         return f"{self.clip}, {self.doing or self.stages}"
+
+
+def _outcome_of(ref: Ref) -> Any:
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        return error
 
 
 def is_broken_group(problem: Exception) -> bool:

@@ -24,10 +24,8 @@ from orchestrator.events import (
     WorkerJoined,
 )
 from orchestrator.mistakes import RunError
-from orchestrator.mistakes import RunError
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
-from orchestrator.store import staged
 from orchestrator.store import staged
 from orchestrator.types import Item
 from orchestrator.work import Worker, failed

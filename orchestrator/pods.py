@@ -22,7 +22,6 @@ from orchestrator.doing import Doing, Pace
 from orchestrator.keeper import Keeper
 from orchestrator.policy import Policy, Sizing
 from orchestrator.store import Destination, staged
-from orchestrator.store import Destination, staged
 from orchestrator.types import Clip, Decision, Item, Slice
 from orchestrator.work import Worker
 
@@ -132,15 +131,9 @@ class Member:
         return Place(device_name(self.device), platform.node(), own_node())
 
     def watch(self, noticed: bool = False) -> str:
-        """This call fails when the actor dies, busy or idle. It returns at a notice that the process is to end, unless ``noticed``."""
+        """Fails when the actor dies, busy or idle; returns at a notice that the process is to end, unless ``noticed``."""
         (threading.Event() if noticed else self._notice).wait()
         return "SIGTERM"
-
-
-class SketchActor(Member):
-    def sketch(self, item: Item) -> tuple[tuple[Decision, dict[str, float]], Packed]:
-        decision, timings_s, boundary = self.worker.sketch(item)
-        return (decision, timings_s), boundary.pack()
 
 
 class DecodeActor(Member):
@@ -148,6 +141,14 @@ class DecodeActor(Member):
         boundary = self.workshop.unpack(packed)
         with staged(place) as path:
             return self.worker.decode(item, boundary, path)
+
+
+class SketchActor(DecodeActor):
+    """It may be asked to decode too, where the crew has no workers for that alone."""
+
+    def sketch(self, item: Item) -> tuple[tuple[Decision, dict[str, float]], Packed]:
+        decision, timings_s, boundary = self.worker.sketch(item)
+        return (decision, timings_s), boundary.pack()
 
 
 class PodRank(Member):

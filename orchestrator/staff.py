@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from orchestrator.crew import PLACE_TIMEOUT_S, START_TIMEOUT_S, Crew, Unit
-from orchestrator.events import Event, WorkerJoined, WorkerLost
+from orchestrator.events import Event, WorkerJoined, WorkerLeaving, WorkerLost
 from orchestrator.inbox import Inbox
 from orchestrator.jobs import Job, is_death, summary
 from orchestrator.mistakes import RunError
@@ -20,6 +20,8 @@ MAX_START_FAILURES = 3
 this work, and otherwise the slot is tried again after a pause."""
 PAUSES_S = (10.0, 60.0, 300.0)
 """Between further tries."""
+LAST_S = 5.0
+"""Of a node's last seconds, those in which nothing is relied upon."""
 LOOK_S = 0.2
 """How often it is asked whether pods that wait for a node have one."""
 
@@ -31,7 +33,6 @@ class Vacancy:
     due_s: float
     kind: str
     slot: int
-    generation: int
 
 
 class Staff:
@@ -44,10 +45,16 @@ class Staff:
         tell: Callable[[Event], None],
         now_s: Callable[[], float],
         before_loss: Callable[[Job], None],
+        before_leave: Callable[[Unit], None],
     ) -> None:
-        self.crew, self.inbox, self.tell, self.now_s, self.before_loss = crew, inbox, tell, now_s, before_loss
+        self.crew, self.inbox, self.tell, self.now_s = crew, inbox, tell, now_s
+        self.before_loss, self.before_leave = before_loss, before_leave
+        self.hiring = True
+        """False once the sweep is to end: who goes is not replaced."""
         self._failures: Counter[tuple[str, int]] = Counter()
         self._vacancies: list[Vacancy] = []
+        self._generations: Counter[tuple[str, int]] = Counter()
+        """How many units each slot has had."""
         self._looked_s = 0.0
 
     def hire_all(self) -> None:
@@ -67,24 +74,36 @@ class Staff:
         if now_s < self._looked_s + LOOK_S:
             return
         self._looked_s = now_s
-        for unit in self.crew.placed():
-            self._start(unit)
-        self._fill_vacancies(now_s)
-        self._match(self._wanted_pods(num_open))
-        self._refuse_to_wait_forever(now_s)
+        self._let_go(now_s)
+        if self.hiring:
+            for unit in self.crew.placed():
+                self._start(unit)
+            self._fill_vacancies(now_s)
+            self._match(self._wanted_pods(num_open))
+            self._refuse_to_wait_forever(now_s)
 
     # Hiring
 
-    def _hire(self, kind: str, slot: int, generation: int = 0, group: Any = None) -> None:
-        unit = self.crew.ask(kind, slot, generation, group)
+    def _hire(self, kind: str, slot: int, group: Any = None) -> None:
+        unit = self.crew.ask(kind, slot, self._generations[kind, slot], group)
+        self._generations[kind, slot] += 1
         if kind != "pod" or group is not None:
             self._start(unit)
 
     def _start(self, unit: Unit) -> None:
         for rank, ref in enumerate(self.crew.start(unit)):
             self.inbox.expect(ref, unit.name, partial(self._on_ready, unit, rank))
-            watch = unit.actors[rank].watch.options(concurrency_group="watch").remote()
-            self.inbox.watch(watch, unit.name, partial(self.on_death, unit, rank))
+            self._watch(unit, rank)
+
+    def _watch(self, unit: Unit, rank: int, noticed: bool = False) -> None:
+        watch = unit.actors[rank].watch.options(concurrency_group="watch").remote(noticed)
+        self.inbox.expect(watch, unit.name, partial(self._on_watch, unit, rank))
+
+    def _on_watch(self, unit: Unit, rank: int, outcome: Any) -> None:
+        if isinstance(outcome, Exception):
+            return self.on_death(unit, rank, outcome)
+        self._watch(unit, rank, noticed=True)
+        return self.leave(unit, f"{outcome} to {f'rank {rank}' if unit.kind == 'pod' else 'its process'}")
 
     def _on_ready(self, unit: Unit, rank: int, outcome: Any) -> None:
         if is_death(outcome) or (unit.kind == "pod" and isinstance(outcome, Exception)):  # ranks fail when another dies
@@ -103,7 +122,7 @@ class Staff:
         due = [vacancy for vacancy in self._vacancies if now_s > vacancy.due_s]
         self._vacancies = [vacancy for vacancy in self._vacancies if vacancy not in due]
         for vacancy in due:
-            self._hire(vacancy.kind, vacancy.slot, vacancy.generation)
+            self._hire(vacancy.kind, vacancy.slot)
 
     def _wanted_pods(self, num_open: int) -> int:
         """Beyond the first ``pods``, one more for every pod's worth of items, so that no node is booted for the last few."""
@@ -119,6 +138,34 @@ class Staff:
                 self._hire("pod", slot)
             elif unit is not None and unit.asked and slot >= wanted:
                 self.crew.dismiss(unit)
+
+    # Leave
+
+    def leave(self, unit: Unit, reason: str, left_s: float | None = None) -> None:
+        """A unit is to be taken away, in ``left_s`` where that is known: it takes nothing new, and has the grace to finish."""
+        if unit.leaving_s is not None or self.crew.units.get(unit.name) is not unit:
+            return None
+        grace_s = self.crew.config.grace_s
+        unit.leaving_s = time.monotonic() + (grace_s if left_s is None else max(0.0, min(grace_s, left_s - LAST_S)))
+        unit.leaving_why = reason
+        if unit.asked or unit.starting:
+            return self._renew(unit)
+        if not unit.dead:
+            self.before_leave(unit)
+            self.tell(WorkerLeaving(self.now_s(), unit.name, reason))
+        return self.renew_if_done(unit)
+
+    def leave_nodes(self, nodes: Mapping[str, float | None]) -> None:
+        """``nodes`` are to be taken away, each in so many seconds."""
+        for unit in list(self.crew.units.values()):
+            if unit.place is not None and unit.place.node in nodes:
+                self.leave(unit, "its node is to be taken away", nodes[unit.place.node])
+
+    def _let_go(self, now_s: float) -> None:
+        """Those whose grace is over: what they do goes on elsewhere, from its last checkpoint."""
+        for unit in list(self.crew.units.values()):
+            if unit.leaving_s is not None and now_s > unit.leaving_s and not unit.starting:
+                self.lose(unit, set(range(len(unit.actors))), f"{unit.leaving_why}, and its grace is over")
 
     # Loss
 
@@ -150,17 +197,20 @@ class Staff:
         self.renew_if_done(unit)
 
     def renew_if_done(self, unit: Unit) -> None:
-        if unit.dead and not unit.jobs:
+        if (unit.dead or unit.leaving_s is not None) and not unit.jobs:
             self._renew(unit)
 
     def _renew(self, unit: Unit) -> None:
         """In the same place, or wherever there is room once the place is gone."""
         self.inbox.forget(unit.name)
-        group = self.crew.keep_node(unit)
+        group = self.crew.keep_node(unit) if self.hiring else None
         self.crew.dismiss(unit)
-        self._hire(unit.kind, unit.slot, unit.generation + 1, group)
+        if self.hiring:
+            self._hire(unit.kind, unit.slot, group)
 
     def _on_failed_start(self, unit: Unit, reason: str) -> None:
+        if not self.hiring:
+            return self._renew(unit)
         self._failures[unit.kind, unit.slot] += 1
         failures = self._failures[unit.kind, unit.slot]
         if failures < MAX_START_FAILURES:
@@ -170,7 +220,7 @@ class Staff:
         self.inbox.forget(unit.name)
         self.crew.dismiss(unit)
         pause_s = PAUSES_S[min(failures - MAX_START_FAILURES, len(PAUSES_S) - 1)]
-        self._vacancies.append(Vacancy(time.monotonic() + pause_s, unit.kind, unit.slot, unit.generation + 1))
+        self._vacancies.append(Vacancy(time.monotonic() + pause_s, unit.kind, unit.slot))
         return None
 
     def _refuse_to_wait_forever(self, now_s: float) -> None:

@@ -1,4 +1,7 @@
-"""A driver process to kill: ``python -m tests.ray.drive RUN_FOLDER CALLS_FOLDER NUM_ITEMS``. The same command resumes."""
+"""A driver process to kill: ``python -m tests.ray.drive RUN_FOLDER CALLS_FOLDER NUM_ITEMS``. The same command resumes.
+
+HEAD_LOST_S in the environment says how soon the head of its cluster is given up.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import os
 import sys
 from pathlib import Path
 
+from orchestrator import outside
 from orchestrator.driver import run_on_ray
 from orchestrator.ledger import Ledger, RunLock
+from orchestrator.mistakes import RunError
 from orchestrator.paths import RunPaths
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
@@ -15,6 +20,7 @@ from tests.ray.fakes import ARM, FakeWorkshop, items, sweep
 
 
 def main(root: Path, calls: Path, num_items: int) -> int:
+    outside.HEAD_LOST_S = float(os.environ.get("HEAD_LOST_S", outside.HEAD_LOST_S))
     made = items(**{f"key{number}": "slow-refine-9" for number in range(num_items)})
     paths = RunPaths(root)
     with RunLock(paths):
@@ -25,6 +31,9 @@ def main(root: Path, calls: Path, num_items: int) -> int:
             run_on_ray(sweep(made), todo, Scheduler(), Runbook(ledger, {"dvg": ARM}), workshop=FakeWorkshop(calls, os.getpid()))
         except KeyboardInterrupt:
             return 130
+        except RunError as error:
+            print(f"error: {error}", flush=True)
+            return 1
     return 0
 
 

@@ -1,7 +1,8 @@
 """A worker without a model: light, quick, and it dies or fails where a prompt tells it to.
 
 A prompt is words like ``die-refine-1`` (the process kills itself in the first refine of the item), ``fail-decode-9`` (an
-exception in the first nine) or ``slow-sketch-9`` (they take a second). Calls leave one file each: phase.item.pid.number.
+exception in the first nine), ``slow-sketch-9`` (they take a second), ``hang-sketch-1`` (it never ends) or ``hold-refine-9`` (they
+wait for a file release.item or release.all). Calls leave one file each: phase.item.pid.number.
 """
 
 from __future__ import annotations
@@ -113,13 +114,18 @@ class FakeWorker:
             what, _, rest = word.partition("-")
             when, _, times = rest.partition("-")
             if when == phase and number <= int(times):
-                self._suffer(what)
+                self._suffer(what, item)
 
-    def _suffer(self, what: str) -> None:
+    def _suffer(self, what: str, item: Item) -> None:
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif what == "slow":
             time.sleep(1.0)
+        elif what == "hang":
+            time.sleep(3600)
+        elif what == "hold":
+            while not any((self.folder / f"release.{name}").exists() for name in (item.item_key, "all")):
+                time.sleep(0.05)
         elif what == "fail":
             raise ArithmeticError("asked to fail")
         elif what == "murder":  # an actor that is ready, idle and has nothing to do with this item

@@ -109,8 +109,10 @@ def test_an_idle_actor_that_dies_is_replaced_at_no_items_expense(run: Run) -> No
     assert [row["worker"] for row in run.log("WorkerLost")] == ["decode-0"]
 
 
-def test_items_that_kill_or_fail_every_time_are_given_up_and_the_sweep_goes_on(run: Run) -> None:
-    run.make(key0="die-refine-99", key1="fail-decode-99", key2="", key3="fail-sketch-1", max_attempts=2)
+def test_items_that_kill_or_fail_every_time_are_given_up_and_innocents_beside_them_lose_no_attempt(run: Run) -> None:
+    run.make(
+        key0="die-refine-99", key1="fail-decode-99", key2="slow-refine-9", key3="slow-refine-9 fail-sketch-1", max_attempts=2
+    )
     assert run.attempts == {"key2": 1, "key3": 2}
     killer, failer = (json.loads(run.paths.failure(key).read_text()) for key in ("key0", "key1"))
     assert killer["attempts"] == failer["attempts"] == 2

@@ -15,19 +15,20 @@ import pytest
 
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
+from tests.ray.test_joining import environment, head
 
 ROOT = Path(__file__).parents[2]
 NUM_ITEMS = 6
 
 
-def drive(root: Path) -> subprocess.Popen[str]:
+def drive(root: Path, **extra: str) -> subprocess.Popen[str]:
     calls = root / "calls"
     calls.mkdir(exist_ok=True)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.ray.drive", str(root / "run"), str(calls), str(NUM_ITEMS)],
         cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env=inherited | {"PYTHONPATH": str(ROOT)} | extra,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -89,3 +90,45 @@ def test_an_interrupted_driver_keeps_its_records_and_leaves_no_process(tmp_path:
     assert "Traceback" not in output
     assert_all_end(started)
     assert len(Ledger(paths).records()) >= 1
+
+
+@pytest.mark.slow
+def test_a_driver_told_to_end_finishes_what_it_can_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "run")
+    driver = drive(tmp_path)
+    wait_for_records(driver, paths, 1)
+    started = family(driver)
+    driver.send_signal(signal.SIGTERM)
+    output, _ = driver.communicate()
+    assert driver.returncode == 130, output
+    assert_all_end(started)
+    log = [json.loads(line) for line in paths.events.read_text().splitlines()]
+    leaving = [number for number, row in enumerate(log) if row["type"] == "WorkerLeaving"]
+    assert {log[number]["worker"] for number in leaving} == {"sketch-0", "pod-0", "decode-0"}
+    commands = [command["type"] for row in log[leaving[-1] :] for command in row["commands"]]
+    assert set(commands) <= {"Finish"}, "work was begun after the notice"
+    assert not [row for row in log if row["type"] == "WorkerLost"], "what could be finished was not"
+
+    again = drive(tmp_path)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    assert len(Ledger(paths).records()) == NUM_ITEMS
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_head_is_lost_ends_with_one_clear_error_and_goes_on_in_another_cluster(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "run")
+    clean = {key: value for key, value in environment().items() if key.startswith("RAY_")}
+    with head() as lost:
+        driver = drive(tmp_path, RAY_ADDRESS=lost.address, HEAD_LOST_S="3", **clean)
+        wait_for_records(driver, paths, 1)
+        lost.kill()
+        output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 1, output
+    assert output.count(f"error: the head of the Ray cluster at {lost.address} has not answered for 3 s") == 1, output
+    assert "Traceback" not in output
+
+    again = drive(tmp_path)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    assert sorted(record.item_key for record in Ledger(paths).records()) == [f"key{number}" for number in range(NUM_ITEMS)]

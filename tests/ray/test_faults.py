@@ -13,6 +13,7 @@ from orchestrator.cluster_config import ClusterConfig
 from orchestrator.driver import run_on_ray
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
+from orchestrator.patience import PatienceConfig
 from orchestrator.policy import Throughput
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig
@@ -22,6 +23,8 @@ from tests.ray.misfortunes import SharedWorkshop
 TIMEOUT_S = 4.0
 """Of every collective."""
 GRACE_S = 2.0
+HUNG_S = 8.0
+"""After which a sketch or a decode is given up."""
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,11 @@ def log(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     root = tmp_path_factory.mktemp("faults")
     folder = root / "calls"
     folder.mkdir()
-    made = items(mismatch="", killed="", stopped="", alone="", still="", ill="", fine="")
-    config = ClusterConfig(heavy_ranks=2, num_threads=1, collective_timeout_s=TIMEOUT_S)
+    made = items(
+        mismatch="", killed="", stopped="", alone="", still="", ill="", fine="", asleep="hang-sketch-1", stuck="hang-decode-1"
+    )
+    patience = PatienceConfig(least_s=HUNG_S, most_s=HUNG_S)
+    config = ClusterConfig(heavy_ranks=2, num_threads=1, collective_timeout_s=TIMEOUT_S, patience=patience)
     scheduler = Scheduler(SchedulerConfig(max_attempts=2), Throughput(degrees=(2,)))
     paths = RunPaths(root / "run")
     runbook = Runbook(Ledger(paths), {"dvg": ARM})
@@ -61,7 +67,7 @@ def ended(log: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
 
 
 def test_each_misfortune_costs_its_own_clip_one_attempt(log: list[dict[str, Any]]) -> None:
-    again = dict.fromkeys(["mismatch", "killed", "stopped", "alone", "still"], ("Finish", 2))
+    again = dict.fromkeys(["mismatch", "killed", "stopped", "alone", "still", "asleep", "stuck"], ("Finish", 2))
     assert ended(log) == again | {"ill": ("GiveUp", 2), "fine": ("Finish", 1)}
 
 
@@ -100,4 +106,13 @@ def test_a_mistake_of_all_ranks_is_the_clips_own_and_the_pod_stays(log: list[dic
     failures = [row["error"] for row in log if row["type"] == "Failed" and row["item_key"] == "ill"]
     assert len(failures) == 2
     assert failures[0].endswith("rank 0, clip ill (ill), stage 2, step 4: ArithmeticError: the latent is not finite")
-    assert len([row for row in log if row["type"] == "WorkerLost"]) == 4
+    assert len([row for row in log if row["type"] == "WorkerLost" and row["worker"].startswith("pod")]) == 4
+
+
+@pytest.mark.parametrize("how, kind", [("asleep", "sketch"), ("stuck", "decode")])
+def test_a_sketch_or_decode_that_never_ends_is_given_up_and_its_worker_replaced(
+    log: list[dict[str, Any]], how: str, kind: str
+) -> None:
+    lost = about(log, how, "WorkerLost")
+    assert (lost["worker"], lost["reason"]) == (f"{kind}-0", f"clip {how} ({how}), {kind}: not done in 8 s")
+    assert f"{kind}-0.1" in [row["worker"] for row in log if row["type"] == "WorkerJoined"]

@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -37,24 +38,39 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-@contextlib.contextmanager
-def head() -> Iterator[str]:
-    """``ray start --head`` on this machine; its job address."""
-    port, folder = free_port(), tempfile.mkdtemp(prefix="r")
-    command = [*RAY, "start", "--head", "--block", "--num-cpus=2", "--port=0", f"--dashboard-port={port}"]
-    options = ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", f"--temp-dir={folder}"]
-    agent = f"--dashboard-agent-listen-port={free_port()}"  # the usual one is taken while another cluster runs here
-    started = subprocess.Popen([*command, *options, agent], env=environment(), stdout=subprocess.DEVNULL)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        wait_until_answers(started, f"{address}/api/version")
-        yield address
-    finally:
-        family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+@dataclass(frozen=True)
+class Head:
+    jobs: str
+    """Where jobs are submitted."""
+    address: str
+    """Where drivers join."""
+    pid: int
+
+    def kill(self) -> None:
+        """The head and everything it started, at once."""
+        family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=30)
+
+
+@contextlib.contextmanager
+def head() -> Iterator[Head]:
+    """``ray start --head`` on this machine."""
+    port, own, folder = free_port(), free_port(), tempfile.mkdtemp(prefix="r")
+    command = [*RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={own}", f"--dashboard-port={port}"]
+    options = ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", f"--temp-dir={folder}"]
+    agent = f"--dashboard-agent-listen-port={free_port()}"  # the usual one is taken while another cluster runs here
+    started = subprocess.Popen([*command, *options, agent], env=environment(), stdout=subprocess.DEVNULL)
+    made = Head(f"http://127.0.0.1:{port}", f"127.0.0.1:{own}", started.pid)
+    try:
+        wait_until_answers(started, f"{made.jobs}/api/version")
+        yield made
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            made.kill()
+        started.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -82,8 +98,8 @@ def test_a_submitted_job_joins_the_running_cluster_and_leaves_its_results_in_the
     code = tmp_path / "code"
     code.mkdir()
     entry = [sys.executable, "-m", "tests.ray.drive", str(run), str(calls), "2"]
-    with head() as address:
-        submit = [*RAY, "job", "submit", "--address", address, "--working-dir", str(code), "--", *entry]
+    with head() as joined:
+        submit = [*RAY, "job", "submit", "--address", joined.jobs, "--working-dir", str(code), "--", *entry]
         done = run_once_the_node_is_up(submit)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(Ledger(RunPaths(run)).records()) == 2

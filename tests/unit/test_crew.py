@@ -77,6 +77,9 @@ def test_a_pod_that_decodes_loads_the_vae_and_takes_the_place_of_the_decode_work
     assert together.parts("pod") == {"transformer", "vae"}
     assert {kind for kind, _ in together.slots()} == {"sketch", "pod"}
     assert together.num_actors == apart.num_actors - 1
+    shared = crew(ClusterConfig(decode_on="sketchers"))
+    assert (shared.parts("sketch"), shared.parts("pod")) == ({"text", "transformer", "vae"}, {"transformer"})
+    assert shared.slots() == together.slots()
 
 
 @given(st.integers(1, 9))

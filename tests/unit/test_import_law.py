@@ -23,7 +23,7 @@ SHARED_NAMES = (
     "arms",
     "degrees",
 )
-DECIDING = ("events", "eventlog", "books", "packing", "plan", "policy", "sizing", "slices", "split", "tally", "eta", "scheduler")
+DECIDING = ("events", "eventlog", "books", "packing", "patience", "plan", "policy", "sizing", "slices", "split", "tally", "eta", "scheduler")
 SCHEDULING = ("dispatch", "forecast", "lanes", "objectives", "pool")
 SIMULATING = (
     "allotment",
@@ -48,7 +48,9 @@ RAY_MODULES = (
     "orchestrator.pods",
     "orchestrator.cluster",
     "orchestrator.crew",
+    "orchestrator.errands",
     "orchestrator.inbox",
+    "orchestrator.outside",
     "orchestrator.doctor",
     "orchestrator.head",
     "orchestrator.carried",

@@ -22,11 +22,11 @@ class Fragile:
 
 
 def test_an_interrupt_that_comes_in_a_destructor_is_raised_where_it_is_asked_for() -> None:
-    with kept_interrupts() as raise_kept:
-        raise_kept()
+    with kept_interrupts() as kept:
+        kept.raise_kept()
         Fragile()
         with pytest.raises(KeyboardInterrupt):
-            raise_kept()
+            kept.raise_kept()
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
@@ -36,19 +36,29 @@ def test_a_second_interrupt_does_not_wait() -> None:
             press()
 
 
+def test_a_notice_that_the_machine_goes_raises_nothing_however_often_it_comes() -> None:
+    with kept_interrupts() as kept:
+        assert not kept.ending
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert kept.ending
+        kept.raise_kept()
+
+
 def test_afterwards_everything_is_as_before() -> None:
-    before = signal.getsignal(signal.SIGINT)
+    signals = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(number) for number in signals]
     with kept_interrupts():
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert signal.getsignal(signal.SIGINT) is before
+        assert all(signal.getsignal(number) is not was for number, was in zip(signals, before, strict=True))
+    assert [signal.getsignal(number) for number in signals] == before
 
 
 def test_somebody_elses_handling_stays() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with kept_interrupts() as raise_kept:
+        with kept_interrupts() as kept:
             press()
-            raise_kept()
+            kept.raise_kept()
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
