@@ -99,6 +99,12 @@ def test_the_settings_told_in_each_file_fit_its_nodes() -> None:
     assert config()["max_workers"] >= sum(row.get("max_workers", 0) for row in types.values())
 
 
+def test_the_guide_tells_the_settings_of_the_files() -> None:
+    (block,) = re.findall(r"(?<=```yaml\n)[^`]+", (ROOT / "docs" / "cluster.md").read_text())
+    told = ClusterConfig.model_validate(yaml.safe_load(block)["cluster"])
+    assert told == documented(FILE) == documented(JOB)
+
+
 def test_every_node_starts_ray_in_token_mode_with_its_dashboard_on_loopback() -> None:
     commands = [*config()["head_start_ray_commands"], *config()["worker_start_ray_commands"]]
     starts = [command for command in commands if "ray start" in command]

@@ -55,6 +55,9 @@ def everything_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path)
         raise Admitted
 
     monkeypatch.chdir(tmp_path)
+    for name in ("experiments", "ray_cluster.yaml", "kuberay_rayjob.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "SPEC.yaml").write_text("prompts: [a red circle]\n")
     monkeypatch.setenv(calibration.FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setattr(resolve, "check_weights", lambda model, weights: (f"/nowhere/{weights}", []))
     monkeypatch.setattr(resolve, "check_lora", lambda path, transformer: (path, "00"))
