@@ -66,7 +66,7 @@ def run_calibrate(options: Options, machine: Machine, as_json: bool) -> None:
         print_json({"path": str(path), **calibration.model_dump(mode="json")})
     else:
         _print(console, calibration)
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
 def _option_mistakes(options: Options) -> list[str]:

@@ -217,4 +217,4 @@ def _print(console: Console, out: pathlib.Path, arm: Arm, decision: Decision, ti
     console.print(table)
     if predicted := _predicted(arm, decision):
         console.print(f"denoising was predicted to take {predicted['denoise_s']:.3g} s ({predicted['label']})", highlight=False)
-    console.print(f"wrote {out}", soft_wrap=True)
+    console.print(f"wrote {escape(str(out))}", soft_wrap=True)

@@ -80,4 +80,5 @@ def run_build_tiny(name: str, folder: pathlib.Path) -> None:
         raise ConfigError([str(error)]) from error
     except OSError as error:
         raise ConfigError([f"folder {str(folder)!r} cannot be written: {error.strerror or error}"]) from error
-    Console().print(f'wrote {folder}; for example: dvg generate "a prompt" --model {name} --weights {folder}', soft_wrap=True)
+    example = f'wrote {folder}; for example: dvg generate "a prompt" --model {name} --weights {folder}'
+    Console().print(example, soft_wrap=True, markup=False)

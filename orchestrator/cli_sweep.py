@@ -247,7 +247,7 @@ def conclude(
     write_summary(paths, records, quality)
     write_report(paths, records, quality, failures)
     console.print(arm_table(arm_stats(records, quality, reference, failures)))
-    console.print(f"report: {ledger.store.target(paths.report.name)}", soft_wrap=True)
+    console.print(f"report: {escape(str(ledger.store.target(paths.report.name)))}", soft_wrap=True)
 
 
 def run_report(run: str | pathlib.Path) -> None:
