@@ -84,6 +84,7 @@ class Crew:
         self.config = config
         self.workshop = workshop
         self.sweep = sweep
+        self._classes: dict[str, Any] = {}
         self.units: dict[str, Unit] = {}
         """By name."""
         self.num_actors = config.sketch_workers + config.pods * config.heavy_ranks + self._num_decode_workers
@@ -170,21 +171,32 @@ class Crew:
         return Holding(self.sweep, unit.kind, unit.slot, unit.generation, rank).name
 
     def _actor(self, unit: Unit, rank: int) -> Actor:
-        import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Within
 
         kind, needs = unit.kind, self.needs(unit.kind)
-        remote = ray.remote(concurrency_groups={"watch": 1, "ask": 1}, max_restarts=0, max_task_retries=0)(CLASSES[kind])
         where: dict[str, Any] = {"label_selector": {"role": ROLES[kind]}} if self.cluster.uses_roles else {}
         if unit.group is not None:
             where = {"scheduling_strategy": Within(unit.group, placement_group_bundle_index=rank)}
-        return remote.options(
-            name=self._holding(unit, rank if kind == "pod" else None),
-            num_cpus=needs["CPU"],
-            num_gpus=needs.get("GPU", 0),
-            runtime_env={"env_vars": environment(needs.get("GPU", 0), self.num_threads, self.config.nvlink_multicast)},
-            **where,
-        ).remote(self.workshop, self.parts(kind), self.num_threads)
+        return (
+            self._class(kind)
+            .options(
+                name=self._holding(unit, rank if kind == "pod" else None),
+                num_cpus=needs["CPU"],
+                num_gpus=needs.get("GPU", 0),
+                runtime_env={"env_vars": environment(needs.get("GPU", 0), self.num_threads, self.config.nvlink_multicast)},
+                **where,
+            )
+            .remote(self.workshop, self.parts(kind), self.num_threads)
+        )
+
+    def _class(self, kind: str) -> Any:
+        """Made once: Ray sends a class to its head every time one is made of it."""
+        if kind not in self._classes:
+            import ray
+
+            made = ray.remote(concurrency_groups={"watch": 1, "ask": 1}, max_restarts=0, max_task_retries=0)
+            self._classes[kind] = made(CLASSES[kind])
+        return self._classes[kind]
 
     def parts(self, kind: str) -> frozenset[str]:
         """What an actor loads of each model; whoever decodes has the VAE too."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from orchestrator import eventlog
 from orchestrator.cluster import Cluster, start_or_join
 from orchestrator.config import Sweep
 from orchestrator.crew import Crew, Unit
 from orchestrator.errands import Errands, most_step_s
-from orchestrator.events import Command, Event, Finish, GiveUp, StartPhase
+from orchestrator.events import Command, Event, Finish, GiveUp, StartDecode, StartPhase
 from orchestrator.inbox import Inbox
 from orchestrator.interrupts import Interrupts, kept_interrupts
 from orchestrator.jobs import Job
@@ -70,7 +71,7 @@ class RayShell:
         self.drains = Drains()
         self._started_s = time.monotonic()
         self._places: dict[str, Place] = {}
-        """Where each item was last refined."""
+        """Where each item was last refined; where it was decoded, if that is not known."""
         self._num_open = len(items)
 
     def run(self) -> None:
@@ -117,7 +118,7 @@ class RayShell:
 
     def _tell(self, event: Event) -> None:
         commands = self.scheduler.handle(event)
-        self.runbook.ledger.write_event(self.scheduler.log[-1])
+        self.runbook.ledger.write_event(eventlog.row(event, commands))
         for command in commands:
             self._carry_out(command)
         self.on_event(event, commands)
@@ -137,6 +138,8 @@ class RayShell:
     def _start(self, command: Command) -> None:
         if isinstance(command, StartPhase) and (place := self.crew.units[command.slice.pod].place):
             self._places[command.item_key] = place
+        elif isinstance(command, StartDecode) and (place := self.crew.units[command.worker].place):
+            self._places.setdefault(command.item_key, place)  # of a clip refined in an earlier start of the run
         self.errands.start(command, self.items[command.item_key])
 
     def _decision(self, item_key: str) -> Decision | None:

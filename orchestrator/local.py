@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from orchestrator import eventlog
 from orchestrator.checkpoints import Saved, load
 from orchestrator.events import (
     Command,
@@ -82,7 +83,7 @@ class LocalShell:
 
     def _tell(self, event: Event) -> None:
         commands = self.scheduler.handle(event)
-        self.runbook.ledger.write_event(self.scheduler.log[-1])
+        self.runbook.ledger.write_event(eventlog.row(event, commands))
         self._todo.extend(commands)
         self.on_event(event, commands)
 

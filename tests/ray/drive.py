@@ -11,8 +11,9 @@ from pathlib import Path
 
 from orchestrator import outside
 from orchestrator.driver import run_on_ray
-from orchestrator.ledger import Ledger, RunLock
+from orchestrator.ledger import Ledger
 from orchestrator.mistakes import RunError
+from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
