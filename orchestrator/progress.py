@@ -55,8 +55,8 @@ class Progress:
         self._config = config
         self._eta = Eta(self._scheduler.policy, config.decode_on if config else "workers")
         self._clock, self._started_s = clock, clock()
-        self._ahead_s = 0.0
-        """Of the shell's clock, by which events are stamped, over ours."""
+        self._ahead_s: float | None = None
+        """Of the shell's clock, by which events are stamped, over ours; None before the first."""
         self._line_s = self._started_s
         self._told: tuple[Any, ...] = ()
         self._failures: deque[str] = deque(maxlen=KEPT_FAILURES)
@@ -139,7 +139,8 @@ class Progress:
         """All of it in one line."""
         with self._lock:
             counts = self._scheduler.counts()
-            pools = ", ".join(self._pool_line(pool, counts) for pool in POOLS if self.tally.pools[pool].size or counts)
+            up = any(self.tally.pools[pool].size for pool in POOLS)
+            pools = ", ".join(self._pool_line(pool, counts) for pool in POOLS) if up else "starting workers"
             rates = self._rates()
             lost = f", {self.tally.num_lost} workers lost" if self.tally.num_lost else ""
         return f"{self.num_ended}/{self.num_items}: {pools}{lost}{f'; {rates}' if rates else ''}{self._left()}"
@@ -154,8 +155,12 @@ class Progress:
 
     def estimate(self) -> Estimate | None:
         with self._lock:
-            self.tally.advance(self._clock() + self._ahead_s)
+            self._advance()
             return self._eta.estimate(self.tally)
+
+    def _advance(self) -> None:
+        if self._ahead_s is not None:
+            self.tally.advance(self._clock() + self._ahead_s)
 
     def _left(self) -> str:
         """``, about 12 min left``; nothing at the end, or when nobody can tell."""
@@ -180,7 +185,7 @@ class Progress:
     def view(self) -> RenderableType:
         """What a terminal shows; safe to call from any thread."""
         with self._lock:
-            self.tally.advance(self._clock() + self._ahead_s)
+            self._advance()
             counts = self._scheduler.counts()
             started = any(self.tally.pools[pool].size for pool in POOLS)
             told = self._left().removeprefix(", ") or ("working" if started else "starting workers")

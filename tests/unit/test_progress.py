@@ -22,6 +22,7 @@ from tests.unit import records
 from tests.unit.clockwork import Clockwork
 from tests.unit.test_eta import NARROW, decide, items
 
+START_S = 1e6
 GPUS = ClusterConfig(heavy_ranks=8, pods=2, gpus_per_rank=1, gpus_per_sketch=1, gpus_per_decode=1)
 
 
@@ -36,9 +37,12 @@ class Watched:
         self.progress = Progress(console, number, self.scheduler, config, self.now_s)
         self.world = Clockwork(self.scheduler, items(number), decide, self.seconds, self.listen)
         self.views = []
+        self.first_line = self.progress.line()
+        """Somebody looks before anything happened."""
 
     def now_s(self):
-        return self.world.now_s if self.world else 0.0
+        """A clock that counts from elsewhere than the shell's."""
+        return START_S + (self.world.now_s if self.world else 0.0)
 
     @staticmethod
     def seconds(command, item):
@@ -86,6 +90,10 @@ def test_a_plain_line_comes_every_few_seconds_and_rarer_as_time_goes_by():
     assert min(gap for _, gap in gaps) == LINE_S
     assert all(gap == pytest.approx(before / 100, abs=2) for before, gap in gaps if 1000 < before < 5000)
     assert max(gap for _, gap in gaps) == LONGEST_LINE_S
+
+
+def test_before_any_worker_is_up_a_line_says_so():
+    assert Watched(4).first_line == "0/4: starting workers"
 
 
 def test_nothing_new_is_not_told_again_until_long_after():
