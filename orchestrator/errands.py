@@ -26,7 +26,9 @@ from orchestrator.staff import Staff
 from orchestrator.types import Decision, Item
 
 POLL_S = 5.0
-"""How often a slice at work is asked how far it is."""
+"""How often a slice at work is asked how far it is, at most."""
+POLLS = 8
+"""How often within the time that it may stand still: with hundreds of slices at work, no more than is needed."""
 LOOK_S = 1.0
 """How often deadlines are looked at."""
 SOON_S = 0.2
@@ -134,21 +136,22 @@ class Errands:
                 self._conclude(job)
         elif (hung := self._hung(job, now_s)) is not None:
             self.staff.lose(job.unit, set(job.ranks), hung)
-        elif isinstance(job.command, StartPhase) and now_s > job.asked_s + POLL_S:
+        elif isinstance(job.command, StartPhase) and now_s > job.asked_s + max(POLL_S, self._allowed_s(job) / POLLS):
             job.asked_s = now_s
             asked = job.unit.actors[job.ranks[0]].doing.options(concurrency_group="ask").remote()
             self.inbox.expect(asked, job.unit.name, job.hear)
 
     def _hung(self, job: Job, now_s: float) -> str | None:
         """Why it is given up; None while there is hope. Steps are heard of, a sketch or decode only ends."""
-        command = job.command
-        if isinstance(command, StartPhase):
-            allowed_s = self.patience.step_s(command, job.item, self.decision_of(job.key))
+        allowed_s = self._allowed_s(job)
+        if isinstance(job.command, StartPhase):
             return f"{job.whereabouts()}: no step in {allowed_s:.0f} s" if now_s > job.moved_s + allowed_s else None
-        if isinstance(command, StartSketch | StartDecode):
-            allowed_s = self.patience.whole_s(command, job.item)
-            return f"{job.clip}, {job.stages}: not done in {allowed_s:.0f} s" if now_s > job.began_s + allowed_s else None
-        return None
+        return f"{job.clip}, {job.stages}: not done in {allowed_s:.0f} s" if now_s > job.began_s + allowed_s else None
+
+    def _allowed_s(self, job: Job) -> float:
+        if isinstance(job.command, StartPhase):
+            return self.patience.step_s(job.command, job.item, self.decision_of(job.key))
+        return self.patience.whole_s(job.command, job.item)
 
     def _conclude(self, job: Job) -> None:
         """All ranks have answered, or have had their time to."""

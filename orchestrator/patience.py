@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.events import Command, StartDecode, StartPhase, StartSketch
+from orchestrator.events import Command, StartDecode, StartPhase
 from orchestrator.geometry import model
 from orchestrator.policy import Policy, Sizing
 from orchestrator.types import Decision, Item, Stage
@@ -62,7 +62,7 @@ class Patience:
         geometry = model(arm.model)
         return max(arm.cost.step_s(geometry.num_tokens(stage.grid), width) for stage in stages)
 
-    def whole_s(self, command: StartSketch | StartDecode, item: Item) -> float:
+    def whole_s(self, command: Command, item: Item) -> float:
         """For a whole sketch or decode."""
         known_s = max(self._seen_s.get((type(command), item.arm), 0.0), self._decode_s(command, item))
         if not known_s:
@@ -70,6 +70,6 @@ class Patience:
         wanted_s = max(self.config.least_s, self.config.factor * known_s) * 2.0 ** (command.attempt - 1)
         return min(self.config.most_s, wanted_s)
 
-    def _decode_s(self, command: StartSketch | StartDecode, item: Item) -> float:
+    def _decode_s(self, command: Command, item: Item) -> float:
         arm = self.policy.arms.get(item.arm) if isinstance(self.policy, Sizing) else None
         return (arm.cost.decode_s or 0.0) if arm and isinstance(command, StartDecode) else 0.0

@@ -2,8 +2,8 @@
 
 ``python -m experiments.bench.driver [--items 600] [--pods 2] [--out experiments/results/driver_202611.json]``
 
-The actors are the sweep's own; their worker answers at once, with a boundary as large as a real latent. Everything else is as in
-any sweep: records are flushed to disk, events are logged, each item is sketched, refined, decoded and finished.
+The actors are the sweep's own; their worker answers at once, with a boundary that the object store holds. Everything else is as
+in any sweep: records are flushed to disk, events are logged, each item is sketched, refined, decoded and finished.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ STAGES = (Stage((4, 8, 8), 9, 7.0), Stage((11, 18, 18), 21, 11.0))
 DECISION = Decision(Action("s0.70-f9", STAGES, 0.5, 0.7, 9), "still")
 SHAPE = {"num_frames": 41, "height": 144, "width": 144, "fps": 16, "num_steps": 30, "guidance": 1.0}
 ARM = Arm.model_validate({"name": "dvg", "model": "wan-mini", "planner": "dvg", "budget": 0.5} | SHAPE)
-LATENT_BYTES = 4_000_000
+LATENT_BYTES = 200_000
+"""Enough for the object store to hold it."""
 VIDEO = b"video"
 
 
