@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -93,6 +93,6 @@ class Outcome:
     """Work that had to be done again."""
     hand_over_s: float = 0.0
     idle_s: dict[str, float] = field(default_factory=dict)
-    width_gpu_s: Counter[int] = field(default_factory=Counter)
+    width_gpu_s: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
     width_clips: Counter[int] = field(default_factory=Counter)
     """By the widest slice of each."""

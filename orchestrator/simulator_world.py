@@ -158,8 +158,8 @@ def world_of(items: Sequence[Item], decisions: list[Decision], sizing: Sizing, r
         if kind is None:
             kind = kinds[item.arm, id(decision)] = _number_of(costs, item.arm, decision.action, sizing, realism)
         which.append(kind)
-    draws = [_drawn(realism.noise, len(items), f"{seed} {part}") for part in ("sketch", "refine", "decode")]
-    return World(items, decisions, costs, which, *draws, realism)
+    sketch, refine, decode = (_drawn(realism.noise, len(items), f"{seed} {part}") for part in ("sketch", "refine", "decode"))
+    return World(items, decisions, costs, which, sketch, refine, decode, realism)
 
 
 def _number_of(costs: list[ClipCost], arm: str, action: Action, sizing: Sizing, realism: Realism) -> int:
