@@ -163,9 +163,9 @@ class Progress:
             self.tally.advance(self._clock() + self._ahead_s)
 
     def _left(self) -> str:
-        """``, about 12 min left``; nothing at the end, or when nobody can tell."""
+        """``, about 12 min left``; nothing at the end, when nobody can tell, or when a guess is proved wrong by the time gone."""
         found = self.estimate() if self.num_ended < self.num_items else None
-        if found is None or found.seconds <= 0:
+        if found is None or found.seconds <= 0 or (found.early and found.seconds < self._clock() - self._started_s):
             return ""
         return f", about {about(found.seconds)} left{' (an early guess)' if found.early else ''}"
 
@@ -174,7 +174,7 @@ class Progress:
         if not self.tally.num_finished or self.tally.gpu_s <= 0 or self.tally.now_s <= 0:
             return ""
         per_hour, per_gpu_hour = (self.tally.num_finished * HOUR_S / s for s in (self.tally.now_s, self.tally.gpu_s))
-        return f"{per_hour:,.3g} videos an hour, {per_gpu_hour:,.3g} per {self._unit}-hour"
+        return f"{figure(per_hour)} videos an hour, {figure(per_gpu_hour)} per {self._unit}-hour"
 
     @property
     def _unit(self) -> str:
@@ -236,6 +236,11 @@ def _before(pool: Pool, counts: Mapping[str, int]) -> int:
     """Items that are still to come to a pool."""
     earlier = {"sketch": (), "heavy": ("arrived", "sketching"), "decode": ("arrived", "sketching", "sketched", "refining")}
     return sum(counts.get(state, 0) for state in earlier[pool])
+
+
+def figure(value: float) -> str:
+    """Three digits: ``1,230``, ``52.1``, ``0.347``."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def about(seconds: float) -> str:

@@ -97,9 +97,10 @@ class PoolTime:
     busy: int = 0
     busy_s: float = 0.0
     alive_s: float = 0.0
-    recent: float = 0.0
-    """Busy share of late."""
     _until_s: float = 0.0
+    _recent: float = 0.0
+    _weight: float = 0.0
+    """Of :attr:`_recent`: below 1 until it has seen enough."""
 
     def advance(self, now_s: float) -> None:
         passed_s = max(0.0, now_s - self._until_s)
@@ -108,7 +109,13 @@ class PoolTime:
         self.alive_s += self.size * passed_s
         if self.size:
             kept = 0.5 ** (passed_s / MEMORY_S)
-            self.recent = kept * self.recent + (1 - kept) * self.busy / self.size
+            self._recent = kept * self._recent + (1 - kept) * self.busy / self.size
+            self._weight = kept * self._weight + 1 - kept
+
+    @property
+    def recent(self) -> float:
+        """Busy share of late."""
+        return min(1.0, self._recent / self._weight) if self._weight > 0 else 0.0
 
     @property
     def idle_share(self) -> float:

@@ -17,7 +17,7 @@ from orchestrator.resolve_sizing import sizing_on
 from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.sizing import SizingConfig
 from orchestrator.split import decode_s, sketch_s
-from orchestrator.tally import Tally
+from orchestrator.tally import PoolTime, Tally
 from orchestrator.types import Decision, Item, VideoShape
 from tests.unit.clockwork import Clockwork
 
@@ -78,7 +78,7 @@ def test_a_machine_of_another_speed_than_predicted_is_found_out(slower):
     watched = Watched(80, slower, noise=0.2).run()
     for share in (0.3, 0.6, 0.8):
         estimate, left_s = watched.at(share)
-        assert estimate.seconds == pytest.approx(left_s, rel=0.15, abs=0.05 * watched.total_s)
+        assert estimate.seconds == pytest.approx(left_s, rel=0.15, abs=0.08 * watched.total_s)
         assert not estimate.early
 
 
@@ -211,6 +211,10 @@ def test_a_pool_is_idle_for_the_time_that_its_ranks_had_nothing_to_do():
     assert heavy.alive_s == pytest.approx(8 * 30.0)
     assert heavy.busy_s == pytest.approx(4 * 10.0)
     assert heavy.idle_share == pytest.approx(5 / 6)
+    assert 0 < heavy.recent < 1 / 6, "half a minute ago counts less than now"
+    start = PoolTime(size=2, busy=2)
+    start.advance(1.0)
+    assert start.recent == pytest.approx(1.0), "from the first second on"
     assert dict(tally.pods)["pod-0"].busy_share(tally.now_s) == pytest.approx(1 / 6)
     assert tally.pools["sketch"].idle_share == pytest.approx(2 / 3)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.events import Arrived, Failed, StartPhase, StartSketch, WorkerJoined, WorkerLeaving, WorkerLost
 from orchestrator.policy import Throughput
-from orchestrator.progress import FEW_ITEMS, LINE_S, LONGEST_LINE_S, Progress, about, why_idle
+from orchestrator.progress import FEW_ITEMS, LINE_S, LONGEST_LINE_S, Progress, about, figure, why_idle
 from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.split import POOLS
 from orchestrator.tally import Tally
@@ -214,6 +214,22 @@ def test_a_pool_that_is_wholly_busy_needs_no_reason(pool):
 
 def test_a_policy_without_costs_can_be_watched_too():
     assert Watched(12, policy=Throughput(degrees=(1,))).run().progress.num_ended == 12
+
+
+def test_a_guess_that_the_time_gone_has_proved_wrong_is_not_told():
+    watched = Watched(4)
+    for item in items(4):
+        watched.world.tell(Arrived(0.0, item))
+    for kind, ranks in (("sketch", 1), ("pod", 8), ("decode", 1)):
+        watched.world.tell(WorkerJoined(0.0, kind, f"{kind}-0", ranks))
+    guess_s = watched.progress.estimate().seconds
+    assert "(an early guess)" in watched.progress.line()
+    watched.world.now_s = 3 * guess_s
+    assert "left" not in watched.progress.line()
+
+
+def test_figures_have_three_digits():
+    assert [figure(value) for value in (1234.5, 52.13, 0.3471)] == ["1,234", "52.1", "0.347"]
 
 
 def test_times_left_have_two_figures():
