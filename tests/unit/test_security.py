@@ -53,7 +53,8 @@ HOSTILE = [
     "</title><script>alert(1)</script><img src=x onerror=alert(1)>",
     "{{ 7 * 7 }} {% raw %} %s %n {0}",
 ]
-PROMPTS = [text for text in HOSTILE if "\0" not in text]
+RUN = "run [red] [/x] $(touch pwned)"
+PROMPTS = [" ".join(text for text in HOSTILE if "\0" not in text), "..", "-rf"]
 TEXTS = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=60))
 
 
@@ -61,7 +62,7 @@ def sweep(folder: Path, prompts: list[str], *overrides: str) -> subprocess.Compl
     """``dvg sweep --local`` in a process of its own, with secrets in its environment."""
     spec = {"name": "s", "prompts": prompts, "frames": 5, "height": 48, "width": 48, "steps": 4, "planner": "full"}
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
-    return dvg(folder, "sweep", "spec.yaml", *overrides, "--out", "run", "--local")
+    return dvg(folder, "sweep", "spec.yaml", *overrides, "--out", RUN, "--local")
 
 
 def dvg(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +84,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("hostile")
     done = sweep(folder, PROMPTS)
     assert done.returncode == 0, done.stdout + done.stderr
-    mirrored = dvg(folder, "track", "run", "--uri", f"sqlite:///{folder}/mlflow.db")
+    mirrored = dvg(folder, "track", RUN, "--uri", f"sqlite:///{folder}/mlflow.db")
     assert mirrored.returncode == 0, mirrored.stdout + mirrored.stderr
     return folder, done.stdout + done.stderr + mirrored.stdout + mirrored.stderr
 
@@ -98,17 +99,17 @@ def test_no_secret_of_the_environment_is_in_a_run_in_mlflow_or_in_what_was_print
 
 def test_hostile_prompts_make_one_video_each_inside_the_run_folder_and_run_nothing(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    assert {path.name for path in folder.iterdir()} <= {"spec.yaml", "run", "mlflow.db", "mlartifacts", "mlruns"}
-    records = Ledger(RunPaths(folder / "run")).records()
+    assert {path.name for path in folder.iterdir()} <= {"spec.yaml", Path(RUN).parts[0], "mlflow.db", "mlartifacts", "mlruns"}
+    records = Ledger(RunPaths(folder / RUN)).records()
     assert {record.prompt for record in records} == set(PROMPTS)
     for record in records:
         assert re.fullmatch(r"videos/[\w.=+-]+/[\w.=+-]+/0\.mp4", record.video, re.A)
-        assert (folder / "run" / record.video).is_file()
+        assert (folder / RUN / record.video).is_file()
     assert not [path for path in folder.rglob("*") if path.name == "pwned"]
 
 
 def test_the_report_of_hostile_prompts_holds_no_tag_of_theirs(finished: tuple[Path, str]) -> None:
-    page = (finished[0] / "run" / "report.html").read_text()
+    page = (finished[0] / RUN / "report.html").read_text()
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     assert "&lt;script&gt;alert(1)" in page
