@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +26,7 @@ import psutil
 import yaml
 
 from experiments.bench.chaos_checks import losses, mistakes_of, rows_of
-from experiments.bench.chaos_rig import Rig, wait_until
+from experiments.bench.chaos_rig import ENVIRONMENT, ROOT, Rig, wait_until
 from experiments.bench.common import save
 from orchestrator.cli_sweep import scheduler_config
 from orchestrator.config import Sweep, load_sweep
@@ -53,8 +55,9 @@ class Options:
     frames: int
     side: int
     steps: int
+    shipped: bool
+    calm: str
     out: Path
-    weights: str | None
 
 
 @dataclass
@@ -69,7 +72,7 @@ class Tally:
     """Seconds, kind and records at each kill."""
 
 
-def spec_of(options: Options) -> dict[str, Any]:
+def spec_of(options: Options, weights: Path | None) -> dict[str, Any]:
     """Prompts by colour, shape and pace, each under as many seeds as it takes."""
     prompts = [f"a large {c} {s} {p} on a plain background" for c in COLOURS for s in SHAPES for p in PACES]
     prompts = prompts[: max(1, min(len(prompts), options.items // 3))]
@@ -91,7 +94,8 @@ def spec_of(options: Options) -> dict[str, Any]:
             "collective_timeout_s": 60,
             "sizing": {"rule": "fixed", "width": options.width},
         },
-        **({} if options.weights is None else {"weights": options.weights}),
+        "guidance": 1.0,
+        **({} if weights is None else {"weights": str(weights)}),
     }
 
 
@@ -100,8 +104,8 @@ def main(words: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         spec = root / "chaos.yaml"
-        spec.write_text(yaml.safe_dump(spec_of(options)))
-        calm_s = made(options, root, spec, "undisturbed", Tally(), kills=0)
+        spec.write_text(yaml.safe_dump(spec_of(options, None if options.shipped else tiny(root))))
+        calm_s = alone(options, root, spec) if options.calm == "local" else made(options, root, spec, "undisturbed", Tally(), 0)
         tally = Tally()
         wild_s = made(options, root, spec, "disturbed", tally, kills=options.kills)
         found = concluded(options, root, load_sweep(spec, []), tally) | {"undisturbed_s": calm_s, "disturbed_s": wild_s}
@@ -113,6 +117,23 @@ def main(words: Sequence[str] | None = None) -> int:
     return 1 if any(found["mistakes"].values()) else 0
 
 
+def tiny(root: Path) -> Path:
+    """A checkpoint of wan-mini of a few kilobytes."""
+    from stages.models import tiny as checkpoints
+
+    checkpoints.build("wan-mini", root / "weights")
+    return root / "weights"
+
+
+def alone(options: Options, root: Path, spec: Path) -> float:
+    """The sweep in one process, without Ray; seconds. Raises CalledProcessError when it fails."""
+    began_s = time.monotonic()
+    command = ["-m", "orchestrator", "sweep", str(spec), "--out", str(root / "undisturbed"), "--limit", str(options.items)]
+    environment = os.environ | ENVIRONMENT
+    subprocess.run([sys.executable, *command, "--local"], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - began_s
+
+
 def parse(words: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=200)
@@ -122,7 +143,8 @@ def parse(words: Sequence[str] | None) -> Options:
     parser.add_argument("--frames", type=int, default=25)
     parser.add_argument("--side", type=int, default=96, help="height and width, pixels")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--weights", default=None, help="a checkpoint of wan-mini; default: the one that ships")
+    parser.add_argument("--shipped", action="store_true", help="the weights that ship, instead of a tiny checkpoint")
+    parser.add_argument("--calm", choices=("ray", "local"), default="ray", help="how the undisturbed run is made")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/chaos_cpu.json"))
     return Options(**vars(parser.parse_args(words)))
 
@@ -245,6 +267,7 @@ def concluded(options: Options, root: Path, sweep: Sweep, tally: Tally) -> dict[
 def report(options: Options, found: dict[str, Any]) -> str:
     """Markdown."""
     lost = found["losses"]
+    where = " in one process" if options.calm == "local" else ""
     lines = [
         "# A sweep under fire",
         "",
@@ -261,7 +284,7 @@ def report(options: Options, found: dict[str, Any]) -> str:
         f"{json.dumps(lost['workers_lost'])}; clips that went with them: {lost['clips_interrupted']}; "
         f"work done again: {lost['work_lost_s']:.0f} s. "
         f"Attempts that items took: {json.dumps(found['attempts'])}.",
-        f"The whole took {found['disturbed_s']:.0f} s, undisturbed {found['undisturbed_s']:.0f} s.",
+        f"The whole took {found['disturbed_s']:.0f} s, undisturbed {found['undisturbed_s']:.0f} s{where}.",
         "",
         "| afterwards | |",
         "| --- | --- |",
