@@ -93,9 +93,9 @@ class RayShell:
 
     def _turn(self, kept: Interrupts) -> None:
         kept.raise_kept()
-        if not self.head.is_there:  # to ask anything of Ray now may end this process
-            time.sleep(self.errands.pause_s)
-            return self.head.refuse_to_wait()
+        self.head.refuse_to_wait()
+        if not self.head.is_there:
+            return time.sleep(self.errands.pause_s)
         if kept.ending:
             self._wind_down()
         for then, outcome in self.inbox.collect(self.errands.pause_s):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -11,7 +12,9 @@ import time
 from orchestrator.mistakes import RunError
 
 HEAD_LOST_S = 30.0
-"""How long the head may be out of reach. Ray ends a driver without a word after 60 s."""
+"""For how long a head's port is refused before it is lost: Ray ends a driver without a word after 60 s."""
+SILENT_S = 300.0
+"""The same where it is not refused and nobody answers: a head may be slow."""
 STUCK_S = 10.0
 """How long the driver has to notice, should it be waiting for an answer from the head."""
 KNOCK_S = 2.0
@@ -21,13 +24,17 @@ DRAIN_POLL_S = 3.0
 
 
 class Head:
-    """Knocks at the head's port from a thread of its own: a question that the driver asks of a lost head may never return."""
+    """Knocks at the head's port from a thread of its own: a question that the driver asks of a lost head may never return.
+
+    A head that is only busy, or stopped for a while, still has its port open.
+    """
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self.address = address
         self._where = host.strip("[]"), int(port)
-        self._silent_since_s: float | None = None
+        self._refused_s = self._silent_s = 0.0
+        """For how long, by the knocks that failed in a row: time in which none was tried does not count."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._knock_on, name="head", daemon=True)
 
@@ -41,29 +48,26 @@ class Head:
 
     @property
     def is_there(self) -> bool:
-        return self._silent_since_s is None
-
-    @property
-    def silent_s(self) -> float:
-        since_s = self._silent_since_s
-        return 0.0 if since_s is None else time.monotonic() - since_s
+        """False while its port is refused: to ask anything of Ray may then end this process."""
+        return not self._refused_s
 
     def refuse_to_wait(self) -> None:
-        """Raises RunError once the head has been silent for too long."""
-        if self.silent_s > HEAD_LOST_S:
+        """Raises RunError once the head is lost."""
+        if self._lost():
             raise HeadLost(self._told())
 
+    def _lost(self, more_s: float = 0.0) -> bool:
+        return self._refused_s > HEAD_LOST_S + more_s or self._silent_s > SILENT_S + more_s
+
     def _told(self) -> str:
-        told = f"the head of the Ray cluster at {self.address} has not answered for {HEAD_LOST_S:.0f} s: its cluster is lost"
+        how_long_s = max(self._refused_s, self._silent_s)
+        told = f"the head of the Ray cluster at {self.address} has not answered for {how_long_s:.0f} s: its cluster is lost"
         return f"{told}; the same command goes on in another cluster"
 
     def _knock_on(self) -> None:
         while not self._over.wait(KNOCK_S):
-            if self._knock():
-                self._silent_since_s = None
-            elif self._silent_since_s is None:
-                self._silent_since_s = time.monotonic()
-            if self.silent_s > HEAD_LOST_S + STUCK_S:
+            self._knock()
+            if self._lost(STUCK_S):
                 self._end()
 
     def _end(self) -> None:
@@ -71,12 +75,18 @@ class Head:
         print(f"error: {self._told()}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def _knock(self) -> bool:
+    def _knock(self) -> None:
         try:
             socket.create_connection(self._where, timeout=KNOCK_S).close()
-        except OSError:
-            return False
-        return True
+        except ConnectionRefusedError:
+            self._refused_s, self._silent_s = self._refused_s + KNOCK_S, 0.0
+        except TimeoutError:
+            self._refused_s, self._silent_s = 0.0, self._silent_s + 2 * KNOCK_S
+        except OSError as error:  # it is this machine's: no sockets left, say
+            if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN):
+                self._silent_s += KNOCK_S
+        else:
+            self._refused_s = self._silent_s = 0.0
 
 
 class HeadLost(RunError):

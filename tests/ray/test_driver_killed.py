@@ -125,7 +125,7 @@ def test_a_sweep_whose_head_is_lost_ends_with_one_clear_error_and_goes_on_in_ano
         lost.kill()
         output, _ = driver.communicate(timeout=120)
     assert driver.returncode == 1, output
-    assert output.count(f"error: the head of the Ray cluster at {lost.address} has not answered for 3 s") == 1, output
+    assert output.count(f"error: the head of the Ray cluster at {lost.address} has not answered for ") == 1, output
     assert "Traceback" not in output
 
     again = drive(tmp_path)
