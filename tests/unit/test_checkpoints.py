@@ -259,10 +259,13 @@ def test_two_attempts_that_save_at_once_never_mix(kept: Checkpoints) -> None:
     """Whoever reads finds one of the two, whole: its latent, its stage and its past are of the same attempt."""
     num_saves = 40
 
+    num_saved: list[int] = []
+
     def attempt(number: int) -> None:
         past = Past({}, (number,), float(number), 1.0)
         for _ in range(num_saves):
             kept.save(KEY, boundary(stage=number, fill=float(number), past=past).pack())
+            num_saved.append(number)
 
     kept.save(KEY, boundary(stage=1, fill=1.0, past=Past({}, (1,), 1.0, 1.0)).pack())
     handle = dataclasses.replace(found_of(kept).handle, stop=1)
@@ -279,4 +282,5 @@ def test_two_attempts_that_save_at_once_never_mix(kept: Checkpoints) -> None:
     for thread in attempts:
         thread.join()
     assert seen
+    assert len(num_saved) == 2 * num_saves, "neither is in the other's way"
     assert len(list(kept.root.iterdir())) == 1
