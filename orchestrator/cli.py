@@ -149,7 +149,7 @@ def plan(
     ranks: Annotated[int | None, typer.Option(min=1, max=8, help="GPUs of a pod: also print each stage's, and why.")] = None,
     sizing: Annotated[
         str | None,
-        typer.Option(help="efficient, throughput, narrowest, fastest or deadline; default: efficient, on CPUs throughput."),
+        typer.Option(help="The rule for one clip: efficient, throughput, latency, deadline, narrowest or fastest."),
     ] = None,
     deadline_s: Annotated[float | None, typer.Option(help="Seconds for a clip's stages, with --sizing deadline.")] = None,
     backend: Backend = "auto",

@@ -30,6 +30,8 @@ from orchestrator.types import Demand, VideoShape
 from parallel import backends
 
 OF_A_SPEC = ("overrides", "demands", "cluster", "address")
+ALONE = "efficient"
+"""The rule for one clip on a pod of GPUs, where no backlog says how wide it had best be."""
 OF_BOTH = ("spec", "as_json")
 """Parameters of ``dvg plan``; all others are of a plan of one model."""
 STATE_STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
@@ -113,7 +115,9 @@ def _pod_mistakes(pod: PodOptions) -> list[str]:
 
 
 def _rule(pod: PodOptions, on_gpu: bool) -> SizingConfig:
-    return SizingConfig.model_validate({"rule": pod.rule or usual_rule(on_gpu), "deadline_s": pod.deadline_s})
+    return SizingConfig.model_validate(
+        {"rule": pod.rule or (ALONE if on_gpu else usual_rule(on_gpu)), "deadline_s": pod.deadline_s}
+    )
 
 
 def pod_sizing(model: ModelGeometry, shape: VideoShape, cost: CostModel, pod: PodOptions) -> Sizing:
