@@ -74,8 +74,8 @@ def test_no_rule_beats_the_bound(items, pods, sketch_gpus, noise, rule, seed):
     assert best_round_robin(of.world, of.fleet)[1] >= of.bound_s() * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("where", ["workers", "pod"])
-def test_no_rule_beats_the_bound_where_a_pod_decodes(where):
+@pytest.mark.parametrize("where", ["workers", "pod", "sketchers"])
+def test_no_rule_beats_the_bound_wherever_videos_are_decoded(where):
     of = study(24, 2, f"cluster.decode_on={where}")
     assert of.run().makespan_s >= of.bound_s()
     assert round_robin_s(of.world, of.fleet, 8) >= of.bound_s()
@@ -172,3 +172,15 @@ def test_nothing_to_do_takes_no_time():
     of = study(8)
     empty = dataclasses.replace(of.world, items=())
     assert lower_bound_s(empty, of.fleet) == 0.0
+
+
+def test_a_small_backlog_ends_before_every_simpler_schedule_of_it():
+    rows = report(study(256, 8))["baselines"]
+    first_come = [row["ours_against_it"] for name, row in rows.items() if name in FIRST_COME]
+    in_turn = [row["ours_against_it"] for name, row in rows.items() if name.startswith("round_robin")]
+    assert max(first_come) <= 0.0
+    assert max(in_turn) <= -0.15
+
+
+def test_a_deep_backlog_ends_near_the_bound():
+    assert report(study(768, 8), baselines=False)["regret"] < 0.05
