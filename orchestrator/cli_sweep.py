@@ -131,7 +131,7 @@ class _Run:
     def _make(self, todo: list[Item]) -> bool:
         """Run the shell; True when a person interrupted it."""
         self._warn_unknown_words(todo)
-        scheduler = Scheduler(scheduler_config(self.sweep), sizing_of(self.sweep.arms, self.sweep.cluster))
+        scheduler = Scheduler(scheduler_config(self.sweep), sizing_of(self.sweep.arms, self.sweep.cluster), keep_log=False)
         progress = Progress(self.console, len(todo), scheduler, self.sweep.cluster)
         meters = Meters(self.sweep.name, {arm.name: arm.model for arm in self.sweep.arms}, scheduler)
         runbook = Runbook(
