@@ -192,3 +192,8 @@ def test_the_dashboard_groups_only_by_tags_that_the_metric_has():
             shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
             for name in re.findall(r"ray_\w+", target["expr"]):
                 assert asked | shown <= tags_of[name], panel["title"]
+
+
+def test_the_guide_names_every_metric_and_no_other():
+    text = (DASHBOARD.parents[2] / "docs" / "planning.md").read_text()
+    assert set(re.findall(r"`(dvg_\w+)`", text)) == {metric.name for metric in METRICS}
