@@ -57,5 +57,9 @@ class Keeper:
             self.checkpoints.save(*kept)
         except OSError as problem:
             if not self._told:
-                log.warning("clips go on without the checkpoints that cannot be written; the first: %s", problem)
+                log.warning("clips go on without the checkpoints that cannot be written; the first: %s", self._told_as(problem))
             self._told = True
+
+    def _told_as(self, problem: OSError) -> str:
+        root = self.checkpoints.root
+        return str(problem) if root.is_dir() else f"{root} is not on this machine: the run's machines do not share it"

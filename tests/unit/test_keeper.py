@@ -9,10 +9,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.keeper import Keeper
+from orchestrator.types import Action, Decision, Past
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +27,13 @@ class Stage:
 
     def pack(self) -> dict[str, Any]:
         return {"stage": self.stop}
+
+
+class Whole:
+    """A boundary with all that a checkpoint holds."""
+
+    def pack(self) -> dict[str, Any]:
+        return {"x": np.zeros(3), "stage": 1, "decision": Decision(Action("a", (), 0.5), ""), "past": Past()}
 
 
 class Slow(Checkpoints):
@@ -74,6 +83,14 @@ def test_a_full_disk_is_told_once_and_later_boundaries_are_saved_again(slow: Slo
     keeper.keep("key", Stage(3), {})
     keeper.settle()
     assert slow.saved == [3]
+
+
+def test_a_machine_that_does_not_see_the_run_folder_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keeper = Keeper(Checkpoints(tmp_path / "elsewhere"))
+    keeper.keep("key", Whole(), {})
+    keeper.settle()
+    assert f"{tmp_path / 'elsewhere'} is not on this machine" in caplog.text
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_that_is_not_the_disks_is_not_hidden(slow: Slow) -> None:

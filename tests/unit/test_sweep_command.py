@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 import yaml
 
 from orchestrator import cli_sweep
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli_generate import run_generate
 from orchestrator.cli_sweep import SweepOptions, run_report, run_sweep, run_track, scheduler_config
-from orchestrator.config import build_sweep
+from orchestrator.config import build_sweep, load_sweep
 from orchestrator.ledger import Ledger
 from orchestrator.mistakes import ConfigError, RunError
 from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
 from orchestrator.types import Decision, Item
+from tests.unit.test_keeper import Whole
 from tests.unit.test_local import FakeWorker
 
 LOCAL = SweepOptions(local=True)
@@ -56,6 +59,26 @@ def test_a_failure_counts_until_its_item_is_made_or_no_longer_asked_for(tmp_path
     assert run_sweep(spec, [], out, SweepOptions(local=True, limit=1)) == 0
     assert run_sweep(spec, ["steps=40", "arms.other.steps=40"], out, SweepOptions(local=True, limit=1)) == 0
     assert len(Ledger(RunPaths(out)).failures()) == 1
+
+
+def test_checkpoints_are_swept_but_for_those_of_items_that_the_spec_still_asks_for(
+    tmp_path: Path, spec: Path, worker: Worker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker.broken = False
+    out = tmp_path / "run"
+    kept = Checkpoints(RunPaths(out).checkpoints)
+    kept.open([])
+    _, second = (item.item_key for item in load_sweep(spec, []).items)
+    for key in (second, "of an older spec"):
+        kept.save(key, Whole().pack())
+    assert run_sweep(spec, ["cluster.checkpoints=false"], out, SweepOptions(local=True, limit=1)) == 0
+    assert len(list(kept.root.iterdir())) == 2, "switched off, they are neither used nor touched"
+    shutil.rmtree(RunPaths(out).videos)
+    RunPaths(out).records.unlink()
+    assert run_sweep(spec, [], out, SweepOptions(local=True, limit=1)) == 0
+    assert [found.item_key for found in kept.open([second]).values()] == [second]
+    assert len(list(kept.root.iterdir())) == 1
+    assert "go on from" not in capsys.readouterr().out
 
 
 def test_the_manifest_holds_every_start_with_its_whole_command(tmp_path: Path, spec: Path, worker: Worker) -> None:
