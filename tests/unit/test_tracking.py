@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from experiments import following, tracking
 from experiments.following import Follower, follow
 from experiments.mlflow_rows import METRICS, videos_to_upload
-from experiments.mlflow_store import Changes, RunStore
+from experiments.mlflow_store import Changes
 from experiments.tracking import FINISH, open_run, tracking_uri
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
@@ -185,37 +185,35 @@ def test_a_broken_tracking_uri_warns_once_hides_the_password_and_never_raises(tm
 def test_records_are_sent_as_they_are_written_and_none_twice(tmp_path: Path) -> None:
     records = make_records(2)
     paths = make_run(tmp_path, records[:1], make_spec(records))
-    follower = Follower(paths, print)
-    ledger, counts = Ledger(paths), []
-    for record in [None, *records[1:]]:
-        if record is not None:
-            ledger.append(record)
-        follower.look()
-        counts.append(len(by_level(paths)["prompt"]))
-    assert counts == [1, 2, 3, 4]
-    with paths.records.open("ab") as file:
-        file.write(b'{"item_key": "half a li')
-    follower.look()
-    assert len(by_level(paths)["prompt"]) == 4
+    follower, counts = Follower(paths, print), []
+    for line in [b"", *Ledger.lines(records[1:]).splitlines(keepends=True)]:
+        for part in (line[:30], line[30:]):
+            with paths.records.open("ab") as file:
+                file.write(part)
+            follower.look()
+            counts.append(len(by_level(paths)["prompt"]))
+    assert counts == [1, 1, 1, 2, 2, 3, 3, 4]
 
 
-def test_a_failure_half_way_is_retried_from_what_mlflow_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_making_was_not_answered_is_found_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "PAUSE_S", 0.0)
     records = make_records(2)
     paths = make_run(tmp_path, records, make_spec(records), videos=False)
-    follower = Follower(paths, print)
-    put = RunStore.put
+    told: list[dict[str, Any]] = []
+    follower, create_run = Follower(paths, told.append), MlflowClient.create_run
 
-    def lost(store: RunStore, record: Record, quality: Any = None) -> str:
-        """The server did as asked, and its answer was lost."""
-        monkeypatch.setattr(RunStore, "put", put)
-        put(store, record, quality)
+    def lost(client: MlflowClient, *given: Any, **named: Any) -> None:
+        create_run(client, *given, **named)
+        if named["run_name"] == "still-circle-0":
+            monkeypatch.setattr(MlflowClient, "create_run", create_run)
         raise ConnectionError("reset")
 
-    monkeypatch.setattr(RunStore, "put", lost)
-    follower.look()
+    monkeypatch.setattr(MlflowClient, "create_run", lost)
+    while not told or MlflowClient.create_run is lost:
+        follower.look()
     follower.look()
     assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "config": 2, "prompt": 4}
+    assert len(told) == 1
 
 
 def test_a_video_made_again_replaces_its_run(tmp_path: Path) -> None:
