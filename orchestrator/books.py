@@ -128,6 +128,10 @@ class Books:
         self.idle: dict[str, OrderedDict[str, None]] = {"sketch": OrderedDict(), "decode": OrderedDict()}
         self.pool = Pool()
         self.queues: dict[State, Lanes] = {state: Lanes() for state in WORK}
+        self.staff: Counter[str] = Counter()
+        """Sketch and decode workers that take work, by kind."""
+        self.arrivals: Counter[str] = Counter()
+        """By arm: all items that ever came."""
         self.undecided: Counter[str] = Counter()
         """By arm: items without a decision."""
         self._states: Counter[State] = Counter()
@@ -167,6 +171,7 @@ class Books:
         self._num_arrivals += 1
         self._states[State.ARRIVED] += 1
         self.undecided[item.arm] += 1
+        self.arrivals[item.arm] += 1
         return entry
 
     def decide(self, entry: Entry, decision: Decision | None) -> None:
@@ -226,6 +231,7 @@ class Books:
 
     def hire(self, name: str, kind: str) -> None:
         self.workers[name] = Worker(kind)
+        self.staff[kind] += 1
         self.idle[kind][name] = None
 
     def idle_worker(self, kind: str) -> str | None:
@@ -242,6 +248,7 @@ class Books:
     def dismiss(self, name: str) -> None:
         """The worker takes nothing new, and is gone when it has nothing to do."""
         who = self.workers[name]
+        self.staff[who.kind] -= not who.leaving
         who.leaving = True
         self.idle[who.kind].pop(name, None)
         if who.item_key is None:
@@ -250,6 +257,7 @@ class Books:
     def strike_off(self, name: str) -> Entry | None:
         """The worker is gone now; what it was doing."""
         who = self.workers.pop(name)
+        self.staff[who.kind] -= not who.leaving
         self.idle[who.kind].pop(name, None)
         return None if who.item_key is None else self.items[who.item_key]
 
@@ -288,6 +296,8 @@ class Books:
         holders = {who.item_key: name for name, who in self.workers.items() if who.item_key is not None}
         if len(holders) != sum(who.item_key is not None for who in self.workers.values()):
             yield f"two workers do one item: {self.workers}"
+        if +self.staff != Counter(who.kind for who in self.workers.values() if not who.leaving):
+            yield f"{dict(self.staff)} workers counted, there are {self.workers}"
         if {name for names in self.idle.values() for name in names} != {
             n for n, who in self.workers.items() if who.item_key is None
         }:

@@ -58,6 +58,10 @@ class Lanes:
     def first(self) -> str | None:
         return next((item_key for _, item_key in self.walk()), None)
 
+    def first_of(self, lane: Hashable) -> str | None:
+        head = self._head(self._lanes.get(lane, []))
+        return head[-1] if head else None
+
     def walk(self) -> Iterator[tuple[Hashable, str]]:
         """(Lane, first item) in the order of the items. A lane comes again with its next item once the first one is removed."""
         passed: list[tuple[Ticket, int, Hashable]] = []

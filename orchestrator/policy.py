@@ -106,25 +106,9 @@ class Sizing(BaseModel):
         return sizing.join_short(sizing.choose(self.config, options), options, self.config.min_phase_s)
 
     def stages_left(self, arm: str, action: Action, first: int, max_width: int) -> tuple[tuple[Choice, ...], ...]:
-        """Of each stage after the first ``first`` the widths of which no narrower one is faster. Raises ValueError without any."""
+        """Of each stage after the first ``first`` the widths that gain on all narrower ones. Raises ValueError without any."""
         stages = stage_choices(self.arms[arm], action, max_width)
         return tuple(sizing.faster(options) for options in stages[first - action.num_sketched :])
-
-    def sketch_s(self, arm: str) -> float | None:
-        """Predicted seconds of the arm's sketch; None before anything is known of its actions."""
-        known = self.arms.get(arm)
-        if known is None or not known.actions:
-            return None
-        action, geometry = known.actions[0], model(known.model)
-        forwards = forwards_per_stage([stage.steps for stage in action.stages])
-        sketched = list(zip(action.stages, forwards, strict=True))[: action.num_sketched]
-        return sum(number * known.cost.step_s(geometry.num_tokens(stage.grid)) for stage, number in sketched)
-
-    def decode_s(self, arm: str, width: int) -> float | None:
-        """Predicted seconds of a decode; None when nobody measured one."""
-        known = self.arms.get(arm)
-        options = decode_choices(known.cost, width) if known else ()
-        return options[-1].stage_s if options else None
 
     def decode_width(self, item: Item, max_width: int) -> int:
         options = sizing.faster(decode_choices(self.arms[item.arm].cost, max_width))

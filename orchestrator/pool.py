@@ -15,7 +15,7 @@ from orchestrator.slices import PodSlices, bits, slice_mistakes, tightest
 from orchestrator.types import Slice
 
 UNKNOWN_S = 1e9
-"""Added to the start of work whose length nobody predicted: what began first is expected to end first, but long after the rest."""
+"""Added to the start of work whose length nobody predicted: what began first is expected to end first, long after the rest."""
 
 
 class Ends:
@@ -43,6 +43,9 @@ class Ends:
     def slices_before(self, time_s: float) -> int:
         return sum(bisect.bisect_right(ends_s, time_s) for ends_s in self._by_width.values())
 
+    def slices_after(self, time_s: float) -> int:
+        return sum(len(ends_s) - bisect.bisect_right(ends_s, time_s) for ends_s in self._by_width.values())
+
     def busy_s(self, now_s: float) -> float:
         """GPU-seconds that what runs is expected to need still."""
         return max(0.0, self._weighted_s - now_s * self.num_ranks)
@@ -69,6 +72,8 @@ class Pool:
         """Of pods that take work."""
         self.num_idle = 0
         """Ranks that nobody holds, of pods that take work; those that are promised too."""
+        self.num_promised = 0
+        """Ranks, held or not."""
         self.num_taken_back = 0
         """Promises that are off, kept or not."""
         self._num_open = 0
@@ -168,6 +173,7 @@ class Pool:
             pod = self.pods[found.piece.pod]
             before = pod.open
             pod.promised |= bits(found.piece.start, width)
+            self.num_promised += width
             self.promises[item_key] = found
             self._index(pod, before)
         return found
@@ -194,6 +200,7 @@ class Pool:
             pod = self.pods[promise.piece.pod]
             before = pod.open
             self.num_taken_back += 1
+            self.num_promised -= promise.piece.width
             pod.promised &= ~bits(promise.piece.start, promise.piece.width)
             self._index(pod, before)
 

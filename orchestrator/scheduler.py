@@ -32,7 +32,7 @@ from orchestrator.events import (
     WorkerLost,
 )
 from orchestrator.forecast import Forecast
-from orchestrator.objectives import objective_of
+from orchestrator.hurry import objective_of
 from orchestrator.policy import Policy, Throughput
 
 
@@ -42,11 +42,11 @@ class SchedulerConfig(BaseModel):
     max_attempts: int = Field(3, ge=1)
     """Attempts of one item, the first included, before it is given up."""
     max_ahead: int = Field(4, ge=1)
-    """Sketches running or waiting for a slice; more would only hold memory. Fewer while fewer are enough to keep the ranks busy."""
+    """Sketches running or waiting for a slice; more would only hold memory. Fewer while fewer keep the ranks busy."""
     max_undecoded: int = Field(8, ge=1)
-    """Refined latents waiting for a decoder before no further refining starts; never fewer than there are ranks."""
-    decode_on: Literal["workers", "pod"] = "workers"
-    """Whether decode workers or slices of a pod make videos of latents."""
+    """Refined latents waiting for a decoder before no further refining starts; never fewer than two for each rank."""
+    decode_on: Literal["workers", "pod", "sketchers"] = "workers"
+    """Who makes videos of latents: decode workers, slices of a pod, or the sketch workers beside their sketches."""
 
 
 class Scheduler:
@@ -253,10 +253,10 @@ class Scheduler:
         if boundary == State.SKETCHED:
             lane = self.forecast.lane(arm, entry.decided.action, entry.num_stages_done)
             self.books.wait(entry, boundary, lane, self.objective.priority(entry))
-        elif boundary == State.ARRIVED:
-            self.books.wait(entry, boundary, arm, self.objective.sketch_priority(entry.item))
+        elif boundary == State.REFINED:
+            self.books.wait(entry, boundary, arm, -self.forecast.decode_s(arm))
         else:
-            self.books.wait(entry, boundary, arm)
+            self.books.wait(entry, boundary, arm, self.objective.sketch_priority(entry))
 
     def _strike_off(self, event: WorkerLost) -> list[Entry]:
         """Take the worker, or a pod's dead ranks, out of the books; the entries it was working on."""

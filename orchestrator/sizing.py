@@ -28,10 +28,10 @@ class SizingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rule: Rule = "throughput"
-    """throughput: most videos per hour; narrow slices while the backlog fills the ranks, wider ones where ranks would idle. latency:
-    shortest first, each as fast as others that wait allow. deadline: the fewest GPU-seconds that meet ``deadline_s``. Clip by clip:
-    efficient, the widest slice whose efficiency is at least ``min_efficiency``; narrowest, one rank unless memory asks for more;
-    fastest, the least seconds; fixed, ``width`` ranks."""
+    """throughput: most videos per hour; narrow slices while the backlog fills the ranks, wider ones where ranks would idle.
+    latency: shortest first, each as fast as others that wait allow. deadline: the fewest GPU-seconds that meet ``deadline_s``.
+    Clip by clip: efficient, the widest slice whose efficiency is at least ``min_efficiency``; narrowest, one rank unless memory
+    asks for more; fastest, the least seconds; fixed, ``width`` ranks."""
     min_efficiency: float = Field(0.85, gt=0, le=1)
     """Seconds on one rank over (ranks x seconds on them)."""
     deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)

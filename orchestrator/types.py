@@ -98,6 +98,8 @@ class Item:
     """Path of the first frame; None: the text alone."""
     image_sha256: str = ""
     """Of that file's bytes; empty without an image."""
+    deadline_s: float | None = None
+    """From the start of its sketch to its video, where the sizing rule is ``deadline``; None: the rule's own."""
 
 
 @dataclass(frozen=True)

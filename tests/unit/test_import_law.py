@@ -24,7 +24,7 @@ SHARED_NAMES = (
     "degrees",
 )
 DECIDING = ("events", "eventlog", "books", "packing", "patience", "plan", "policy", "sizing", "slices", "split", "tally", "eta", "scheduler")
-SCHEDULING = ("dispatch", "forecast", "lanes", "objectives", "pool")
+SCHEDULING = ("canonical", "dispatch", "forecast", "horizon", "hurry", "lanes", "objectives", "pool")
 SIMULATING = (
     "allotment",
     "demands",

@@ -198,7 +198,7 @@ def test_recorded_actions_at_real_sizes_get_at_least_three_widths() -> None:
     recorded = Counter(row["action"] for row in json.loads(RECORDED.read_text())["rows"])
     made = candidates(WAN, WAN.default_shape, WAN.default_steps, 0.5, DvgConfig.for_model(WAN))
     options = {(f"{option.s2:.2f}", option.f2): option for option in made}
-    policy = Sizing(config=SizingConfig(), arms={"dvg": arm(measured_cost(MEASURED))})
+    policy = Sizing(config=SizingConfig(rule="efficient"), arms={"dvg": arm(measured_cost(MEASURED))})
     found: Counter[int] = Counter()
     for name, times in recorded.items():
         action = options.get((name[1:5], round(int(name.split("f")[-1]) / 11 * 21))) if name.startswith("s") else None
