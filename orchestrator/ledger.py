@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.files import append_whole, cut_torn_tail, write_atomic
-from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
 from orchestrator.store import Destination, FolderStore, Store
 from orchestrator.types import Item, Record, as_row, record_from_row
-
-__all__ = ["Ledger", "RunLock", "read_records", "write_atomic"]
 
 Verify = Callable[[Path, int], str | None]
 """(video, expected frames) -> what is wrong with the file, or None."""
