@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.events import StartDecode
 from orchestrator.files import append_whole, size, write_atomic
+from orchestrator.jobs import failure_of
 from orchestrator.ledger import Ledger
-from orchestrator.mistakes import DiskFull
+from orchestrator.mistakes import DiskFull, RunError
 from orchestrator.paths import RunPaths
 from stages.video import verify
 from tests import fakesweep
@@ -27,7 +30,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from orchestrator.files import append_whole, write_atomic
-from orchestrator.mistakes import DiskFull
+from orchestrator.mistakes import DiskFull, RunError
 path, write, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
@@ -142,3 +145,11 @@ def finished_well(run: Path, num_items: int) -> None:
 @pytest.mark.parametrize(("num_bytes", "told"), [(0, "0 bytes"), (999, "999 bytes"), (12_345, "12.3 kB"), (5e12, "5 TB")])
 def test_sizes_are_told_for_people(num_bytes: float, told: str) -> None:
     assert size(num_bytes) == told
+
+
+def test_a_worker_of_ray_without_room_ends_the_sweep_and_costs_no_attempt() -> None:
+    """As Ray hands a worker's exception over: pickled, and wrapped."""
+    wrapped = RuntimeError("a worker's traceback")
+    wrapped.cause = pickle.loads(pickle.dumps(DiskFull("no room for 'v.mp4'")))  # type: ignore[attr-defined]
+    with pytest.raises(RunError, match=r"no room for 'v\.mp4'"):
+        failure_of(1.0, StartDecode("key", 1, "decode-0", None), wrapped)
