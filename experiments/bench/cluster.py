@@ -24,6 +24,7 @@ from experiments.bench.cluster_costs import busy_gpus, cost_of, fitted
 from experiments.bench.cluster_crew import StayingCrew
 from experiments.bench.cluster_options import DEMANDS, Options, demands_of, grids_of, parse, rules_of, widths
 from experiments.bench.cluster_predicted import replayed, simulated_s
+from experiments.bench.cluster_report import table
 from experiments.bench.cluster_workers import CALIBRATION, ROW, RandomWorkshop, grid_of
 from experiments.bench.common import save
 from orchestrator.arms import Arm, make_item
@@ -41,6 +42,8 @@ from orchestrator.sizing import SizingConfig
 from orchestrator.types import Demand, Item
 
 PLACES = "places"
+WARMING = 2
+"""Grids that workers warm up on."""
 SLACK = 1.1
 """Of predicted seconds."""
 
@@ -125,9 +128,9 @@ def tell_line(event: Any, commands: Any) -> None:
 
 
 def calibrated(rig: Rig) -> tuple[Calibration, tuple[Arm, ...]]:
-    """What each width took on every grid, all ranks measuring at once; the arms with the cost that follows.
+    """What each width took on every grid, all ranks measuring at once, or what an earlier run found; arms with that cost.
 
-    Raises RuntimeError when a measurement ran on another width than it was for.
+    With earlier figures the measurements are few: they warm the workers up. Raises RuntimeError when one ran on another width.
     """
     options, found = rig.options, []
     for width in widths(options.heavy):
@@ -138,12 +141,21 @@ def calibrated(rig: Rig) -> tuple[Calibration, tuple[Arm, ...]]:
         if odd := [turn for turn in turns if turn.kind == "StartPhase" and len(turn.ranks) != width]:
             raise RuntimeError(f"a measurement for {width} ranks ran on {len(odd[0].ranks)}")
         found += turns
-    phases = [turn for turn in found if turn.kind == "StartPhase"]
-    rows = [(len(t.ranks), grid_of(key), s) for t in phases for key, s in t.timings_s.items() if key.startswith(ROW)]
-    calibration = fitted(rig.arms[0], rows, min(turn.timings_s["transition_token_s"] for turn in phases))
     decode_s = min(turn.answered_s - turn.told_s for turn in found if turn.kind == "StartDecode")
+    calibration = _measured(rig.arms[0], found) if options.calibration is None else earlier(options.calibration)
     cost = cost_of(calibration, rig.arms[0], decode_s)
     return calibration, tuple(arm.model_copy(update={"cost": cost}) for arm in rig.arms)
+
+
+def _measured(arm: Arm, found: Sequence[timeline.Turn]) -> Calibration:
+    phases = [turn for turn in found if turn.kind == "StartPhase"]
+    rows = [(len(t.ranks), grid_of(key), s) for t in phases for key, s in t.timings_s.items() if key.startswith(ROW)]
+    return fitted(arm, rows, min(turn.timings_s["transition_token_s"] for turn in phases))
+
+
+def earlier(path: pathlib.Path) -> Calibration:
+    """Of an earlier run's result."""
+    return Calibration.model_validate(json.loads(path.read_text())["calibration"])
 
 
 def summed_up(rig: Rig, name: str) -> dict[str, Any]:
@@ -205,7 +217,7 @@ def hired(options: Options, root: pathlib.Path, began_s: float) -> Rig:
         {arm.name: arm for arm in arms},
         compile_blocks=None if not options.rehearse else False,
         demands=by_prompt,
-        grids=grids_of(arms, demands),
+        grids=grids_of(arms, demands)[: WARMING if options.calibration else None],
         folder=root / PLACES,
         is_tiny=options.rehearse,
         checkpoints=checkpoints.root,
@@ -238,37 +250,11 @@ def concluded(rig: Rig, calibration: Calibration) -> dict[str, dict[str, Any]]:
     """Figures of every run so far, written with all they come from, so that they can be made again."""
     options = rig.options
     found = {name: summed_up(rig, name) for name in rig.runs if name in rules_of(options)}
-    given = {**dataclasses.asdict(options), "out": options.out.name}
+    given = {**dataclasses.asdict(options), "out": options.out.name, "calibration": str(options.calibration or "")}
     runs = {name: {"began": run.began, "rows": run.rows, "gpu_samples": run.gpu_samples} for name, run in rig.runs.items()}
     kept = {"options": given, "calibration": calibration.model_dump(mode="json"), "figures": found, "runs": runs}
     save(options.out, "cluster", {**kept, "num_gpus": rig.num_gpus})
     return found
-
-
-COLUMNS = {
-    "videos": ("videos", "{:d}"),
-    "makespan_s": ("makespan s", "{:.1f}"),
-    "simulated_over_real": ("simulated / real", "{:.3f}"),
-    "replayed_over_real": ("replayed / real", "{:.3f}"),
-    "busy_backlogged": ("busy, backlog", "{:.1%}"),
-    "busy_whole": ("busy, whole run", "{:.1%}"),
-    "handoff_share": ("hand-off", "{:.2%}"),
-    "checkpoint_share": ("checkpoints", "{:.2%}"),
-    "scheduling_share": ("scheduling", "{:.2%}"),
-    "starved_share": ("no clip", "{:.2%}"),
-    "heavy_gpu_s": ("heavy GPU-s", "{:.1f}"),
-    "videos_per_heavy_gpu_hour": ("videos / heavy GPU-h", "{:.1f}"),
-    "videos_per_gpu_hour": ("videos / GPU-h", "{:.1f}"),
-    "widths": ("phases by width", "{}"),
-}
-
-
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """Markdown, a row for each rule."""
-    head = ["rule", *(title for title, _ in COLUMNS.values())]
-    rows = [[name, *(form.format(figures[key]) for key, (_, form) in COLUMNS.items())] for name, figures in found.items()]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n## cluster\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

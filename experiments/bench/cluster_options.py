@@ -42,6 +42,7 @@ class Options:
     decode_on: str
     rules: tuple[str, ...]
     minutes: float
+    calibration: pathlib.Path | None
     rehearse: bool
 
     @property
@@ -147,6 +148,7 @@ def parse(words: Sequence[str] | None, text: str | None) -> Options:
     parser.add_argument("--decode-on", choices=("workers", "pod"), default="workers")
     parser.add_argument("--rules", nargs="*", default=(), help="of throughput, efficient, fixed1, fixed2, ...")
     parser.add_argument("--minutes", type=float, default=8.0, help="nothing is begun that is predicted to end later")
+    parser.add_argument("--calibration", type=pathlib.Path, help="result of an earlier run of the same clips; else measured")
     parser.add_argument("--rehearse", action="store_true")
     given = vars(parser.parse_args(words))
     return Options(**{**given, "budgets": tuple(given["budgets"]), "rules": tuple(given["rules"])})

@@ -27,6 +27,10 @@ class Turn:
     to_s: float
     timings_s: dict[str, float]
 
+    def shares(self, other: Turn, rank: Rank) -> bool:
+        """Whether another turn ran on ranks of this one's slice, beside ``rank``."""
+        return rank not in other.ranks and bool(set(self.ranks) & set(other.ranks))
+
     @property
     def handoff_s(self) -> float:
         """Of each rank: until the latent is there, and until its answer is."""
@@ -77,7 +81,7 @@ def figures(rows: Sequence[Row], began: float, num_gpus: float) -> Row:
     ends = [row["time_s"] for row in rows if row["type"] == "Decoded"]
     makespan_s, whole = max(ends), (min(turn.from_s for turn in heavy), max(turn.to_s for turn in heavy))
     window = backlogged(heavy, ranks)
-    idle = _idle(heavy, ranks, window, waits(rows))
+    idle = _idle(heavy, ranks, window, rows)
     gpu_s = (window[1] - window[0]) * len(ranks)
     heavy_gpu_s = sum(len(turn.ranks) * (turn.to_s - turn.from_s) for turn in heavy)
     checkpoint_s = sum(len(turn.ranks) * turn.timings_s.get("checkpoint_s", 0.0) for turn in heavy)
@@ -85,12 +89,16 @@ def figures(rows: Sequence[Row], began: float, num_gpus: float) -> Row:
         "videos": len(ends),
         "makespan_s": makespan_s,
         "heavy_gpu_s": heavy_gpu_s,
+        "refined_s": whole[1],
         "busy_backlogged": busy_s(heavy, window) / gpu_s,
         "busy_whole": busy_s(heavy, whole) / ((whole[1] - whole[0]) * len(ranks)),
         "handoff_share": idle["handoff_s"] / gpu_s,
+        "alignment_share": idle["alignment_s"] / gpu_s,
+        "decoders_share": idle["decoders_s"] / gpu_s,
         "checkpoint_share": checkpoint_s / heavy_gpu_s,
         "scheduling_share": idle["scheduling_s"] / gpu_s,
         "starved_share": idle["starved_s"] / gpu_s,
+        "orchestration_share": (idle["handoff_s"] + idle["scheduling_s"]) / gpu_s + checkpoint_s / heavy_gpu_s,
         "window_s": list(window),
         "widths": _widths(heavy),
         "handoff_s_each": _mean([turn.handoff_s for turn in heavy]),
@@ -110,41 +118,66 @@ def overlap_s(one: Window, other: Window) -> float:
     return max(0.0, min(one[1], other[1]) - max(one[0], other[0]))
 
 
-def _idle(heavy: Sequence[Turn], ranks: Sequence[Rank], window: Window, waiting: Sequence[Window]) -> dict[str, float]:
-    """GPU-seconds within the window that were not work: with a clip in hand, with one waiting for the rank, with none waiting."""
-    handoff_s = scheduling_s = starved_s = 0.0
+def _idle(heavy: Sequence[Turn], ranks: Sequence[Rank], window: Window, log: Sequence[Row]) -> dict[str, float]:
+    """GPU-seconds within the window that were not work, by cause.
+
+    handoff: a clip in hand, its latent on the way. alignment: the rank waits for its neighbours, to start a wider slice with
+    them. decoders: latents wait to be decoded, and no more are made. scheduling: a clip waits all the same. starved: none does.
+    """
+    found = dict.fromkeys(("handoff_s", "alignment_s", "decoders_s", "scheduling_s", "starved_s"), 0.0)
+    waiting, full = waits(log), undecoded(log)
     for rank in ranks:
         mine = sorted((turn for turn in heavy if rank in turn.ranks), key=lambda turn: turn.told_s)
         for turn in mine:
-            handoff_s += overlap_s((turn.told_s, turn.answered_s), window) - overlap_s((turn.from_s, turn.to_s), window)
-        for gap in _gaps(mine, window):
-            lost_s = overlap_s(gap, window)
-            waited_s = sum(overlap_s(part, (max(gap[0], window[0]), min(gap[1], window[1]))) for part in waiting)
-            scheduling_s, starved_s = scheduling_s + waited_s, starved_s + lost_s - waited_s
-    return {"handoff_s": handoff_s, "scheduling_s": scheduling_s, "starved_s": starved_s}
+            told, worked = (turn.told_s, turn.answered_s), (turn.from_s, turn.to_s)
+            found["handoff_s"] += overlap_s(told, window) - overlap_s(worked, window)
+        for gap, following in _gaps(mine, window):
+            low, high = max(gap[0], window[0]), min(gap[1], window[1])
+            aligned = max([low, *(t.answered_s for t in heavy if t.answered_s <= high and following.shares(t, rank))])
+            waited_s = _within(waiting, (aligned, high))
+            decoders_s = _within(full, (aligned, high)) if waited_s else 0.0
+            found["alignment_s"] += aligned - low
+            found["decoders_s"] += min(decoders_s, waited_s)
+            found["scheduling_s"] += waited_s - min(decoders_s, waited_s)
+            found["starved_s"] += max(high - aligned, 0.0) - waited_s
+    return found
 
 
-def _gaps(mine: Sequence[Turn], window: Window) -> Iterator[Window]:
-    """Between the turns of one rank."""
-    if mine:
-        yield window[0], mine[0].told_s
-    for before, after in itertools.pairwise(mine):
-        yield before.answered_s, after.told_s
+def _within(windows: Iterable[Window], window: Window) -> float:
+    return sum(overlap_s(one, window) for one in windows)
 
 
-def waits(rows: Iterable[Row]) -> list[Window]:
+def _gaps(mine: Sequence[Turn], window: Window) -> Iterator[tuple[Window, Turn]]:
+    """Before each turn of one rank, within the window; the turn."""
+    ends = [window[0], *(turn.answered_s for turn in mine)]
+    for since_s, turn in zip(ends, mine, strict=False):
+        if since_s < turn.told_s and turn.told_s > window[0] and since_s < window[1]:
+            yield (since_s, turn.told_s), turn
+
+
+def waits(log: Iterable[Row]) -> list[Window]:
     """Disjoint times in which at least one clip waited for a slice."""
+    return _waits(log, "StartPhase")
+
+
+def undecoded(log: Iterable[Row]) -> list[Window]:
+    """Disjoint times in which at least one latent waited for a decoder."""
+    return _waits(log, "StartDecode")
+
+
+def _waits(log: Iterable[Row], start: str) -> list[Window]:
     found: list[Window] = []
     stages: dict[str, int] = {}
     waiting: set[str] = set()
     since = 0.0
-    for row in rows:
-        before = bool(waiting)
+    for row in log:
+        before, key = bool(waiting), row.get("item_key", "")
         if row["type"] in ("Sketched", "Reached"):
-            stages[row["item_key"]] = len(row["decision"]["action"]["stages"])
-        if row["type"] in ("Sketched", "Reached", "PhaseDone") and row.get("stop", 1) < stages[row["item_key"]]:
-            waiting.add(row["item_key"])
-        waiting -= {command["item_key"] for command in row["commands"] if command["type"] == "StartPhase"}
+            stages[key] = len(row["decision"]["action"]["stages"])
+        if row["type"] in ("Sketched", "Reached", "PhaseDone"):
+            is_done = row.get("stop", 1) >= stages[key]
+            waiting |= {key} if is_done == (start == "StartDecode") else set()
+        waiting -= {command["item_key"] for command in row["commands"] if command["type"] == start}
         if waiting and not before:
             since = row["time_s"]
         if before and not waiting:

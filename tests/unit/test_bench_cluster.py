@@ -64,9 +64,37 @@ def test_what_is_not_work_is_told_apart_by_its_cause() -> None:
     assert found["window_s"] == [1.0, 10.0]
     assert found["busy_backlogged"] == pytest.approx((4 + 4 + 2 * 3) / 18)
     assert found["handoff_share"] == pytest.approx((1 + 2) / 18)
-    assert found["scheduling_share"] == pytest.approx(1 / 18), "rank 0 stood idle from 5 to 6, and c waited"
-    assert found["starved_share"] == pytest.approx(0.0)
-    assert sum(found[f"{part}"] for part in ("busy_backlogged", "handoff_share", "scheduling_share")) == pytest.approx(1.0)
+    assert found["alignment_share"] == pytest.approx(1 / 18), "rank 0 stood idle from 5 to 6, as c goes to both ranks"
+    assert (found["scheduling_share"], found["decoders_share"], found["starved_share"]) == (0.0, 0.0, 0.0)
+    assert sum(found[part] for part in ("busy_backlogged", "handoff_share", "alignment_share")) == pytest.approx(1.0)
+    assert found["orchestration_share"] == found["handoff_share"]
+
+
+ALONE = [
+    {**JOINED, "num_ranks": 1},
+    sketched(1.0, "a", phase("a", 0)),
+    sketched(2.0, "b"),
+    done(5.0, "a", 1.0, 5.0),  # b waits, but nobody starts it
+    {"type": "WorkerJoined", "time_s": 7.0, "worker": "decode-0", "kind": "decode", "commands": [decode("a"), phase("b", 0)]},
+    done(9.0, "b", 7.0, 9.0, decode("b")),
+    decoded(10.0, "b"),
+    sketched(11.0, "c", phase("c", 0)),
+    done(12.0, "c", 11.0, 12.0),
+]
+
+
+def test_a_rank_idles_for_latents_that_wait_for_a_decoder_or_for_want_of_a_sketch() -> None:
+    found = figures(ALONE, BEGAN, num_gpus=1)
+    assert found["window_s"] == [1.0, 12.0]
+    assert found["decoders_share"] == pytest.approx(2 / 11)
+    assert found["starved_share"] == pytest.approx(2 / 11)
+    assert found["orchestration_share"] == 0.0
+
+
+def test_a_clip_that_waits_beside_an_idle_rank_for_no_reason_is_the_schedulers() -> None:
+    late = [{**ALONE[3], "commands": [decode("a")]}, {**ALONE[4], "commands": [phase("b", 0)]}]
+    found = figures([*ALONE[:3], *late, *ALONE[5:]], BEGAN, num_gpus=1)
+    assert found["scheduling_share"] == found["orchestration_share"] == pytest.approx(2 / 11)
 
 
 def test_videos_count_by_all_gpus_and_by_the_heavy_ones() -> None:
