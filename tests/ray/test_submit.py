@@ -109,6 +109,7 @@ def test_a_running_sweep_is_not_submitted_twice_and_is_stopped_by_its_name_alone
     stopped = head.dvg("stop", "long", "--address", head.address)
     assert stopped.returncode == 0, stopped.stderr
     wait_for_workers(head, "long", gone=True)
+    assert json.loads(head.dvg("status", str(out), "--json").stdout)["owner"] is None, "the driver was killed, not ended"
     assert [job["status"] for job in status(head)["jobs"] if job["sweep"] == "long"] == ["STOPPED"]
 
 
