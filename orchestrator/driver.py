@@ -98,7 +98,7 @@ class RayShell:
             return time.sleep(self.errands.pause_s)
         if kept.ending:
             self._wind_down()
-        for then, outcome in self.inbox.collect(self.errands.pause_s):
+        for then, outcome in self.inbox.collect(min(self.errands.pause_s, self.staff.pause_s)):
             then(outcome)
         self.errands.look()
         self.staff.leave_nodes(self.drains.look())
@@ -130,6 +130,7 @@ class RayShell:
             self.runbook.finish(command, place.device, place.host)
         elif isinstance(command, GiveUp):
             self._places.pop(command.item_key, None)
+            self.errands.forget(command.item_key)
             self._num_open -= 1
             self.runbook.give_up(command)
         else:

@@ -122,7 +122,8 @@ class Errands:
             return
         self._looked_s = now_s
         for job in self.jobs():
-            self._look_after(job, now_s)
+            if job.unit.jobs.get(job.key) is job:  # and not lost with another just now
+                self._look_after(job, now_s)
         self._num_failing = sum(job.deadline_s is not None for job in self.jobs())
 
     def jobs(self) -> Iterator[Job]:
@@ -149,9 +150,11 @@ class Errands:
         return f"{job.clip}, {job.stages}: not done in {allowed_s:.0f} s" if now_s > job.began_s + allowed_s else None
 
     def _allowed_s(self, job: Job) -> float:
-        if isinstance(job.command, StartPhase):
-            return self.patience.step_s(job.command, job.item, self.decision_of(job.key))
-        return self.patience.whole_s(job.command, job.item)
+        if not isinstance(job.command, StartPhase):
+            return self.patience.whole_s(job.command, job.item)
+        if job.allowed_s is None:
+            job.allowed_s = self.patience.step_s(job.command, job.item, self.decision_of(job.key))
+        return job.allowed_s
 
     def _conclude(self, job: Job) -> None:
         """All ranks have answered, or have had their time to."""
@@ -171,6 +174,10 @@ class Errands:
         lying = [ref for where, ref in self._boundaries.values() if where == unit.name]
         if lying:
             ray.wait(lying, num_returns=len(lying), timeout=0, fetch_local=True)
+
+    def forget(self, item_key: str) -> None:
+        """An item is given up."""
+        self._boundaries.pop(item_key, None)
 
     def _note_boundary(self, job: Job) -> None:
         if job.boundary is None:

@@ -36,6 +36,8 @@ class Job:
     """Once a rank has failed: until when the others are waited for."""
     doing: Doing | None = None
     """What its first rank last said."""
+    allowed_s: float | None = None
+    """How long it may stand still, once that was asked."""
     began_s: float = field(default_factory=time.monotonic)
     asked_s: float = field(default_factory=time.monotonic)
     moved_s: float = field(default_factory=time.monotonic)

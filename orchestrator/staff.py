@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ PAUSES_S = (10.0, 60.0, 300.0)
 """Between further tries."""
 LAST_S = 5.0
 """Of a node's last seconds, those in which nothing is relied upon."""
+SOON_S = 10.0
+"""For how long a pod that was asked for is looked for that often."""
 LOOK_S = 0.2
 """How often it is asked whether pods that wait for a node have one."""
 
@@ -64,6 +67,12 @@ class Staff:
             raise RunError(why_not)
         for kind, slot in self.crew.slots():
             self._hire(kind, slot)
+
+    @property
+    def pause_s(self) -> float:
+        """How long the shell may wait for news: a pod that was asked for just now has its node in no time, if there is one."""
+        since_s = time.monotonic() - SOON_S
+        return LOOK_S if any(unit.asked and unit.asked_s > since_s for unit in self.crew.of("pod")) else math.inf
 
     def look(self, num_open: int) -> None:
         """What nobody tells: nodes that came, pauses that are over, workers that are late. ``num_open`` items are to be made.
