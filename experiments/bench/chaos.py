@@ -9,7 +9,6 @@ tracker and the driver get SIGKILL at random while the sweep goes on; a driver t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -26,6 +25,7 @@ import psutil
 import yaml
 
 from experiments.bench.chaos_checks import losses, mistakes_of, rows_of
+from experiments.bench.chaos_report import report
 from experiments.bench.chaos_rig import ENVIRONMENT, ROOT, Rig, wait_until
 from experiments.bench.common import save
 from orchestrator.cli_sweep import scheduler_config
@@ -34,10 +34,12 @@ from orchestrator.paths import RunPaths
 from orchestrator.resolve_sizing import sizing_of
 from orchestrator.scheduler import Scheduler
 
-WEIGHTS = {"rank": 0.40, "sketch": 0.20, "decode": 0.20, "node": 0.07, "driver": 0.07, "tracker": 0.06}
-"""How often each kind is chosen."""
+SHARES = {"rank": 0.42, "sketch": 0.19, "decode": 0.19, "node": 0.08, "driver": 0.06, "tracker": 0.06}
+"""Of all kills."""
 PATIENCE_S = 900.0
 """Without a record the sweep hangs."""
+GAVE_UP = 1
+"""Exit code of a driver that says what it lacks."""
 PURSUIT_S = 3.0
 """How long a worker that is at work is looked for before an idle one will do."""
 COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "cyan", "pink")
@@ -67,7 +69,9 @@ class Tally:
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 1
     misses: int = 0
-    """Times that nothing of the chosen kind was alive."""
+    """Times that nothing of the kind was alive, and a rank was taken instead."""
+    gave_up: list[str] = field(default_factory=list)
+    """What drivers said that ended on their own account; the same command went on."""
     story: list[tuple[float, str, int]] = field(default_factory=list)
     """Seconds, kind and records at each kill."""
 
@@ -110,8 +114,9 @@ def main(words: Sequence[str] | None = None) -> int:
         wild_s = made(options, root, spec, "disturbed", tally, kills=options.kills)
         found = concluded(options, root, load_sweep(spec, []), tally) | {"undisturbed_s": calm_s, "disturbed_s": wild_s}
     given = {**asdict(options), "out": options.out.name}
-    save(options.out, "chaos", {"options": given, **found})
-    text = report(options, found)
+    found = {"options": given, "nodes": NUM_NODES, **found}
+    save(options.out, "chaos", found)
+    text = report(found)
     options.out.with_suffix(".md").write_text(text)
     print(text)
     return 1 if any(found["mistakes"].values()) else 0
@@ -156,7 +161,7 @@ def made(options: Options, root: Path, spec: Path, name: str, tally: Tally, kill
     rig, began_s = Rig(NUM_NODES), time.monotonic()
     try:
         rig.drive(command, log)
-        rampage = Rampage(options, rig, paths, tally, lambda: rig.drive(command, log))
+        rampage = Rampage(options, rig, paths, tally, command, log)
         rampage.run(kills)
         code = rampage.wait()
         if code != 0:
@@ -169,11 +174,19 @@ def made(options: Options, root: Path, spec: Path, name: str, tally: Tally, kill
     return time.monotonic() - began_s
 
 
+def plan(kills: int, dice: random.Random) -> list[str]:
+    """Kinds in the order in which they are struck."""
+    kinds = [kind for kind, share in SHARES.items() for _ in range(round(share * kills))]
+    kinds = (kinds + ["rank"] * kills)[:kills]
+    dice.shuffle(kinds)
+    return kinds
+
+
 class Rampage:
     """Kills as records come in: one whenever the sweep is so far, or nothing has come of it for a while."""
 
-    def __init__(self, options: Options, rig: Rig, paths: RunPaths, tally: Tally, start_again: Any) -> None:
-        self.options, self.rig, self.paths, self.tally, self.start_again = options, rig, paths, tally, start_again
+    def __init__(self, options: Options, rig: Rig, paths: RunPaths, tally: Tally, command: Sequence[str], log: Path) -> None:
+        self.options, self.rig, self.paths, self.tally, self.command, self.log = options, rig, paths, tally, command, log
         self.dice = random.Random(options.seed)
         self.began_s = time.monotonic()
 
@@ -183,13 +196,13 @@ class Rampage:
 
     def run(self, kills: int) -> None:
         every = 0.9 * self.options.items / max(kills, 1)
-        for number in range(kills):
+        for number, kind in enumerate(plan(kills, self.dice)):
             due = int(every * number) + 1
             self._wait_for(due)
             if self.num_records >= self.options.items:
                 return
             time.sleep(self.dice.uniform(0.0, 2.0))
-            self._strike()
+            self._strike(kind)
 
     def wait(self) -> int:
         """Until the driver ends by itself; its exit code."""
@@ -200,20 +213,27 @@ class Rampage:
         return driver.wait(timeout=PATIENCE_S)
 
     def _wait_for(self, due: int) -> None:
-        """Raises RuntimeError when the driver ends on its own account, TimeoutError when no record comes."""
+        """A driver that gives up is started again. Raises TimeoutError when no record comes, RuntimeError for other ends."""
 
         def there() -> bool:
             driver = self.rig.driver
             if self.num_records >= due:
                 return True
             if driver is not None and driver.poll() is not None:
-                raise RuntimeError(f"the driver ended with {driver.returncode} at {self.num_records} records")
+                self._go_on(driver.returncode)
             return False
 
         wait_until(there, PATIENCE_S, f"record {due}")
 
-    def _strike(self) -> None:
-        (kind,) = self.dice.choices(list(WEIGHTS), list(WEIGHTS.values()))
+    def _go_on(self, code: int) -> None:
+        if code != GAVE_UP:
+            raise RuntimeError(f"the driver ended with {code} at {self.num_records} records")
+        self.tally.gave_up.append(last_error(self.log))
+        print(f"gave up: {self.tally.gave_up[-1]}", flush=True)
+        self.tally.starts += 1
+        self.rig.drive(self.command, self.log)
+
+    def _strike(self, kind: str) -> None:
         if kind == "node":
             self._note(kind)
             self.rig.kill_node(self.dice.randrange(len(self.rig.nodes)))
@@ -232,12 +252,17 @@ class Rampage:
             self.tally.misses += 1
         if kind == "driver":
             self.tally.starts += 1
-            self.start_again()
+            self.rig.drive(self.command, self.log)
 
     def _note(self, kind: str) -> None:
         self.tally.kills[kind] += 1
         self.tally.story.append((round(time.monotonic() - self.began_s, 1), kind, self.num_records))
         print(f"{self.tally.story[-1]}", flush=True)
+
+
+def last_error(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error:")]
+    return lines[-1][:400] if lines else "no word"
 
 
 def concluded(options: Options, root: Path, sweep: Sweep, tally: Tally) -> dict[str, Any]:
@@ -256,43 +281,13 @@ def concluded(options: Options, root: Path, sweep: Sweep, tally: Tally) -> dict[
         "num_kills": tally.kills.total(),
         "driver_starts": tally.starts,
         "misses": tally.misses,
+        "gave_up": tally.gave_up,
         "story": tally.story,
         "items": len(wanted),
         "attempts": dict(sorted(Counter(row["attempts"] for row in rows_of(wild.records)).items())),
         "losses": losses(events),
         "mistakes": mistakes_of(wild, wanted, undisturbed, fresh, verify),
     }
-
-
-def report(options: Options, found: dict[str, Any]) -> str:
-    """Markdown."""
-    lost = found["losses"]
-    where = " in one process" if options.calm == "local" else ""
-    lines = [
-        "# A sweep under fire",
-        "",
-        f"{found['items']} items of wan-mini ({options.frames} x {options.side} x {options.side}, {options.steps} steps, width "
-        f"{options.width}), 2 pods of 2 ranks, a sketch and a decode worker on {NUM_NODES} nodes of one machine; "
-        f"seed {options.seed}.",
-        "",
-        "| killed (-9) | times |",
-        "| --- | --- |",
-        *(f"| {kind} | {number} |" for kind, number in sorted(found["kills"].items())),
-        f"| all | {found['num_kills']} |",
-        "",
-        f"Starts of the driver: {found['driver_starts']}. Workers lost, as the scheduler saw it: "
-        f"{json.dumps(lost['workers_lost'])}; clips that went with them: {lost['clips_interrupted']}; "
-        f"work done again: {lost['work_lost_s']:.0f} s. "
-        f"Attempts that items took: {json.dumps(found['attempts'])}.",
-        f"The whole took {found['disturbed_s']:.0f} s, undisturbed {found['undisturbed_s']:.0f} s{where}.",
-        "",
-        "| afterwards | |",
-        "| --- | --- |",
-        *(f"| {name} | {'holds' if not wrong else f'{len(wrong)} times not'} |" for name, wrong in found["mistakes"].items()),
-        "",
-        *(f"- {name}: {line}" for name, wrong in found["mistakes"].items() for line in wrong[:10]),
-    ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
