@@ -10,13 +10,13 @@ def report(found: dict[str, Any]) -> str:
     """Markdown."""
     options = found["options"]
     lost = found["losses"]
+    video = f"{options['frames']} x {options['side']} x {options['side']}, {options['steps']} steps, width {options['width']}"
     where = " in one process" if options["calm"] == "local" else ""
     lines = [
         "# A sweep under fire",
         "",
-        f"{found['items']} items of wan-mini ({options['frames']} x {options['side']} x {options['side']}, {options['steps']} steps, width "
-        f"{options['width']}), 2 pods of 2 ranks, a sketch and a decode worker on {found['nodes']} nodes of one machine; "
-        f"seed {options['seed']}.",
+        f"{found['items']} items of wan-mini ({video}), 2 pods of 2 ranks, a sketch and a decode worker on {found['nodes']} "
+        f"nodes of one machine; seed {options['seed']}.",
         "",
         "| killed (-9) | times |",
         "| --- | --- |",
@@ -24,8 +24,7 @@ def report(found: dict[str, Any]) -> str:
         f"| all | {found['num_kills']} |",
         "",
         f"Starts of the driver: {found['driver_starts']}, of which after it gave up by itself: {len(found['gave_up'])}. "
-        f"Workers lost, as the scheduler saw it: "
-        f"{json.dumps(lost['workers_lost'])}; clips that went with them: {lost['clips_interrupted']}; "
+        f"Workers lost, as the scheduler saw it: {json.dumps(lost['workers_lost'])}; clips that went with them: {lost['clips_interrupted']}; "
         f"work done again: {lost['work_lost_s']:.0f} s. "
         f"Attempts that items took: {json.dumps(found['attempts'])}.",
         f"The whole took {found['disturbed_s']:.0f} s, undisturbed {found['undisturbed_s']:.0f} s{where}.",
