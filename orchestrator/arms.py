@@ -110,9 +110,17 @@ def _idle_of(cost: CostModel) -> dict[str, Any]:
     }
 
 
-def make_item(arm: Arm, prompt_id: str, prompt: str, seed: int, image: str | None = None, image_sha256: str = "") -> Item:
-    """An item with its key. Raises ValueError for an image without the hash of its bytes, or a hash without an image."""
+def make_item(
+    arm: Arm,
+    prompt_id: str,
+    prompt: str,
+    seed: int,
+    image: str | None = None,
+    image_sha256: str = "",
+    deadline_s: float | None = None,
+) -> Item:
+    """An item with its key, in which a deadline does not count. Raises ValueError for an image without the hash of its bytes, or a hash without an image."""
     if (image is None) != (image_sha256 == ""):
         raise ValueError(f"image {image!r} and image_sha256 {image_sha256!r} belong together: give both or neither")
     key = item_key(arm, prompt, seed, image_sha256)
-    return Item(key, arm.name, prompt_id, prompt, seed, image, image_sha256)
+    return Item(key, arm.name, prompt_id, prompt, seed, image, image_sha256, deadline_s)

@@ -245,7 +245,14 @@ def _items(
 ) -> tuple[Item, ...]:
     """Prompt by prompt, so that the arms of one prompt finish together and can be compared early."""
     return tuple(
-        make_item(arm, prompt.id, prompt.prompt, seed, *frames.find(arm, prompt.id, prompt.image or image))
+        make_item(
+            arm,
+            prompt.id,
+            prompt.prompt,
+            seed,
+            *frames.find(arm, prompt.id, prompt.image or image),
+            deadline_s=prompt.deadline_s,
+        )
         for prompt in prompts
         for seed in ([prompt.seed] if prompt.seed is not None else seeds)
         for arm, image in points

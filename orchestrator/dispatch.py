@@ -18,11 +18,11 @@ from orchestrator.policy import Policy
 from orchestrator.pool import UNKNOWN_S
 from orchestrator.types import Phase, Slice
 
-PROMISED = 8
+PROMISED = 32
 """At most one of so many ranks is kept for clips that wait, besides those of the first."""
 URGENT = 0.6
 """Share of the sketches that are wanted ahead below which sketches go before decodes, for workers that do both."""
-MAX_TRIES = 16
+MAX_TRIES = 8
 """Lanes that are tried behind the first that does not fit, at one event."""
 
 
@@ -53,7 +53,7 @@ class Dispatch:
             taken_back = pool.num_taken_back
             if queues[State.REFINED] and decode_on == "pod":
                 yield from self._pod_decodes(now_s)
-            if len(queues[State.REFINED]) >= self.max_undecoded:
+            if self.is_decoding_behind:
                 self._take_back(State.SKETCHED)  # or decodes might wait for a clip that waits for them
             elif queues[State.SKETCHED]:
                 yield from self._phases(now_s)
@@ -65,9 +65,9 @@ class Dispatch:
             yield from self._sketches(now_s)
 
     @property
-    def max_undecoded(self) -> int:
-        """All ranks may come to their ends at once, and those whose decodes take long are refined first."""
-        return max(self.config.max_undecoded, 2 * self.books.pool.num_ranks)
+    def is_decoding_behind(self) -> bool:
+        """So many latents wait that no more are made. All ranks may end at once, and what takes long to decode is refined first."""
+        return len(self.books.queues[State.REFINED]) >= max(self.config.max_undecoded, 2 * self.books.pool.num_ranks)
 
     def max_ahead(self, now_s: float) -> int:
         wanted = self.objective.max_ahead(now_s)
@@ -121,6 +121,9 @@ class Dispatch:
         for _, key in books.queues[queue].walk():
             if not pool.num_idle or num_failed > MAX_TRIES:
                 break
+            if not pool.num_open and num_failed and key not in pool.promises:
+                num_failed += 1
+                continue
             entry = books.items[key]
             offers = self._decode_offers(entry) if queue == State.REFINED else self.objective.offers(entry, now_s)
             found = self._find(key, offers, now_s) or self._keep(queue, key, offers, now_s, num_failed == 0)

@@ -6,6 +6,7 @@ Every question takes the same time whatever the number of pods, except the searc
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from orchestrator.slices import PodSlices, bits, slice_mistakes, tightest
 from orchestrator.types import Slice
 
+LOOKED_AT = 64
+"""Pods, or promises, that one search looks at."""
 UNKNOWN_S = 1e9
 """Added to the start of work whose length nobody predicted: what began first is expected to end first, long after the rest."""
 
@@ -70,28 +73,34 @@ class Pool:
         """By item."""
         self.num_ranks = 0
         """Of pods that take work."""
+        self.widest = 0
+        """Ranks of the largest pod that takes work; 0 without any."""
         self.num_idle = 0
         """Ranks that nobody holds, of pods that take work; those that are promised too."""
+        self.num_open = 0
+        """Those that are not promised."""
         self.num_promised = 0
         """Ranks, held or not."""
         self.num_taken_back = 0
         """Promises that are off, kept or not."""
-        self._num_open = 0
         self._fits: dict[int, dict[int, OrderedDict[str, None]]] = {}
         """Pods by width and by the size of the free block in which their tightest slice of that width lies."""
         self._sizes: Counter[int] = Counter()
-
-    @property
-    def widest(self) -> int:
-        """Ranks of the largest pod that takes work; 0 without any."""
-        return max((size for size, number in self._sizes.items() if number), default=0)
+        self._names: list[str] = []
+        """Of pods that take work."""
+        self._next = -1
 
     def add(self, name: str, num_ranks: int) -> None:
         self.pods[name] = pod = PodSlices(name, num_ranks)
-        self._sizes[num_ranks] += 1
+        self._names.append(name)
+        self._resize(num_ranks, 1)
         self.num_ranks += num_ranks
         self.num_idle += num_ranks
         self._index(pod, 0)
+
+    def _resize(self, num_ranks: int, change: int) -> None:
+        self._sizes[num_ranks] += change
+        self.widest = max((size for size, number in self._sizes.items() if number), default=0)
 
     def drain(self, name: str) -> None:
         """The pod takes nothing new, and goes when nothing runs there."""
@@ -101,7 +110,8 @@ class Pool:
                 self.forget(item_key)
             before = pod.open
             pod.draining = True
-            self._sizes[pod.num_ranks] -= 1
+            self._names.remove(name)
+            self._resize(pod.num_ranks, -1)
             self.num_ranks -= pod.num_ranks
             self.num_idle -= pod.free.bit_count()
             self._index(pod, before)
@@ -141,16 +151,12 @@ class Pool:
         own = self.promises.get(item_key)
         if own is not None and own.piece.width == width and self._is_free(own.piece):
             return own.piece
-        if self._num_open >= width:
+        if self.num_open >= width:
             for block in sorted(self._fits.get(width, ())):
                 if pods := self._fits[width][block]:
                     pod = self.pods[next(iter(pods))]
                     return Slice(pod.pod, _start(pod.num_ranks, pod.open, width), width)
-        return next(self._borrowed(item_key, width, end_s), None)
-
-    def can_give(self, width: int = 1) -> bool:
-        """Whether any rank is free, to some at least."""
-        return self.num_idle >= width
+        return next(self._borrowed(item_key, width, end_s), None) if self.num_idle > self.num_open else None
 
     def _is_free(self, piece: Slice) -> bool:
         mask = bits(piece.start, piece.width)
@@ -158,7 +164,7 @@ class Pool:
 
     def _borrowed(self, item_key: str, width: int, end_s: float) -> Iterator[Slice]:
         """Of blocks promised to others, what is free and back in time."""
-        for key, promise in self.promises.items():
+        for key, promise in itertools.islice(self.promises.items(), LOOKED_AT):
             piece = promise.piece
             if key != item_key and end_s <= promise.ready_s and piece.width >= width:
                 pod = self.pods[piece.pod]
@@ -179,19 +185,20 @@ class Pool:
         return found
 
     def soonest(self, width: int, now_s: float) -> Promise | None:
-        best: tuple[float, int, int] | None = None
-        chosen: PodSlices | None = None
-        for pod in self.pods.values():
-            if pod.draining or pod.num_ranks < width:
-                continue
+        """Of the blocks that are not promised, as far as it looks: at other pods each time, where there are very many."""
+        best: tuple[float, str, int] | None = None
+        for pod in self._some():
             for start in range(0, pod.num_ranks - width + 1, width):
-                if pod.promised & bits(start, width):
-                    continue
-                ready_s = pod.ready_s(start, width, now_s)
-                rank = (ready_s, (bits(start, width) & ~pod.free).bit_count(), start)
-                if best is None or rank[:2] < best[:2]:
-                    best, chosen = rank, pod
-        return Promise(Slice(chosen.pod, best[2], width), best[0]) if best and chosen else None
+                if not pod.promised & bits(start, width):
+                    ready_s = pod.ready_s(start, width, now_s)
+                    if best is None or ready_s < best[0]:
+                        best = ready_s, pod.pod, start
+        return Promise(Slice(best[1], best[2], width), best[0]) if best else None
+
+    def _some(self) -> Iterator[PodSlices]:
+        for _ in range(min(LOOKED_AT, len(self._names))):
+            self._next = (self._next + 1) % len(self._names)
+            yield self.pods[self._names[self._next]]
 
     def forget(self, item_key: str) -> None:
         """Its promise is off."""
@@ -206,7 +213,7 @@ class Pool:
 
     def _index(self, pod: PodSlices, before: int) -> None:
         """The pod's open ranks are other ones than ``before``."""
-        self._num_open += pod.open.bit_count() - before.bit_count()
+        self.num_open += pod.open.bit_count() - before.bit_count()
         for width, (old, new) in _moves(pod.num_ranks, before, pod.open):
             blocks = self._fits.setdefault(width, {})
             if old:
@@ -222,8 +229,8 @@ class Pool:
         counted = sum(pod.free.bit_count() for pod in working), sum(pod.num_ranks for pod in working)
         if counted != (self.num_idle, self.num_ranks):
             yield f"{self.num_idle} of {self.num_ranks} ranks counted as idle, the pods say {counted}"
-        if sum(pod.open.bit_count() for pod in working) != self._num_open:
-            yield f"{self._num_open} ranks counted as open, the pods say {[pod.open for pod in working]}"
+        if sum(pod.open.bit_count() for pod in working) != self.num_open:
+            yield f"{self.num_open} ranks counted as open, the pods say {[pod.open for pod in working]}"
         indexed = {(w, b, name) for w, blocks in self._fits.items() for b, names in blocks.items() for name in names}
         truth = {(w, b, pod.pod) for pod in working for w, b in _blocks(pod.num_ranks, pod.open) if b}
         if indexed != truth:

@@ -31,6 +31,8 @@ class Prompt(BaseModel):
     seed: Seed | None = None
     image: str | None = Field(None, min_length=1)
     """First frame of the video, for models that take one; relative to the spec's folder or the working directory."""
+    deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Seconds from the start of its sketch to its video, where the sizing rule is ``deadline``; goes before the rule's own."""
 
 
 def prompt_id(text: str, image: str | None = None) -> str:

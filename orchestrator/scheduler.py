@@ -33,6 +33,8 @@ from orchestrator.events import (
 )
 from orchestrator.forecast import Forecast
 from orchestrator.hurry import objective_of
+from orchestrator.horizon import Horizon
+from orchestrator.outlook import Outlook, outlook
 from orchestrator.policy import Policy, Throughput
 
 
@@ -62,6 +64,8 @@ class Scheduler:
         self.forecast = Forecast(self.policy)
         self.objective = objective_of(self.policy, self.books, self.forecast)
         self._dispatch = Dispatch(self.config, self.policy, self.books, self.forecast, self.objective)
+        self._horizon = Horizon(self.books, self.forecast) if self.forecast.sizing else None
+        self._now_s = 0.0
         self.keep_log = keep_log
         self.log: list[dict[str, Any]] = []
         """One JSON-ready row per event; :func:`replay` makes the same commands of it."""
@@ -71,6 +75,7 @@ class Scheduler:
 
         Late results of an earlier attempt change nothing. Raises ValueError for an event no shell may send.
         """
+        self._now_s = event.time_s
         commands = [*self._apply(event), *self._dispatch.commands(event.time_s)]
         if self.keep_log:
             self.log.append(eventlog.row(event, commands))
@@ -89,6 +94,11 @@ class Scheduler:
     def idle(self) -> bool:
         """Nothing is running: only an arrival or a new worker can change anything."""
         return self.books.num_running == 0
+
+    @property
+    def outlook(self) -> Outlook:
+        """How the sweep stands after the last event."""
+        return outlook(self.books, self._horizon, self._dispatch.is_decoding_behind, self._now_s)
 
     def counts(self) -> dict[str, int]:
         """Number of items in each state that has any, for a progress display."""

@@ -51,7 +51,7 @@ class PodSlices:
     promised: int = 0
     """Mask of the ranks that are kept for a clip that waits."""
     ends_s: list[float] = field(init=False)
-    """When each held rank is expected to come free."""
+    """When each held rank is expected to come free; 0 for the others."""
 
     def __post_init__(self) -> None:
         self.free = bits(0, self.num_ranks)
@@ -71,16 +71,13 @@ class PodSlices:
 
     def release(self, item_key: str) -> Slice:
         piece = self.held.pop(item_key)
+        self.ends_s[piece.start : piece.start + piece.width] = [0.0] * piece.width
         self.free |= bits(piece.start, piece.width)
         return piece
 
     def ready_s(self, start: int, width: int, now_s: float) -> float:
         """When all of a block is expected to be free."""
-        busy = bits(start, width) & ~self.free
-        if not busy:
-            return now_s
-        ends_s = [self.ends_s[rank] for rank in range(start, start + width) if busy >> rank & 1]
-        return max(now_s, *ends_s)
+        return max(now_s, *self.ends_s[start : start + width])
 
 
 def slice_mistakes(pod: PodSlices) -> list[str]:

@@ -10,25 +10,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import events
+from orchestrator.cost import uncalibrated, with_degrees
+from orchestrator.degrees import Limits
 from orchestrator.events import Finish, GiveUp, StartDecode, StartPhase, StartSketch
-from orchestrator.policy import Policy, Throughput
+from orchestrator.geometry import model
+from orchestrator.policy import ArmSizing, Policy, Sizing, Throughput
 from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
+from orchestrator.sizing import SizingConfig
 from orchestrator.types import Decision, Item, Phase
 from tests.unit.worlds import DECISION, KINDS, Widths, World, item
 
+WAN = model("wan2.2-a14b")
 configs = st.builds(
     SchedulerConfig,
     max_attempts=st.integers(1, 3),
     max_ahead=st.integers(1, 4),
     max_undecoded=st.integers(1, 3),
-    decode_on=st.sampled_from(["workers", "pod"]),
+    decode_on=st.sampled_from(["workers", "pod", "sketchers"]),
 )
 widths = st.sampled_from([1, 2, 4])
+COST = with_degrees(WAN, uncalibrated(WAN, "NVIDIA H200"), (1, 2, 4))
+"""Clips of seconds, in a world where everything takes as long as it takes to be told: any event may be late or early."""
+RULES = ({"rule": "throughput"}, {"rule": "latency"}, {"rule": "deadline", "deadline_s": 9.0}, {"rule": "fixed", "width": 2})
+SWEEP = {"rule": "deadline", "deadline_s": 30.0, "deadline_of": "sweep"}
+
+
+def sized(options: dict[str, Any]) -> Sizing:
+    arm = ArmSizing(model=WAN.name, cost=COST, limits=Limits(max_width=4), actions=(DECISION.action,))
+    return Sizing(config=SizingConfig.model_validate(options), arms={"dvg": arm})
+
+
 policies = st.one_of(
+    st.builds(sized, st.sampled_from([*RULES, SWEEP])),
     st.builds(Throughput, order=st.sampled_from(["arrival", "longest"]), degrees=st.sampled_from([(1,), (1, 2), (2, 4, 1)])),
     st.builds(Widths, st.tuples(widths, widths, widths), decode=widths),
 )
-STEPS = ("arrive", "join", "succeed", "succeed", "succeed", "fail", "lose", "late")
+STEPS = ("arrive", "join", "succeed", "succeed", "succeed", "fail", "lose", "late", "leave", "reach")
 
 
 def disturb(world: World, step: str, data: st.DataObject) -> None:
@@ -47,6 +64,12 @@ def disturb(world: World, step: str, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(world.workers)))
         num_ranks = world.workers[name][1]
         world.lose(name, data.draw(st.sampled_from([(), (0,), (num_ranks - 1,)])))
+    elif step == "leave" and world.workers:
+        world.leave(data.draw(st.sampled_from(sorted(world.workers))))
+    elif step == "reach" and (clips := [c for c in world.running if isinstance(c, StartPhase)]):
+        command = data.draw(st.sampled_from(clips))
+        world.reach(command, data.draw(st.integers(command.begin, command.stop)))
+        world.fail(command)
     elif step == "late" and world.past:
         before = world.scheduler.counts()
         world.tell(data.draw(st.sampled_from(world.past)))
@@ -73,7 +96,7 @@ def test_no_item_is_lost_or_ended_twice_whatever_happens(world: World) -> None:
     assert world.scheduler.idle
     assert sorted(world.ended) == sorted(item(n).item_key for n in range(1, world.num_items + 1))
     assert all(len(ends) == 1 for ends in world.ended.values())
-    assert {*world.scheduler.books.pods, *world.scheduler.books.workers} == set(world.workers), "the dead are still booked"
+    assert {*world.scheduler.books.pods, *world.scheduler.books.workers} <= set(world.workers), "the dead are still booked"
 
 
 @settings(max_examples=100, deadline=None)
@@ -122,7 +145,7 @@ def test_every_stage_of_a_finished_clip_ran_once_in_phases_that_follow_each_othe
         if isinstance(end, Finish):
             assert [stage for phase in world.ran[key] for stage in phase] == [1, 2, 3]
             assert [phase.stop for phase in world.ran[key]] == [phase.stop for phase in end.phases]
-            assert end.timings_s["refine_s"] == 2.0 * len(end.phases)
+            assert key in world.reached or end.timings_s["refine_s"] == 2.0 * len(end.phases)
 
 
 def ready_world(num_items: int = 1, policy: Policy | None = None, num_ranks: int = 1, **config: Any) -> World:

@@ -61,6 +61,8 @@ class World:
     charges: dict[str, int] = field(default_factory=dict)
     ran: dict[str, list[range]] = field(default_factory=dict)
     """Stages of each clip's phases since its last sketch."""
+    reached: set[str] = field(default_factory=set)
+    """Clips that went on from a checkpoint."""
     num_items: int = 0
     num_joined: int = 0
     time_s: float = 0.0
@@ -122,6 +124,22 @@ class World:
             self.past.append(result(self.time_s, command))
         del self.workers[name]
         return self.tell(events.WorkerLost(self.tick(), name, "killed", ranks))
+
+    def leave(self, name: str) -> list[Command]:
+        """A notice that a worker goes soon: it finishes what it does."""
+        return self.tell(events.WorkerLeaving(self.tick(), name, "preempted"))
+
+    def reach(self, command: Command, stop: int) -> None:
+        """A checkpoint of a clip at work; told just before its failure."""
+        phases = (Phase(stop, 1, "reached"),) if stop > 1 else ()
+        handle = (command.item_key, "sketched" if stop == 1 else stop, command.attempt)
+        self.tell(
+            events.Reached(
+                self.tick(), command.item_key, command.attempt, DECISION, stop, {"sketch_s": 1.0}, phases, 3.0, 2.0, handle=handle
+            )
+        )
+        self.ran[command.item_key] = [range(1, stop)] if stop > 1 else []
+        self.reached.add(command.item_key)
 
     def charge(self, command: Command) -> None:
         self.charges[command.item_key] = self.charges.get(command.item_key, 0) + 1
