@@ -114,8 +114,13 @@ def test_a_running_sweep_is_not_submitted_twice_and_is_stopped_by_its_name_alone
 
 
 def wait_for_workers(head: Head, sweep: str, gone: bool = False) -> None:
-    """Until a sweep holds something, or nothing any more."""
-    while any(one["sweep"] == sweep for one in status(head)["held"]) is gone:
+    """Until a sweep that runs holds something, or nothing any more."""
+    while True:
+        now = status(head)
+        if any(one["sweep"] == sweep for one in now["held"]) is not gone:
+            return
+        running = [job["status"] for job in now["jobs"] if job["sweep"] == sweep]
+        assert gone or running[0] in ("PENDING", "RUNNING"), now
         time.sleep(0.5)
 
 
