@@ -119,7 +119,9 @@ def make_item(
     image_sha256: str = "",
     deadline_s: float | None = None,
 ) -> Item:
-    """An item with its key, in which a deadline does not count. Raises ValueError for an image without the hash of its bytes, or a hash without an image."""
+    """An item with its key, in which a deadline does not count.
+
+    Raises ValueError for an image without the hash of its bytes, or a hash without an image."""
     if (image is None) != (image_sha256 == ""):
         raise ValueError(f"image {image!r} and image_sha256 {image_sha256!r} belong together: give both or neither")
     key = item_key(arm, prompt, seed, image_sha256)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.books import Entry, State
 from orchestrator.forecast import ClipClass
-from orchestrator.horizon import SHARE, Horizon
+from orchestrator.horizon import Horizon
 from orchestrator.objectives import Costed, Offer
 from orchestrator.policy import Sizing
 
@@ -31,7 +31,7 @@ class Canonical(Costed):
 
     def priority(self, entry: Entry) -> float:
         clip, arm = self.clip(entry), entry.item.arm
-        return -clip.ways.cheapest.seconds * self.forecast.pace(arm) - self.forecast.decode_s(arm)
+        return -clip.ways.fastest.seconds * self.forecast.pace(arm) - self.forecast.decode_s(arm)
 
     def sketch_priority(self, entry: Entry) -> float:
         return 0.0
@@ -75,7 +75,7 @@ class Canonical(Costed):
         clip = self.clip(entry)
         self.horizon.look(now_s)
         left_s, begun = self._left_s(clip.arm, now_s), self._begun(entry)
-        wanted = max(begun, clip.width_within(SHARE * left_s))
+        wanted = max(begun, clip.width_within(self.horizon.share(clip) * left_s))
         least = min(wanted, max(begun, clip.width_within(left_s)))
         whole = self._is_whole(clip, wanted, now_s)
         why = BACKLOG if whole else self._told(TAIL)

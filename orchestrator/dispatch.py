@@ -66,7 +66,7 @@ class Dispatch:
 
     @property
     def is_decoding_behind(self) -> bool:
-        """So many latents wait that no more are made. All ranks may end at once, and what takes long to decode is refined first."""
+        """So many latents wait that no more are made. All ranks may end at once; what decodes for long is refined first."""
         return len(self.books.queues[State.REFINED]) >= max(self.config.max_undecoded, 2 * self.books.pool.num_ranks)
 
     def max_ahead(self, now_s: float) -> int:

@@ -1,4 +1,4 @@
-"""How a sweep stands, for people and for those who size its pools: queues, idle ranks and why they idle, and when it may be over."""
+"""How a sweep stands: its queues, its idle ranks and why they idle, and when it may be over."""
 
 from __future__ import annotations
 

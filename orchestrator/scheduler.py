@@ -32,8 +32,8 @@ from orchestrator.events import (
     WorkerLost,
 )
 from orchestrator.forecast import Forecast
-from orchestrator.hurry import objective_of
 from orchestrator.horizon import Horizon
+from orchestrator.hurry import objective_of
 from orchestrator.outlook import Outlook, outlook
 from orchestrator.policy import Policy, Throughput
 
