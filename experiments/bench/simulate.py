@@ -40,7 +40,7 @@ class Case:
 
 def cases(large: bool) -> list[Case]:
     """Backlogs on 8 and 64 pods, with failures too; ``large``: also 1,024 pods."""
-    found = [Case(pods, round(backlog * pods * RANKS)) for pods in (8, 64) for backlog in BACKLOGS]
+    found = [Case(pods, round(backlog * pods * RANKS)) for pods in (64, 8) for backlog in BACKLOGS]
     found += [Case(64, 64 * RANKS * 12, ("--mtbf-hours", "200", "--no-baselines"))]
     found += [Case(64, 64 * RANKS * 12, ("--seed", str(seed), "--no-baselines")) for seed in (1, 2)]
     if large:
