@@ -17,10 +17,10 @@ from orchestrator.jobs import Job, is_death, summary
 from orchestrator.mistakes import RunError
 
 MAX_START_FAILURES = 3
-"""Failures in a row before a worker was ever ready, after which the machine is at fault: the sweep stops if nobody else does
-this work, and otherwise the slot is tried again after a pause."""
+"""Failures in a row before a worker was ready, after which a slot is tried again with pauses only. The sweep ends instead if
+nobody did this work yet: the machine is at fault, not an item."""
 PAUSES_S = (10.0, 60.0, 300.0)
-"""Between further tries."""
+"""Between further tries; after the last, the sweep ends if nobody does this work."""
 LAST_S = 5.0
 """Of a node's last seconds, those in which nothing is relied upon."""
 SOON_S = 10.0
@@ -55,6 +55,8 @@ class Staff:
         self.hiring = True
         """False once the sweep is to end: who goes is not replaced."""
         self._failures: Counter[tuple[str, int]] = Counter()
+        self._proven: set[str] = set()
+        """Kinds of which somebody was ready: what they need is there, and failures to start are the cluster's weather."""
         self._vacancies: list[Vacancy] = []
         self._generations: Counter[tuple[str, int]] = Counter()
         """How many units each slot has had."""
@@ -124,6 +126,7 @@ class Staff:
             unit.place = outcome
         if not unit.starting:
             self._failures.pop((unit.kind, unit.slot), None)
+            self._proven.add(unit.kind)
             self.tell(WorkerJoined(self.now_s(), unit.kind, unit.name, len(unit.actors)))
         return None
 
@@ -224,8 +227,9 @@ class Staff:
         failures = self._failures[unit.kind, unit.slot]
         if failures < MAX_START_FAILURES:
             return self._renew(unit)
-        if not any(other.ready for other in self.crew.of(unit.kind)):
-            raise RunError(f"{unit.name} failed {MAX_START_FAILURES} times in a row before it was ready: {reason}")
+        most = MAX_START_FAILURES + (len(PAUSES_S) if unit.kind in self._proven else 0)
+        if failures >= most and not any(other.ready for other in self.crew.of(unit.kind)):
+            raise RunError(f"{unit.name} failed {failures} times in a row before it was ready: {reason}")
         self.inbox.forget(unit.name)
         self.crew.dismiss(unit)
         pause_s = PAUSES_S[min(failures - MAX_START_FAILURES, len(PAUSES_S) - 1)]

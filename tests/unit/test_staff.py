@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from orchestrator.events import Event, StartPhase, WorkerJoined, WorkerLeaving, 
 from orchestrator.jobs import Job
 from orchestrator.mistakes import RunError
 from orchestrator.pods import ClipWorkshop, Place
-from orchestrator.staff import MAX_START_FAILURES, Staff
+from orchestrator.staff import MAX_START_FAILURES, PAUSES_S, Staff
 from orchestrator.types import Item, Slice
 
 
@@ -196,7 +197,9 @@ def test_nobody_is_hired_once_the_sweep_is_to_end(office: Office) -> None:
     assert office.crew.units == {}
 
 
-def test_a_slot_that_cannot_start_is_tried_later_while_others_work_and_ends_the_sweep_when_none_does(office: Office) -> None:
+def test_a_slot_that_cannot_start_is_tried_later_while_others_work_and_ends_the_sweep_if_nobody_ever_did(
+    office: Office,
+) -> None:
     for generation in range(MAX_START_FAILURES + 1):
         unit = office.crew.units[f"pod-0.{generation}" if generation else "pod-0"]
         if unit.asked:
@@ -228,3 +231,22 @@ def test_a_worker_that_is_late_is_tried_again_beside_others_and_ends_the_sweep_a
     alone.crew.units["sketch-0"].deadline_s = 0.0
     with pytest.raises(RunError, match=r"sketch-0 was not ready after 900 s; it needs \{'CPU': 1.0\}"):
         alone.look()
+
+
+def test_a_burst_of_losses_while_all_pods_form_anew_is_survived_and_one_that_does_not_end_is_not(office: Office) -> None:
+    for name in ("pod-0", "pod-1"):
+        office.staff.on_death(office.crew.units[name], 0, RuntimeError("node died"))
+    for _ in range(MAX_START_FAILURES + len(PAUSES_S) - 1):
+        fail_all(office)
+        assert len(office.pods()) == 2
+    with pytest.raises(RunError, match=f"failed {MAX_START_FAILURES + len(PAUSES_S)} times in a row before it was ready"):
+        fail_all(office)
+
+
+def fail_all(office: Office) -> None:
+    """Every pod dies before it is ready, and every pause is over."""
+    for unit in office.crew.of("pod"):
+        if unit.asked:
+            office.staff._start(unit)
+        office.staff.on_death(unit, 0, RuntimeError("node died"))
+    office.staff._fill_vacancies(math.inf)
