@@ -24,7 +24,8 @@ def report(found: dict[str, Any]) -> str:
         f"| all | {found['num_kills']} |",
         "",
         f"Starts of the driver: {found['driver_starts']}, of which after it gave up by itself: {len(found['gave_up'])}. "
-        f"Workers lost, as the scheduler saw it: {json.dumps(lost['workers_lost'])}; clips that went with them: {lost['clips_interrupted']}; "
+        f"Workers lost, as the scheduler saw it: {json.dumps(lost['workers_lost'])}; "
+        f"clips that went with them: {lost['clips_interrupted']}; "
         f"work done again: {lost['work_lost_s']:.0f} s. "
         f"Attempts that items took: {json.dumps(found['attempts'])}.",
         f"The whole took {found['disturbed_s']:.0f} s, undisturbed {found['undisturbed_s']:.0f} s{where}.",
