@@ -6,7 +6,7 @@ What an event asks of them takes the same time however many items, workers and p
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -261,60 +261,6 @@ class Books:
         self.idle[who.kind].pop(name, None)
         return None if who.item_key is None else self.items[who.item_key]
 
-    # Does it all add up
-
     def tell(self, entry: Entry, what: str) -> str:
         story = "\n".join(f"  {line}" for line in entry.story[-20:])
         return f"item {entry.item.item_key!r} (attempt {entry.attempt}, {entry.state}) {what}. Its story:\n{story}"
-
-    def check(self, max_attempts: int) -> None:
-        """Raises RuntimeError with every entry that does not add up."""
-        mistakes = [
-            *self._item_mistakes(max_attempts),
-            *self._worker_mistakes(),
-            *self._queue_mistakes(),
-            *self.pool.mistakes(),
-        ]
-        if mistakes:
-            raise RuntimeError("the scheduler's books do not balance:\n" + "\n".join(mistakes))
-
-    def _item_mistakes(self, max_attempts: int) -> Iterator[str]:
-        counted = Counter(entry.state for entry in self.items.values())
-        counted.update(State.FINISHED if finished else State.GIVEN_UP for finished in self.closed.values())
-        if counted != +self._states:
-            yield f"the states are counted as {self.states()}, the entries say {dict(counted)}"
-        undecided = Counter(entry.item.arm for entry in self.items.values() if entry.decision is None)
-        if undecided != +self.undecided:
-            yield f"{dict(self.undecided)} items are counted as undecided, the entries say {dict(undecided)}"
-        for entry in self.items.values():
-            if (entry.worker is not None) != (entry.state in BOUNDARY):
-                yield self.tell(entry, f"is {entry.state} but held by {entry.worker}")
-            if not 1 <= entry.attempt <= max_attempts:
-                yield self.tell(entry, f"is at attempt {entry.attempt} of {max_attempts}")
-
-    def _worker_mistakes(self) -> Iterator[str]:
-        holders = {who.item_key: name for name, who in self.workers.items() if who.item_key is not None}
-        if len(holders) != sum(who.item_key is not None for who in self.workers.values()):
-            yield f"two workers do one item: {self.workers}"
-        if +self.staff != Counter(who.kind for who in self.workers.values() if not who.leaving):
-            yield f"{dict(self.staff)} workers counted, there are {self.workers}"
-        if {name for names in self.idle.values() for name in names} != {
-            n for n, who in self.workers.items() if who.item_key is None
-        }:
-            yield f"{self.idle} are counted as idle, the workers say {self.workers}"
-        for pod in self.pods.values():
-            holders.update(dict.fromkeys(pod.held, pod.pod))
-            if any(self.items[key].slice != piece for key, piece in pod.held.items()):
-                yield f"{pod.pod} and its items disagree on who holds what: {pod.held}"
-        for key, entry in self.items.items():
-            if holders.get(key) != entry.worker:
-                yield self.tell(entry, f"thinks {entry.worker} has it, the workers say {holders.get(key)}")
-
-    def _queue_mistakes(self) -> Iterator[str]:
-        for boundary, queue in self.queues.items():
-            waiting = {key for key, entry in self.items.items() if entry.state == boundary}
-            if set(queue) != waiting or sum(queue.counts.values()) != len(waiting):
-                yield f"queue {boundary} holds {sorted(queue)}, its items are {sorted(waiting)}"
-        for key in self.pool.promises:
-            if key not in self.queues[State.SKETCHED] and key not in self.queues[State.REFINED]:
-                yield f"{key} was promised {self.pool.promises[key]} and does not wait"

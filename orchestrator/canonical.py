@@ -78,7 +78,7 @@ class Canonical(Costed):
         wanted = max(begun, clip.width_within(self.horizon.share(clip) * left_s))
         least = min(wanted, max(begun, clip.width_within(left_s)))
         whole = self._is_whole(clip, wanted, now_s)
-        why = BACKLOG if whole else self._told(TAIL)
+        why = BACKLOG if whole and wanted == clip.widths[0] else self._told(TAIL)
         offers = [self.offer(clip, width, whole, why) for width in reversed(clip.widths) if least <= width <= wanted]
         if self.books.pool.num_idle <= len(self.books.queues[State.SKETCHED]) * wanted:
             return offers

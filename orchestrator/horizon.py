@@ -16,8 +16,8 @@ from orchestrator.forecast import ClipClass, Forecast
 REPLAN = 0.01
 """Share of the open items that must have moved before it is looked at again."""
 LEAST_SHARE, MOST_SHARE = 0.15, 0.6
-"""Of what is left of the sweep that the smallest clips, and the largest, may take. So clips end one after the other, not all at the
-end: slices fit into each other, decoders keep up, and what is small fills the gaps."""
+"""Of what is left of the sweep that the smallest clips, and the largest, may take. So clips end one after the other, not all at
+the end: slices fit into each other, decoders keep up, and what is small fills the gaps."""
 TOLERANCE = 2e-3
 """Of the makespan."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator import eventlog
+from orchestrator import audit, eventlog
 from orchestrator.books import BOUNDARY, PHASE_STARTS, Books, Entry, State, again_from
 from orchestrator.dispatch import Dispatch
 from orchestrator.events import (
@@ -83,7 +83,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Raises RuntimeError with the story of every item whose entry does not add up."""
-        self.books.check(self.config.max_attempts)
+        audit.check(self.books, self.config.max_attempts)
 
     @property
     def finished(self) -> bool:

@@ -24,7 +24,7 @@ SHARED_NAMES = (
     "degrees",
 )
 DECIDING = ("events", "eventlog", "books", "packing", "patience", "plan", "policy", "sizing", "slices", "split", "tally", "eta", "scheduler")
-SCHEDULING = ("canonical", "dispatch", "forecast", "horizon", "hurry", "lanes", "objectives", "outlook", "pool")
+SCHEDULING = ("audit", "canonical", "dispatch", "forecast", "horizon", "hurry", "lanes", "objectives", "outlook", "pool")
 SIMULATING = (
     "allotment",
     "demands",
