@@ -25,7 +25,7 @@ from orchestrator.policy import Sizing
 from orchestrator.resolve import model_of, shape_of
 from orchestrator.resolve_budget import DEFAULT, Run, cost_of
 from orchestrator.resolve_sizing import ranks_mistake, sizing_on
-from orchestrator.sizing import SizingConfig, usual_rule
+from orchestrator.sizing import SizingConfig
 from orchestrator.types import Demand, VideoShape
 from parallel import backends
 
@@ -116,7 +116,7 @@ def _pod_mistakes(pod: PodOptions) -> list[str]:
 
 def _rule(pod: PodOptions, on_gpu: bool) -> SizingConfig:
     return SizingConfig.model_validate(
-        {"rule": pod.rule or (ALONE if on_gpu else usual_rule(on_gpu)), "deadline_s": pod.deadline_s}
+        {"rule": pod.rule or (ALONE if on_gpu else SizingConfig().rule), "deadline_s": pod.deadline_s}
     )
 
 

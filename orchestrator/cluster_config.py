@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.options import AttentionName, Backend
 from orchestrator.patience import PatienceConfig
-from orchestrator.sizing import SizingConfig, with_usual_rule
+from orchestrator.sizing import SizingConfig
 
 
 class ClusterConfig(BaseModel):
@@ -36,8 +36,8 @@ class ClusterConfig(BaseModel):
     """Attention kernel of a worker on a GPU; auto: the fastest there, measured when it starts."""
     compile: Literal["auto", True, False] = "auto"
     """Compile the transformer's repeated block; auto: on a GPU."""
-    sizing: SizingConfig = Field(SizingConfig(), validate_default=True)
-    """How many of the pod's ranks a clip is given, stage by stage. A pod of CPUs has another rule by default."""
+    sizing: SizingConfig = SizingConfig()
+    """How many of the pod's ranks a clip is given, stage by stage."""
     backend: Backend = "auto"
     """How the ranks of a slice share attention (see ``dvg doctor``); auto: the fastest that passes a trial on the pod."""
     decode_on: Literal["workers", "pod", "sketchers"] = "workers"
@@ -56,11 +56,6 @@ class ClusterConfig(BaseModel):
     """For ``dvg plan``, in whatever currency."""
     address: str | None = None
     """Address of a running Ray cluster; None: RAY_ADDRESS if set, otherwise a local cluster for this sweep alone."""
-
-    @field_validator("sizing", mode="before")
-    @classmethod
-    def _usual_rule(cls, value: Any, info: ValidationInfo) -> Any:
-        return with_usual_rule(value, on_gpu=bool(info.data.get("gpus_per_rank")))
 
     @property
     def compile_blocks(self) -> bool | None:

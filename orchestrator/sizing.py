@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,11 +15,6 @@ from orchestrator.types import Phase
 
 Rule = Literal["throughput", "latency", "deadline", "efficient", "narrowest", "fastest", "fixed"]
 Order = Literal["arrival", "longest"]
-
-
-def usual_rule(on_gpu: bool) -> Rule:
-    """Where nobody chose one: on GPUs and on CPUs alike."""
-    return "throughput"
 
 
 class SizingConfig(BaseModel):
@@ -57,13 +52,6 @@ class SizingConfig(BaseModel):
         if self.rule != "fixed" and self.width is not None:
             raise ValueError(f"width is {self.width}, which only rule fixed reads, and rule is {self.rule}")
         return self
-
-
-def with_usual_rule(value: Any, on_gpu: bool) -> Any:
-    """What a person wrote of a :class:`SizingConfig`, or one, with the rule of its pod where none was chosen."""
-    if isinstance(value, SizingConfig):
-        value = value.model_dump(exclude_unset=True)
-    return {"rule": usual_rule(on_gpu)} | value if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
