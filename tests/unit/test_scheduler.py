@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -370,3 +371,14 @@ def test_a_log_that_was_tampered_with_does_not_replay() -> None:
     rows[-1]["commands"] = []
     with pytest.raises(RuntimeError, match="replay differs at event 3"):
         replay(rows, Scheduler())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_decodes_and_phases_on_one_pod_never_wait_for_each_other(seed: int) -> None:
+    """Each may be promised ranks that the other needs, and refining waits for decodes when too many latents wait."""
+    draw = random.Random(seed)
+    policy = Widths((1, 1, 2), decode=4)
+    world = ready_world(num_items=30, policy=policy, num_ranks=4, decode_on="pod", max_ahead=30, max_undecoded=1)
+    while world.running:
+        world.succeed(draw.choice(world.running))
+    assert world.scheduler.finished, world.scheduler.counts()

@@ -311,3 +311,12 @@ def test_lanes_give_their_items_in_order_whatever_is_put_in_and_taken_out(moves:
         assert [key for _, key in lanes.walk()] == [ticket[-1] for ticket in heads]
         assert lanes.first() == (min(t for t, _ in truth.values())[-1] if truth else None)
         assert (len(lanes), lanes.num_fresh) == (len(truth), sum(t[0] for t, _ in truth.values()))
+
+
+def test_clips_that_come_at_once_fill_the_ranks_and_none_takes_them_all() -> None:
+    clock = Clock(sizing(), pods=1, sketchers=4)
+    clock.arrive(*(item(n) for n in range(4)))
+    clock.run()
+    first = [c.slice.width for time_s, c in clock.phases if time_s == 1.0]
+    assert sum(first) == 8
+    assert max(first) <= 4
