@@ -19,6 +19,8 @@ STUCK_S = 10.0
 """How long the driver has to notice, should it be waiting for an answer from the head."""
 KNOCK_S = 2.0
 """How often it is tried."""
+CONNECT_S = 5.0
+"""How long it has to answer."""
 DRAIN_POLL_S = 3.0
 """How often the head is asked which nodes are to be taken away."""
 
@@ -77,11 +79,11 @@ class Head:
 
     def _knock(self) -> None:
         try:
-            socket.create_connection(self._where, timeout=KNOCK_S).close()
+            socket.create_connection(self._where, timeout=CONNECT_S).close()
         except ConnectionRefusedError:
             self._refused_s, self._silent_s = self._refused_s + KNOCK_S, 0.0
         except TimeoutError:
-            self._refused_s, self._silent_s = 0.0, self._silent_s + 2 * KNOCK_S
+            self._refused_s, self._silent_s = 0.0, self._silent_s + KNOCK_S + CONNECT_S
         except OSError as error:  # it is this machine's: no sockets left, say
             if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN):
                 self._silent_s += KNOCK_S
