@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from orchestrator.books import Entry, State
-from orchestrator.forecast import ClipClass
+from orchestrator.books import Books, Entry, State
+from orchestrator.forecast import ClipClass, Forecast
 from orchestrator.horizon import Horizon
 from orchestrator.objectives import Costed, Offer
 from orchestrator.policy import Sizing
@@ -24,8 +24,8 @@ class Canonical(Costed):
     make a clip wider as long as every clip that waits, and every sketch that comes due while it runs, still finds ranks.
     """
 
-    def __init__(self, policy: Sizing, *rest: object) -> None:
-        super().__init__(policy, *rest)  # type: ignore[arg-type]
+    def __init__(self, policy: Sizing, books: Books, forecast: Forecast) -> None:
+        super().__init__(policy, books, forecast)
         self.horizon = Horizon(self.books, self.forecast)
         self._places: dict[str, float] = {}
 

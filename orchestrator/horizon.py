@@ -123,8 +123,8 @@ class Horizon:
             clip = forecast.clip(lane, max_width)
             yield Work(clip.ways, number, forecast.pace(clip.arm), forecast.decode_s(clip.arm))
         for arm, plan in self.arms.items():
-            if clip := forecast.expected(arm, max_width):
-                yield Work(clip.ways, plan.number, forecast.pace(arm), plan.decode_s + plan.wait_s)
+            if typical := forecast.expected(arm, max_width):
+                yield Work(typical.ways, plan.number, forecast.pace(arm), plan.decode_s + plan.wait_s)
 
     def _arm_plans(self) -> Iterator[tuple[str, ArmPlan]]:
         max_width, forecast = self.books.pool.widest, self.forecast

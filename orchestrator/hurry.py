@@ -39,10 +39,9 @@ class Latency(Costed):
         queue = self.books.queues[State.ARRIVED]
         return queue.first_of(min(queue.counts, key=self._length)) or ""
 
-    def _length(self, arm: object) -> tuple[float, str]:
-        name = str(arm)
-        clip = self.forecast.expected(name, self.books.pool.widest or self.policy.arms[name].limits.max_width)
-        return clip.ways.cheapest.seconds * self.forecast.pace(name) if clip else 0.0, name
+    def _length(self, arm: str) -> tuple[float, str]:
+        clip = self.forecast.expected(arm, self.books.pool.widest or self.policy.arms[arm].limits.max_width)
+        return clip.ways.cheapest.seconds * self.forecast.pace(arm) if clip else 0.0, arm
 
     def offers(self, entry: Entry, now_s: float) -> Sequence[Offer]:
         clip, num_others = self.clip(entry), len(self.books.queues[State.SKETCHED]) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Iterator
+from typing import Any
 
 Ticket = tuple[bool, float, int, str]
 """(Nothing of it is begun, priority, arrival, item_key): the smallest goes first, so what is begun is finished first."""
@@ -13,7 +14,7 @@ class Lanes:
     """Every step takes the same time however many items wait, but for the logarithm of a heap."""
 
     def __init__(self) -> None:
-        self.counts: dict[Hashable, int] = {}
+        self.counts: dict[Any, int] = {}
         """Items of every lane that has any."""
         self.num_fresh = 0
         """Items of which nothing is begun."""
