@@ -6,7 +6,7 @@ that are still to be made, and decodes, which a pool of workers makes one after 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.allotment import Frontier
@@ -32,6 +32,7 @@ class Work:
     """Seconds that they take over those predicted."""
     rest_s: float
     """What the clip needs besides: the decode, and before it is sketched the wait for that."""
+    decode_s: float
 
     def gpu_s(self, makespan: float) -> float:
         return self.number * self.pace * self.ways.within((makespan - self.rest_s) / self.pace).gpu_s
@@ -95,16 +96,20 @@ class Horizon:
         """Workers that decode; where there are none of their own, those that sketch, or pods."""
         return self.books.staff["decode"] or self.books.staff["sketch"]
 
-    def _decode_each_s(self) -> float:
-        """Seconds in which the decode workers pass on one video."""
-        return self.forecast.mean_decode_s / self.num_decoders if self.num_decoders else 0.0
+    def _drain_s(self, work: Sequence[Work]) -> float:
+        """From the last clip's end to the last video: a decode of what is to go, and the queue before it."""
+        if not self.num_decoders:
+            return 0.0
+        number = sum(w.number for w in work)
+        decode_s = sum(w.number * w.decode_s for w in work) / number if number else self.forecast.mean_decode_s
+        at_once = self.books.pool.num_ranks / max(1, self.books.pool.widest)
+        return decode_s + decode_s / self.num_decoders * at_once / 2
 
     def _plan(self, now_s: float) -> None:
         num_ranks, busy_s = self.books.pool.num_ranks, self.books.pool.ends.busy_s(now_s)
         self.arms = dict(self._arm_plans())
         work = list(self._work())
-        drain_s = self.forecast.mean_decode_s * bool(self.num_decoders)
-        drain_s += self._decode_each_s() * num_ranks / max(1, self.books.pool.widest) / 2
+        drain_s = self._drain_s(work)
         backlog_s = sum(w.number * w.pace * w.ways.cheapest.gpu_s for w in work)
         least_s = max((w.rest_s + w.pace * w.ways.fastest.seconds for w in work), default=0.0)
         low = max(least_s, (busy_s + backlog_s) / num_ranks + drain_s)
@@ -121,10 +126,11 @@ class Horizon:
         max_width, forecast = self.books.pool.widest, self.forecast
         for lane, number in self.books.queues[State.SKETCHED].counts.items():
             clip = forecast.clip(lane, max_width)
-            yield Work(clip.ways, number, forecast.pace(clip.arm), forecast.decode_s(clip.arm))
+            decode_s = forecast.decode_s(clip.arm)
+            yield Work(clip.ways, number, forecast.pace(clip.arm), decode_s, decode_s)
         for arm, plan in self.arms.items():
             if typical := forecast.expected(arm, max_width):
-                yield Work(typical.ways, plan.number, forecast.pace(arm), plan.decode_s + plan.wait_s)
+                yield Work(typical.ways, plan.number, forecast.pace(arm), plan.decode_s + plan.wait_s, plan.decode_s)
 
     def _arm_plans(self) -> Iterator[tuple[str, ArmPlan]]:
         max_width, forecast = self.books.pool.widest, self.forecast
