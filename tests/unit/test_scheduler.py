@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from typing import Any
 
 import pytest
@@ -15,11 +14,11 @@ from orchestrator.cost import uncalibrated, with_degrees
 from orchestrator.degrees import Limits
 from orchestrator.events import Finish, GiveUp, StartDecode, StartPhase, StartSketch
 from orchestrator.geometry import model
-from orchestrator.policy import ArmSizing, Policy, Sizing, Throughput
+from orchestrator.policy import ArmSizing, Sizing, Throughput
 from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
 from orchestrator.sizing import SizingConfig
 from orchestrator.types import Decision, Item, Phase
-from tests.unit.worlds import DECISION, KINDS, Widths, World, item
+from tests.unit.worlds import DECISION, KINDS, Widths, World, item, ready_world
 
 WAN = model("wan2.2-a14b")
 configs = st.builds(
@@ -147,15 +146,6 @@ def test_every_stage_of_a_finished_clip_ran_once_in_phases_that_follow_each_othe
             assert [stage for phase in world.ran[key] for stage in phase] == [1, 2, 3]
             assert [phase.stop for phase in world.ran[key]] == [phase.stop for phase in end.phases]
             assert key in world.reached or end.timings_s["refine_s"] == 2.0 * len(end.phases)
-
-
-def ready_world(num_items: int = 1, policy: Policy | None = None, num_ranks: int = 1, **config: Any) -> World:
-    world = World(Scheduler(SchedulerConfig(**config), policy))
-    for kind in KINDS:
-        world.join(kind, num_ranks if kind == "pod" else 1)
-    for _ in range(num_items):
-        world.arrive()
-    return world
 
 
 def test_an_item_goes_through_sketch_refine_decode_and_its_finish_joins_all_timings() -> None:
@@ -371,14 +361,3 @@ def test_a_log_that_was_tampered_with_does_not_replay() -> None:
     rows[-1]["commands"] = []
     with pytest.raises(RuntimeError, match="replay differs at event 3"):
         replay(rows, Scheduler())
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_decodes_and_phases_on_one_pod_never_wait_for_each_other(seed: int) -> None:
-    """Each may be promised ranks that the other needs, and refining waits for decodes when too many latents wait."""
-    draw = random.Random(seed)
-    policy = Widths((1, 1, 2), decode=4)
-    world = ready_world(num_items=30, policy=policy, num_ranks=4, decode_on="pod", max_ahead=30, max_undecoded=1)
-    while world.running:
-        world.succeed(draw.choice(world.running))
-    assert world.scheduler.finished, world.scheduler.counts()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator import events
 from orchestrator.events import Command, Event, Finish, GiveUp, StartDecode, StartPhase, StartSketch
-from orchestrator.scheduler import Scheduler
+from orchestrator.policy import Policy
+from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.types import Action, Clip, Decision, Item, Phase, Slice, Stage
 
 STAGES = (Stage((4, 8, 8), 9, 7.0), Stage((7, 14, 14), 7, 9.0), Stage((7, 18, 18), 7, 11.0), Stage((11, 18, 18), 7, 11.0))
@@ -180,6 +182,15 @@ class World:
         for command in commands:
             if isinstance(command, StartPhase) and command.begin == 1:
                 assert all(width > command.slice.width for width in waiting), f"{command} while {waiting} waited"
+
+
+def ready_world(num_items: int = 1, policy: Policy | None = None, num_ranks: int = 1, **config: Any) -> World:
+    world = World(Scheduler(SchedulerConfig(**config), policy))
+    for kind in KINDS:
+        world.join(kind, num_ranks if kind == "pod" else 1)
+    for _ in range(num_items):
+        world.arrive()
+    return world
 
 
 def slice_of(command: Command) -> Slice | None:
