@@ -39,13 +39,13 @@ class Case:
 
 
 def cases(large: bool) -> list[Case]:
-    """Backlogs on 8 and 64 pods, with failures too; ``large``: also 1,024 pods."""
+    """Backlogs on 8 and 64 pods, with failures too; ``large``: also 256 and 1,024 pods."""
     found = [Case(pods, round(backlog * pods * RANKS)) for pods in (64, 8) for backlog in BACKLOGS]
     found += [Case(64, 64 * RANKS * 12, ("--mtbf-hours", "200", "--no-baselines"))]
     found += [Case(64, 64 * RANKS * 12, ("--seed", str(seed), "--no-baselines")) for seed in (1, 2)]
     if large:
-        found += [Case(1024, round(backlog * 1024 * RANKS), ("--no-baselines",)) for backlog in (1.0, 4.0)]
-        found += [Case(1024, 100_000)]
+        found += [Case(256, round(backlog * 256 * RANKS)) for backlog in (4.0, 12.0)]
+        found += [Case(1024, items, ("--no-baselines",)) for items in (8_192, 32_768, 100_000)]
     return found
 
 
