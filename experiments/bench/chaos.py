@@ -217,11 +217,9 @@ class Rampage:
 
         def there() -> bool:
             driver = self.rig.driver
-            if self.num_records >= due:
-                return True
-            if driver is not None and driver.poll() is not None:
+            if driver is not None and driver.poll() not in (None, 0):
                 self._go_on(driver.returncode)
-            return False
+            return self.num_records >= due
 
         wait_until(there, PATIENCE_S, f"record {due}")
 
@@ -234,25 +232,31 @@ class Rampage:
         self.rig.drive(self.command, self.log)
 
     def _strike(self, kind: str) -> None:
+        """One process, or a node, as soon as there is one to kill."""
         if kind == "node":
             self._note(kind)
             self.rig.kill_node(self.dice.randrange(len(self.rig.nodes)))
             return
-        victims = self.rig.at_work(kind, PURSUIT_S)
-        if not victims:
-            self.tally.misses += 1
-            kind, victims = "rank", self.rig.victims("rank")
-        if not victims:
-            return
-        victim = self.dice.choice(sorted(victims, key=lambda process: process.pid))
-        self._note(kind)
+        while self.num_records < self.options.items:
+            victims = self.rig.at_work(kind, PURSUIT_S)
+            if not victims and kind != "rank":
+                self.tally.misses += 1
+                kind = "rank"
+            elif victims and self._killed(kind, self.dice.choice(sorted(victims, key=lambda process: process.pid))):
+                return
+            self._wait_for(0)
+
+    def _killed(self, kind: str, victim: psutil.Process) -> bool:
+        """False for one that was gone already."""
         try:
             self.rig.kill(victim)
         except psutil.NoSuchProcess:
-            self.tally.misses += 1
+            return False
+        self._note(kind)
         if kind == "driver":
             self.tally.starts += 1
             self.rig.drive(self.command, self.log)
+        return True
 
     def _note(self, kind: str) -> None:
         self.tally.kills[kind] += 1
