@@ -27,7 +27,7 @@ from orchestrator.policy import Sizing
 from orchestrator.resolve_sizing import ranks_mistake, sizing_of
 from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.simulator_replay import Recording, decisions_of, replay_report
-from orchestrator.simulator_report import Study, fleet_for, report
+from orchestrator.simulator_report import Study, fleet_for, peak_gb, report
 from orchestrator.simulator_world import Realism, World, make_world, repeated, world_of
 from orchestrator.types import Decision
 
@@ -52,7 +52,8 @@ class SimulateOptions:
 
 def run_simulate(spec: pathlib.Path, overrides: Sequence[str], options: SimulateOptions, as_json: bool) -> None:
     """Raises ConfigError for a spec, or a pod, that cannot be."""
-    found = report(study_of(spec, overrides, options), options.baselines)
+    before_gb = peak_gb()
+    found = report(study_of(spec, overrides, options), options.baselines, before_gb)
     if as_json:
         print_json(found)
     else:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from orchestrator.policy import Sizing
@@ -61,9 +63,10 @@ class Study:
         return lower_bound_s(self.world, self.fleet)
 
 
-def report(study: Study, baselines: bool = True) -> dict[str, Any]:
-    """JSON-ready; ``docs/scheduling.md`` says how to read it."""
-    before_gb, began_s, began_cpu_s = peak_gb(), time.perf_counter(), time.process_time()
+def report(study: Study, baselines: bool = True, before_gb: float | None = None) -> dict[str, Any]:
+    """JSON-ready; ``docs/scheduling.md`` says how to read it. ``before_gb``: what the process held before it had the items."""
+    before_gb = peak_gb() if before_gb is None else before_gb
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
     outcome = without_collector(study.run)
     wall_s, cpu_s, growth_gb = time.perf_counter() - began_s, time.process_time() - began_cpu_s, peak_gb() - before_gb
     bound_s = study.bound_s()
@@ -142,5 +145,8 @@ def without_collector(run: Callable[[], Outcome]) -> Outcome:
 
 
 def peak_gb() -> float:
-    """GiB that this process has held at most so far."""
+    """GiB that this process has held at most so far. Of what it was forked from, the system's own count remembers the peak."""
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)):
+        return int(found[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
