@@ -114,6 +114,17 @@ def test_every_node_starts_ray_in_token_mode_with_its_dashboard_on_loopback() ->
     assert config()["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
 
 
+def test_every_worker_may_write_the_bucket_and_the_head_keeps_the_role_that_ray_makes() -> None:
+    types = config()["available_node_types"]
+    given = {name: row["node_config"].get("IamInstanceProfile") for name, row in types.items()}
+    assert given.pop("head") is None
+    assert given
+    assert all(profile == {"Name": "dvg-nodes"} for profile in given.values()), given
+    told = (ROOT / "docs" / "cluster.md").read_text()
+    assert "instance profile `dvg-nodes`" in told
+    assert "iam:PassRole" in told
+
+
 def test_spot_nodes_are_asked_for_as_spot_and_are_heavy_nodes_otherwise() -> None:
     types = config()["available_node_types"]
     heavy, spot = types["heavy"], types["heavy-spot"]
