@@ -16,10 +16,11 @@ from orchestrator import eventlog
 from orchestrator.arms import Arm
 from orchestrator.calibration import cost_model
 from orchestrator.cli import print_json
+from orchestrator.cli_spec_plan import find_demands
 from orchestrator.cli_sweep import scheduler_config
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.config import Sweep, TrackingConfig, load_sweep, read_yaml
-from orchestrator.demands import Demands, actions_of, read_demands
+from orchestrator.demands import actions_of
 from orchestrator.geometry import model
 from orchestrator.mistakes import ConfigError, from_validation
 from orchestrator.paths import RunPaths
@@ -30,9 +31,6 @@ from orchestrator.simulator_replay import Recording, decisions_of, replay_report
 from orchestrator.simulator_report import Study, fleet_for, peak_gb, report
 from orchestrator.simulator_world import Realism, World, make_world, repeated, world_of
 from orchestrator.types import Decision
-
-SHIPPED_DEMANDS = "demands_wan_mini.jsonl"
-"""Looked for beside the spec, then among the specs of the project."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,12 @@ def study_of(spec: pathlib.Path, overrides: Sequence[str], options: SimulateOpti
         raise ConfigError([f"--gpus-per-pod {wrong}"])
     asked = [] if ranks is None else [f"cluster.heavy_ranks={ranks}"]
     sweep = load_sweep(spec, [*overrides, *asked], with_weights=False)
+    demands = find_demands(spec, options.demands)
     try:
         realism = Realism(noise=options.noise, mtbf_hours=options.mtbf_hours)
         sizing = sizing_of(sweep.arms, sweep.cluster)
         items = repeated(sweep.items, options.items or len(sweep.items))
-        world = make_world(items, sweep.arms, sizing, find_demands(spec, options.demands), realism, options.seed)
+        world = make_world(items, sweep.arms, sizing, demands, realism, options.seed)
     except ValidationError as error:
         raise ConfigError(from_validation(error, Realism)) from error
     except ValueError as error:
@@ -91,15 +90,8 @@ def _study(sweep: Sweep, world: World, sizing: Sizing, options: SimulateOptions)
     return Study(world, fleet, sizing, config, options.seed, cluster.checkpoints)
 
 
-def find_demands(spec: pathlib.Path, given: pathlib.Path | None = None) -> Demands:
-    """The file given, the one beside the spec, or the one that ships with the project. Raises ValueError for a bad one."""
-    folders = (spec.resolve().parent, pathlib.Path(__file__).parents[1] / "experiments" / "specs")
-    found = given or next((path for folder in folders if (path := folder / SHIPPED_DEMANDS).is_file()), None)
-    return read_demands(found) if found else Demands()
-
-
 def run_replay(folder: pathlib.Path, as_json: bool) -> None:
-    """Raises ConfigError for a folder that holds no run, or none that started any work."""
+    """Raises ConfigError for a folder that holds no run, or one whose last start did nothing or was stopped."""
     found = replay_of(folder)
     if as_json:
         print_json(found)
@@ -113,8 +105,24 @@ def replay_of(folder: pathlib.Path) -> dict[str, Any]:
     if not (paths.config.is_file() and paths.events.is_file()):
         raise ConfigError([f"{str(folder)!r} is no run folder: it needs {paths.config.name} and {paths.events.name}"])
     spec = read_yaml(paths.config)
-    with paths.events.open(encoding="utf-8") as lines:
-        rows = eventlog.starts(json.loads(line) for line in lines if line.strip())[-1]
+    try:
+        return _replayed(spec, _last_start(paths.events))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError([f"{str(folder)!r}: {' '.join(str(error).split())}"]) from error
+
+
+def _last_start(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Its rows. What follows the last line end was never finished. Raises ValueError for a log that is empty or none."""
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")
+    rows = [json.loads(line) for line in whole if line.strip()]
+    if not rows:
+        raise ValueError(f"{path.name} is empty, so there is nothing to simulate again")
+    if not all(isinstance(row, dict) and "start" in row for row in rows):
+        raise ValueError(f"{path.name} is no event log: every line needs the start of the run that it belongs to")
+    return eventlog.starts(rows)[-1]
+
+
+def _replayed(spec: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     arms = [_with_points(Arm.model_validate(row)) for row in spec["arms"]]
     cluster = ClusterConfig.model_validate(spec["cluster"])
     sweep = Sweep(spec["name"], tuple(arms), (), None, spec["max_attempts"], cluster, TrackingConfig())
@@ -125,10 +133,7 @@ def replay_of(folder: pathlib.Path) -> dict[str, Any]:
         decisions = decisions_of(run, lambda item: first[item.arm])
         return world_of(run.items, decisions, sizing, Realism(noise=0.0))
 
-    try:
-        return replay_report(eventlog.told(rows), lambda: Scheduler(scheduler_config(sweep), sizing), recorded_world)
-    except ValueError as error:
-        raise ConfigError([f"{str(folder)!r}: {error}"]) from error
+    return replay_report(eventlog.told(rows), lambda: Scheduler(scheduler_config(sweep), sizing), recorded_world)
 
 
 def _with_points(arm: Arm) -> Arm:

@@ -9,8 +9,21 @@ import typer
 
 from orchestrator.mistakes import ConfigError
 
+OF_A_REPLAY = ("spec", "replay", "as_json")
+"""Parameters that go with a run folder; all others are of a spec."""
+
+
+def refuse_with_replay(context: typer.Context) -> None:
+    """Raises ConfigError for options of a spec given with --replay: the run says all of it."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if wrong := [name for name in given if name not in OF_A_REPLAY]:
+        names = ", ".join("--" + name.replace("_", "-") for name in wrong)
+        raise ConfigError([f"{names}: for a SPEC; --replay takes everything from the run"])
+
 
 def simulate(
+    context: typer.Context,
     spec: Annotated[pathlib.Path | None, typer.Argument(help="The YAML file of the sweep; its weights are not needed.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for dvg sweep.")] = None,
     pods: Annotated[int | None, typer.Option(min=1, help="Heavy pods; default: the spec's.")] = None,
@@ -34,6 +47,7 @@ def simulate(
         raise ConfigError(["dvg simulate needs the spec of a sweep, or --replay and a run folder; not both"])
     options = SimulateOptions(pods, gpus_per_pod, sketch_gpus, items, mtbf_hours, noise, seed, demands, baselines)
     if replay is not None:
+        refuse_with_replay(context)
         run_replay(replay, as_json)
     elif spec is not None:
         run_simulate(spec, overrides or [], options, as_json)

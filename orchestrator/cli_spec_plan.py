@@ -27,7 +27,7 @@ from orchestrator.spec_plan import spec_plan
 from orchestrator.split import POOLS
 
 RECORDED = pathlib.Path(__file__).parents[1] / "experiments" / "specs" / "demands_wan_mini.jsonl"
-"""What sketches of the embedded model showed for 200 captions."""
+"""What sketches of the embedded model showed for 200 captions. A file of that name beside a spec goes before it."""
 SHOWN_ACTIONS = 4
 MOST_SIMULATED = 4000
 """Items; more take seconds. ``dvg simulate`` has no limit."""
@@ -41,7 +41,7 @@ class SpecOptions:
     """Where the demands come from, and which cluster the sweep must fit."""
 
     demands: pathlib.Path | None = None
-    """A run folder or a JSONL file; None: the recorded ones that ship with the project."""
+    """A run folder or a JSONL file; None: those beside the spec, else the recorded ones that ship with the project."""
     address: str | None = None
     cluster: pathlib.Path | None = None
 
@@ -50,7 +50,7 @@ def run_spec_plan(spec: pathlib.Path, overrides: Sequence[str], options: SpecOpt
     """Raises ConfigError with every mistake of the input, and, after the report, with everything the cluster cannot give."""
     mistakes: list[str] = []
     sweep = _tried(lambda: load_sweep(spec, overrides, with_weights=False), mistakes)
-    demands = _tried(lambda: find_demands(options.demands), mistakes)
+    demands = _tried(lambda: find_demands(spec, options.demands), mistakes)
     machines = _tried(lambda: find_machines(options), mistakes)
     if sweep is None or demands is None or mistakes:
         raise ConfigError(mistakes)
@@ -71,16 +71,19 @@ def _tried(make: Callable[[], T], mistakes: list[str]) -> T | None:
         return None
 
 
-def find_demands(given: pathlib.Path | None) -> Demands:
-    """Raises ConfigError for a run or a file without any."""
-    if given is None and not RECORDED.is_file():
+def find_demands(spec: pathlib.Path, given: pathlib.Path | None = None) -> Demands:
+    """Of the run or file given, of the file beside the spec, or of the one that ships. Raises ConfigError for one without any."""
+    beside = spec.resolve().parent / RECORDED.name
+    path = given or next((path for path in (beside, RECORDED) if path.is_file()), None)
+    if path is None:
         return Demands()
-    path = given or RECORDED
     try:
         found = read_demands(RunPaths(path).records if path.is_dir() else path)
     except ValueError as error:
-        raise ConfigError([f"--{error}"]) from error
-    return found if given else Demands(found.rows, f"as {len(found.rows)} sketches of wan-mini showed ({RECORDED.name})")
+        raise ConfigError([f"--{error}" if given else str(error)]) from error
+    if path not in (RECORDED, RECORDED.resolve()):
+        return found
+    return Demands(found.rows, f"as {len(found.rows)} sketches of wan-mini showed ({RECORDED.name})")
 
 
 def find_machines(options: SpecOptions) -> Machines | None:

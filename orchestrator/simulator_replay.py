@@ -13,8 +13,10 @@ from orchestrator.events import (
     Decoded,
     Event,
     Failed,
+    Finish,
     GiveUp,
     PhaseDone,
+    Reached,
     Sketched,
     StartDecode,
     StartPhase,
@@ -44,7 +46,7 @@ class Recording:
     items: list[Item] = field(default_factory=list)
     decisions: dict[str, Decision] = field(default_factory=dict)
     outside: list[Event] = field(default_factory=list)
-    """Arrivals, and workers that came and went: what no scheduler decides."""
+    """Arrivals, what resumed items had on disk, and workers that came and went: what no scheduler decides."""
     seconds: dict[Work, float] = field(default_factory=dict)
     """From each command to its result; the last of several attempts."""
     failed: dict[tuple[str, int], Failed] = field(default_factory=dict)
@@ -74,30 +76,40 @@ class Recording:
 
 
 def recording(told: Told) -> Recording:
-    """Of one start of a run (``orchestrator.eventlog.told``). Raises ValueError when nothing was ever started."""
+    """Of one start of a run (``orchestrator.eventlog.told``). Raises ValueError when it started nothing, or left items open."""
     found = Recording(told)
     running: dict[str, tuple[Command, float]] = {}
+    begun_ever: set[str] = set()
     for event, commands in told:
         if isinstance(event, RESULTS) and (begun := running.pop(event.item_key, None)):
             if isinstance(event, Failed):
                 found.failed[event.item_key, event.attempt] = event
             found.seconds[work_of(begun[0])] = event.time_s - begun[1]
-        if isinstance(event, Sketched):
+        if isinstance(event, Sketched | Reached):
             found.decisions[event.item_key] = event.decision
         if isinstance(event, Arrived):
             found.items.append(event.item)
-        if isinstance(event, Arrived | WorkerJoined | WorkerLost | WorkerLeaving):
+        resumed = isinstance(event, Reached) and event.item_key not in begun_ever
+        if resumed or isinstance(event, Arrived | WorkerJoined | WorkerLost | WorkerLeaving):
             found.outside.append(event)
         for command in commands:
             if type(command) in KINDS:
                 running[command.item_key] = command, event.time_s
+                begun_ever.add(command.item_key)
                 found.commands.add(command)
     starts = [event.time_s for event, commands in told if any(type(command) in KINDS for command in commands)]
     if not starts:
         raise ValueError("the event log starts no work, so there is nothing to simulate again")
+    if num_open := _num_open(found):
+        raise ValueError(f"the last start was stopped with {num_open} of {len(found.items)} items open; replay a finished one")
     found.first_s = min(starts)
     found.last_s = max(e.time_s for e, commands in told if isinstance(e, Decoded) or any(isinstance(c, GiveUp) for c in commands))
     return found
+
+
+def _num_open(found: Recording) -> int:
+    closed = {c.item_key for _, commands in found.told for c in commands if isinstance(c, Finish | GiveUp)}
+    return sum(item.item_key not in closed for item in found.items)
 
 
 def work_of(command: Command) -> Work:
@@ -137,6 +149,8 @@ class Replayed(Simulation):
         super().__init__(scheduler, world, fleet, checkpoints=checkpoints)
         self.recording = run
         self.asked: set[Command] = set()
+        self.begun: set[str] = set()
+        """Keys of the items that any of them was for."""
 
     @property
     def makespan_s(self) -> float:
@@ -153,14 +167,29 @@ class Replayed(Simulation):
         elif isinstance(what, WorkerLost):
             if unit := self._units.get(what.worker):
                 self._lose_ranks(unit, what.ranks, what.reason)
+        elif isinstance(what, Reached):
+            self._go_on_from(what)
         elif isinstance(what, Event):
             self._tell(what)
         else:
             super()._happen(what)
 
+    def _go_on_from(self, event: Reached) -> None:
+        """An earlier start left its boundary; it counts only where nothing of the item was begun in this one."""
+        if event.item_key not in self.begun:
+            self.meter.advance(self._now)
+            self.meter.unsketched -= 1
+            if event.stop < len(event.decision.action.stages):
+                self.meter.waiting += 1
+                self._phases[event.item_key] = event.phases
+            else:
+                self.meter.undecoded += 1
+        self._tell(event)
+
     def _carry_out(self, command: Command) -> None:
         if type(command) in KINDS:
             self.asked.add(command)
+            self.begun.add(command.item_key)
         super()._carry_out(command)
 
     def _done(self, job: Job) -> None:
@@ -216,7 +245,8 @@ def answers(told: Told, scheduler: Scheduler) -> dict[str, Any]:
 def replay_report(told: Told, make_scheduler: Callable[[], Scheduler], world_of: Callable[[Recording], World]) -> dict[str, Any]:
     """JSON-ready: the run, the same scheduler with its recorded seconds, and with predicted ones.
 
-    ``world_of`` gives the recorded items with what they are predicted to cost. Raises ValueError for a log without work.
+    ``world_of`` gives the recorded items with what they are predicted to cost. Raises ValueError for a log without work, or with
+    items left open, and RuntimeError when the workers of the log cannot do its items.
     """
     run = recording(told)
     world = world_of(run)

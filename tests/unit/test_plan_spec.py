@@ -207,6 +207,27 @@ def test_demands_can_come_from_a_run(tmp_path):
     assert whole["gpu_s"]["sketch"] == 2.0, "a plain run's sketch is its text"
 
 
+def test_plan_and_simulate_find_the_same_demands(tmp_path):
+    from orchestrator.cli_simulate import SimulateOptions, study_of
+    from orchestrator.cli_spec_plan import find_demands
+
+    spec = pathlib.Path(write(tmp_path))
+    assert "wan-mini showed" in find_demands(spec).source
+    row = {"prompt_id": "p", "seed": 0, "spatial_demand": 0.9, "temporal_demand": 0.1, "neutral_demand": False}
+    sizes = {"num_frames": 10, "height": 10, "width": 10, "model": "hunyuanvideo-1.5", "text_s": 2.0, "num_bytes": 1000}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records.jsonl").write_text(json.dumps(row | sizes) + "\n")
+    assert len(find_demands(spec, tmp_path / "run").rows) == 1
+    chosen = {d.action.name for d in study_of(spec, (), SimulateOptions(demands=tmp_path / "run")).world.decisions}
+    assert len(chosen) == len(ARMS), "one demand, one action of each arm"
+    (tmp_path / "demands_wan_mini.jsonl").write_text(json.dumps(row | sizes) + "\n")
+    assert "1 sketches" in json.loads(dvg_plan(str(spec), "--json").stdout)["demands"]
+    chosen = {d.action.name for d in study_of(spec, (), SimulateOptions()).world.decisions}
+    assert len(chosen) == len(ARMS)
+    with pytest.raises(ConfigError, match="--demands 'none' cannot be read"):
+        study_of(spec, (), SimulateOptions(demands=pathlib.Path("none")))
+
+
 def test_what_the_cluster_cannot_give_is_told_after_the_report_all_at_once(tmp_path):
     spec = write(tmp_path)
     assert dvg_plan(spec, "--cluster", str(ROOT / "ray_cluster.yaml")).exit_code == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.cli_simulate import find_demands
+from orchestrator.cli_spec_plan import find_demands
 from orchestrator.mistakes import ConfigError
 from orchestrator.scheduler import Scheduler
 from orchestrator.simulator import Simulation
