@@ -144,7 +144,8 @@ class RayShell:
         self.errands.start(command, self.items[command.item_key])
 
     def _decision(self, item_key: str) -> Decision | None:
-        return self.scheduler.books.items[item_key].decision
+        entry = self.scheduler.books.items.get(item_key)
+        return entry.decision if entry else None
 
     def _before_leave(self, unit: Unit) -> None:
         self.errands.bring_boundaries(unit)

@@ -36,6 +36,8 @@ class WorkerLost(Event):
     worker: str
     reason: str
     ranks: tuple[int, ...] = ()
+    blameless: bool = False
+    """The machine was taken away, so nothing that ran there can have been the cause: its items use no attempt."""
 
 
 @dataclass(frozen=True)

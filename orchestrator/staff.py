@@ -177,7 +177,7 @@ class Staff:
         """Those whose grace is over: what they do goes on elsewhere, from its last checkpoint."""
         for unit in list(self.crew.units.values()):
             if unit.leaving_s is not None and now_s > unit.leaving_s and not unit.starting:
-                self.lose(unit, set(range(len(unit.actors))), f"{unit.leaving_why}, and its grace is over")
+                self.lose(unit, set(range(len(unit.actors))), f"{unit.leaving_why}, and its grace is over", blameless=True)
 
     # Loss
 
@@ -190,22 +190,25 @@ class Staff:
         elif unit.kind != "pod":
             self.lose(unit, {rank}, summary(outcome))
         elif self.crew.is_gone(unit):
-            self.lose(unit, set(range(len(unit.actors))), f"its node is gone: {summary(outcome)}")
+            self.lose(unit, set(range(len(unit.actors))), f"its node is gone: {summary(outcome)}", blameless=True)
         else:
             job = next((job for job in unit.jobs.values() if rank in job.ranks), None)
             where = f" in {job.whereabouts()}" if job else ""
             self.lose(unit, {rank}, f"rank {rank} died{where}: {summary(outcome)}")
 
-    def lose(self, unit: Unit, ranks: set[int], reason: str) -> None:
+    def lose(self, unit: Unit, ranks: set[int], reason: str, blameless: bool = False) -> None:
         """Ranks cannot be used any more, nor those that do an item with them, which end at once: none waits for the lost ones."""
         jobs = [job for job in unit.jobs.values() if ranks & set(job.ranks)]
+        if jobs and unit.kind == "pod" and not unit.dead and unit.leaving_s is None:  # or what is told next may begin work there
+            self.tell(WorkerLeaving(self.now_s(), unit.name, reason))
         for job in jobs:
             self.before_loss(job)
             del unit.jobs[job.key]
         gone = ranks.union(*(job.ranks for job in jobs)) - unit.dead
         self.crew.kill(unit, gone)
         unit.dead |= gone
-        self.tell(WorkerLost(self.now_s(), unit.name, reason, tuple(sorted(ranks)) if unit.kind == "pod" else ()))
+        lost = tuple(sorted(ranks)) if unit.kind == "pod" else ()
+        self.tell(WorkerLost(self.now_s(), unit.name, reason, lost, blameless))
         self.renew_if_done(unit)
 
     def renew_if_done(self, unit: Unit) -> None:

@@ -46,7 +46,7 @@ def test_a_pod_on_a_node_that_is_to_go_finishes_what_it_does_and_costs_nobody_an
     assert [told["attempts"][key] for key in "cd"] == [1, 1]
 
 
-def test_a_node_that_is_gone_takes_all_its_ranks_at_once_and_charges_their_clips_alone(told: dict[str, Any]) -> None:
+def test_a_node_that_is_gone_takes_all_its_ranks_at_once_and_only_their_clips_begin_another_attempt(told: dict[str, Any]) -> None:
     assert told["lost_ranks"]["pod-1.1"] == [0, 1]
     assert of(told, "WorkerLost")["pod-1.1"].startswith("its node is gone: ")
     assert [told["attempts"][key] for key in "gh"] == [1, 1]

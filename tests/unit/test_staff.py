@@ -12,12 +12,14 @@ import pytest
 from orchestrator.cluster import Cluster
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.crew import Crew, Unit
-from orchestrator.events import Event, StartPhase, WorkerJoined, WorkerLeaving, WorkerLost
+from orchestrator.events import Event, Reached, StartPhase, WorkerJoined, WorkerLeaving, WorkerLost
 from orchestrator.jobs import Job
 from orchestrator.mistakes import RunError
 from orchestrator.pods import ClipWorkshop, Place
 from orchestrator.staff import MAX_START_FAILURES, PAUSES_S, Staff
-from orchestrator.types import Item, Slice
+from orchestrator.types import Action, Decision, Item, Slice
+
+DECISION = Decision(Action("full", (), 1.0), "all")
 
 
 class PaperCrew(Crew):
@@ -66,9 +68,12 @@ class Office:
     def __post_init__(self) -> None:
         self.crew = PaperCrew(self.config, self.room)
         inbox: Any = type("NoInbox", (), {"forget": lambda self, unit: None, "expect": lambda self, *entry: None})()
-        self.staff = Staff(
-            self.crew, inbox, self.told.append, lambda: 0.0, lambda job: self.saved.append(job.key), lambda unit: None
-        )
+        self.staff = Staff(self.crew, inbox, self.told.append, lambda: 0.0, self.save, lambda unit: None)
+
+    def save(self, job: Job) -> None:
+        """What the driver does: the scheduler hears of the checkpoint, and may give out work at that."""
+        self.saved.append(job.key)
+        self.told.append(Reached(0.0, job.key, 1, DECISION, 1, {}))
 
     def look(self, num_open: int = 0) -> None:
         self.staff._looked_s = 0.0
@@ -135,12 +140,22 @@ def test_all_ranks_of_the_dead_ones_slice_end_at_once_and_innocents_finish_first
     office.staff.on_death(pod, 1, RuntimeError("gone"))
     assert office.crew.killed == [("pod-0", 0), ("pod-0", 1)]
     assert [event.ranks for event in office.lost()] == [(1,)]
+    assert not office.lost()[0].blameless
     assert office.saved == ["victim"]
     assert set(pod.jobs) == {"innocent"}
     assert "pod-0" in office.crew.units
     pod.jobs.clear()
     office.staff.renew_if_done(pod)
     assert office.crew.units["pod-0.1"].group == "group of pod-0", "the node is kept"
+
+
+def test_the_scheduler_gives_a_pod_no_work_any_more_before_it_hears_of_the_checkpoints_there(office: Office) -> None:
+    office.give("pod-0", "one", 0, 2)
+    office.give("pod-0", "two", 2, 2)
+    for rank in (0, 2):
+        office.staff.on_death(office.crew.units["pod-0"], rank, RuntimeError("gone"))
+    told = [type(event) for event in office.told if not isinstance(event, WorkerJoined)]
+    assert told == [WorkerLeaving, Reached, WorkerLost, Reached, WorkerLost]
 
 
 def test_a_node_that_is_gone_loses_every_rank_in_one_event_and_its_pod_asks_for_another(office: Office) -> None:
@@ -150,7 +165,7 @@ def test_a_node_that_is_gone_loses_every_rank_in_one_event_and_its_pod_asks_for_
     office.crew.gone.add("pod-0")
     for rank in range(4):
         office.staff.on_death(pod, rank, RuntimeError("node died"))
-    assert [event.ranks for event in office.lost()] == [(0, 1, 2, 3)]
+    assert [(event.ranks, event.blameless) for event in office.lost()] == [((0, 1, 2, 3), True)]
     assert office.saved == ["one", "two"]
     assert office.crew.units["pod-0.1"].group == "group of pod-0.1"
     assert office.crew.units["pod-0.1"].asked
@@ -186,6 +201,7 @@ def test_what_is_not_done_when_the_grace_is_over_is_saved_and_goes_on_elsewhere(
     office.look()
     assert office.saved == ["long"]
     assert [event.reason for event in office.lost()] == ["its node is to be taken away, and its grace is over"]
+    assert office.lost()[0].blameless
     assert office.pods() == ["pod-0.1", "pod-1"]
 
 
