@@ -27,10 +27,20 @@ State = tuple[int, int]
 
 
 class Mirror:
-    """Copies what changed from a thread of its own; at the end of the context, once more and for certain."""
+    """Copies what changed from a thread of its own; at the end of the context, once more and for certain.
 
-    def __init__(self, paths: RunPaths, store: Store, tell: Callable[[str], None], every_s: float = EVERY_S) -> None:
-        self.paths, self.store, self.tell, self.every_s = paths, store, tell, every_s
+    ``check`` is called before anything at the URL is changed, and raises RunError once the run is somebody else's.
+    """
+
+    def __init__(
+        self,
+        paths: RunPaths,
+        store: Store,
+        tell: Callable[[str], None],
+        every_s: float = EVERY_S,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.paths, self.store, self.tell, self.every_s, self.check = paths, store, tell, every_s, check
         self._copied: dict[str, State] = {}
         self._told = False
         self._done = threading.Event()
@@ -56,9 +66,11 @@ class Mirror:
         for path, state in present.items():
             name = self.paths.relative(path)
             if self._copied.get(name) != state:
+                self.check()
                 self.store.put(name, _whole(path))
                 self._copied[name] = state
         for name in self._copied.keys() - {self.paths.relative(path) for path in present}:
+            self.check()
             self.store.remove(name)
             del self._copied[name]
 

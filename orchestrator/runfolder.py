@@ -66,7 +66,7 @@ def open_folder(
         except ValueError as error:
             raise ConfigError([str(error)]) from error
         if store is not None:
-            stack.enter_context(Mirror(paths, store, tell))
+            stack.enter_context(Mirror(paths, store, tell, check=lock.check))
         yield RunFolder(paths, ledger)
 
 
