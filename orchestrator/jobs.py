@@ -13,7 +13,7 @@ from orchestrator.doing import Doing
 from orchestrator.events import Command, Failed, StartPhase
 from orchestrator.inbox import Ref
 from orchestrator.local import PHASE_OF
-from orchestrator.mistakes import RunError
+from orchestrator.mistakes import RunError, without_password
 from orchestrator.types import Item
 from parallel.errors import GroupError, GroupMismatch
 
@@ -134,10 +134,10 @@ def failure_of(time_s: float, command: Command, error: Exception, where: str = "
 
     cause = cause_of(error)
     if isinstance(cause, RunError):
-        raise RunError(str(cause)) from error
+        raise RunError(without_password(str(cause))) from error
     phase = "sketch" if isinstance(cause, ObjectLostError | CheckpointLost) else PHASE_OF[type(command)]
     said = f"{where}: {summary(error)}" if where else summary(error)
-    return Failed(time_s, command.item_key, command.attempt, phase, said, str(error))
+    return Failed(time_s, command.item_key, command.attempt, phase, said, without_password(str(error)))
 
 
 def cause_of(error: Any) -> Any:
@@ -146,6 +146,6 @@ def cause_of(error: Any) -> Any:
 
 
 def summary(error: Any) -> str:
-    """One line of an error; of a worker's own exception, that one's type and message."""
+    """One line of an error, without passwords; of a worker's own exception, that one's type and message."""
     cause = cause_of(error)
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:400]}"
+    return f"{type(cause).__name__}: {without_password(' '.join(str(cause).split()))[:400]}"

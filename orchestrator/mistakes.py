@@ -14,7 +14,15 @@ FORM = "<{}>"
 """What pydantic calls a form of a value that has several; a person knows which one was meant."""
 
 PROSE = frozenset({"prompts", "negative"})
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@|https?://[^/@\s]+@")
+_USER = re.compile(r"://(?:[^/\s:]*:\S*|[^/\s]+)@")
+"""Up to the last @ of the word: a password may hold any character, also @ and /."""
+_PASSWORD = re.compile(r"://[^/\s:]*:\S*@|https?://[^/\s]+@")
+_QUERY = re.compile(
+    r"([?&;#](?:[\w.-]*(?:token|key|secret|passw(?:or)?d|pwd|signature|credential)[\w.-]*|sig|x-(?:amz|goog)-[\w.-]*)=)"
+    r"""\S+?(?=['")\]}>,:.]*(?:\s|$))""",
+    re.IGNORECASE,
+)
+"""A parameter that is a secret, and all that follows it: a secret may hold an & too."""
 
 
 class ConfigError(ValueError):
@@ -34,8 +42,17 @@ class DiskFull(RunError):
 
 
 def without_password(text: str) -> str:
-    """``text`` with the user and password of every URI in it hidden."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """``text`` with the user and password of every URI in it hidden, and secrets in a query; rather too much than too little."""
+    return _QUERY.sub(r"\1***", re.sub(r"://\S+", _without_user, text))
+
+
+def _without_user(url: re.Match[str]) -> str:
+    user, query = _USER.match(url[0]), _QUERY.search(url[0])
+    if user is None:
+        return url[0]
+    if query and query.start() < user.end():  # either may hold the other
+        return "://***"
+    return f"://***@{url[0][user.end() :]}"
 
 
 def password_mistakes(settings: Mapping[str, typing.Any], where: str = "") -> list[str]:
@@ -47,11 +64,15 @@ def password_mistakes(settings: Mapping[str, typing.Any], where: str = "") -> li
     for key, value in settings.items():
         if isinstance(value, Mapping):
             told += password_mistakes(value, f"{where}{key}.")
-        elif key not in PROSE and _PASSWORD.search(str(value)):
+        elif key not in PROSE and _holds_secret(str(value)):
             told.append(
                 f"{where}{key} must not hold a password; give it to the machines in their environment{_instead(where + key)}"
             )
     return told
+
+
+def _holds_secret(text: str) -> bool:
+    return bool(_PASSWORD.search(text) or _QUERY.search(text))
 
 
 def _instead(key: str) -> str:

@@ -226,7 +226,7 @@ def _myself() -> Owner:
     except (KeyError, OSError):  # a container's user without a name
         user = str(os.getuid())
     started_s, since = psutil.Process().create_time(), datetime.now(UTC).isoformat(timespec="seconds")
-    command = without_password(" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])[:200])
+    command = without_password(" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]))[:200]
     return Owner(user, platform.node(), os.getpid(), _namespace(), started_s, command, since, uuid.uuid4().hex)
 
 

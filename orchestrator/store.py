@@ -239,8 +239,8 @@ def reached(url: str, do: Callable[[], T], answers: tuple[type[OSError], ...] = 
         raise
     except Exception as error:
         if not pauses_s or isinstance(error, PermissionError | FileNotFoundError):  # asking again gives no other answer
-            told = " ".join(str(error).split())[:300] or type(error).__name__
-            raise RunError(f"{url!r} cannot be reached from {platform.node()}: {without_password(told)}") from error
+            told = without_password(" ".join(str(error).split()))[:300] or type(error).__name__
+            raise RunError(f"{url!r} cannot be reached from {platform.node()}: {told}") from error
     time.sleep(pauses_s[0])
     return reached(url, do, answers, pauses_s[1:])
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from orchestrator.checkpoints import CheckpointLost
 from orchestrator.events import Failed
+from orchestrator.mistakes import without_password
 from orchestrator.types import Clip, Decision, Item
 
 
@@ -37,6 +38,6 @@ class Worker(Protocol):
 def failed(time_s: float, item_key: str, attempt: int, phase: str, error: BaseException) -> Failed:
     """The event for an exception that ended one attempt; a boundary that is gone from disk means an earlier phase again."""
     phase = "sketch" if isinstance(error, CheckpointLost) else phase
-    lines = traceback.format_exception(error)
-    summary = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-    return Failed(time_s, item_key, attempt, phase, summary, "".join(lines))
+    story = without_password("".join(traceback.format_exception(error)))
+    summary = f"{type(error).__name__}: {without_password(' '.join(str(error).split()))[:500]}"
+    return Failed(time_s, item_key, attempt, phase, summary, story)
