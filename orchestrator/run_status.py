@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.manifest import short_key
 from orchestrator.mistakes import ConfigError
 from orchestrator.ownership import Owner, lock_owner
 from orchestrator.paths import RunPaths
@@ -17,7 +18,9 @@ from orchestrator.store import open_store, parse_place
 
 @dataclass(frozen=True)
 class RunStatus:
-    """``owner`` None: nobody writes it now. Rates are of the latest start; None before its first video."""
+    """Of the items that the latest start asked for; others in the folder, of an earlier arm or beyond ``--limit``, do not count.
+
+    ``owner`` None: nobody writes it now. Rates are of the latest start; None before its first video."""
 
     where: str
     name: str
@@ -36,7 +39,7 @@ class RunStatus:
 
     @property
     def num_left(self) -> int:
-        return self.num_items - self.num_finished - self.num_failed
+        return max(0, self.num_items - self.num_finished - self.num_failed)
 
 
 def read_status(place: str, now: datetime | None = None) -> RunStatus:
@@ -47,18 +50,36 @@ def read_status(place: str, now: datetime | None = None) -> RunStatus:
     if not isinstance(manifest, dict) or "items" not in manifest:
         raise ConfigError([f"{place!r} is no run: it has no {paths.manifest.name}"])
     records = _rows(store.read(paths.relative(paths.records)))
-    failed = store.sizes(paths.relative(paths.failures))
-    return summarise(place, manifest, records, len(failed), lock_owner(paths, store), now or datetime.now(UTC))
+    failed = [Path(name).name for name in store.sizes(paths.relative(paths.failures))]
+    return summarise(place, manifest, records, failed, lock_owner(paths, store), now or datetime.now(UTC))
 
 
 def summarise(
+    place: str,
+    manifest: dict[str, Any],
+    records: Sequence[dict[str, Any]],
+    failed: Sequence[str],
+    owner: Owner | None,
+    now: datetime,
+) -> RunStatus:
+    """``failed`` are the names of the failures' files, which begin with their items' keys."""
+    finished = {short_key(str(record["item_key"])): record for record in records}
+    given_up = {short_key(name) for name in failed}
+    if "item_keys" in manifest:  # a manifest of an earlier version has none
+        wanted = frozenset(str(manifest["item_keys"]).split())
+        finished = {key: record for key, record in finished.items() if key in wanted}
+        given_up &= wanted
+    return _told(place, manifest, list(finished.values()), len(given_up - finished.keys()), owner, now)
+
+
+def _told(
     place: str, manifest: dict[str, Any], records: Sequence[dict[str, Any]], num_failed: int, owner: Owner | None, now: datetime
 ) -> RunStatus:
     alive = owner is not None and owner.alive
     ended = sorted(str(record["finished_at"]) for record in records)
     starts = manifest.get("starts") or []
     pace_s = _pace_s(ended, starts[-1]["at"], now if alive else None) if starts else None
-    left = manifest["items"] - len(records) - num_failed
+    left = max(0, manifest["items"] - len(records) - num_failed)
     return RunStatus(
         where=place,
         name=str(manifest.get("name", "")),

@@ -14,13 +14,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from orchestrator.cli_status import ClusterStatus, SweepJob, _tell_cluster, _tell_run
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.config import Sweep, TrackingConfig
 from orchestrator.leftovers import Nodes, held, left_behind, nodes_by_role
+from orchestrator.manifest import update_manifest
 from orchestrator.mistakes import ConfigError
 from orchestrator.naming import Holding
 from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
 from orchestrator.run_status import read_status
-from tests.fakerun import make_record, make_run
+from orchestrator.types import Item
+from tests.fakerun import make_failure, make_record, make_records, make_run
 
 RUNNING = {"job_id": "01", "end_time": 0}
 ENDED = {"job_id": "02", "end_time": 1795245793604}
@@ -111,6 +115,22 @@ def test_a_run_that_nobody_works_on_has_no_time_left_and_the_pace_it_had(tmp_pat
     status = read_status(str(tmp_path))
     assert (status.owner, status.owner_alive, status.left_s) == (None, False, None)
     assert status.videos_per_hour == pytest.approx(6.0)
+
+
+def test_only_items_of_the_latest_start_count_and_nothing_is_ever_left_below_zero(tmp_path: Path) -> None:
+    records = make_records(8)
+    paths = make_run(tmp_path, records, videos=False)
+    for prompt_id in ("another", "one-more"):
+        make_failure(paths, "dvg", prompt_id, 0)
+    asked = [("full", "orbit"), ("full", "drift"), ("dvg", "another"), ("full", "another")]
+    items = tuple(Item(make_record(*one).item_key, *one, prompt=one[1], seed=0) for one in asked)
+    update_manifest(paths, Sweep("s", (), items, None, 3, ClusterConfig(), TrackingConfig()), ["spec.yaml", "--limit", "3"])
+    status = read_status(str(tmp_path))
+    assert (status.num_items, status.num_finished, status.num_failed, status.num_left) == (4, 2, 1, 1)
+
+    manifest = json.loads(paths.manifest.read_text())
+    paths.manifest.write_text(json.dumps({"items": 4, "starts": manifest["starts"]}))
+    assert read_status(str(tmp_path)).num_left == 0, "of a manifest that lists no keys"
 
 
 def test_a_driver_that_died_is_named_as_one(tmp_path: Path) -> None:
