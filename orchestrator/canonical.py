@@ -9,6 +9,7 @@ from orchestrator.forecast import ClipClass, Forecast
 from orchestrator.horizon import Horizon
 from orchestrator.objectives import Costed, Offer
 from orchestrator.policy import Sizing
+from orchestrator.split import DecodeOn
 
 FIRST = 0.1
 """How much sooner than in proportion the arm with the most to go after its sketch is sketched."""
@@ -24,9 +25,9 @@ class Canonical(Costed):
     make a clip wider as long as every clip that waits, and every sketch that comes due while it runs, still finds ranks.
     """
 
-    def __init__(self, policy: Sizing, books: Books, forecast: Forecast) -> None:
+    def __init__(self, policy: Sizing, books: Books, forecast: Forecast, decode_on: DecodeOn = "workers") -> None:
         super().__init__(policy, books, forecast)
-        self.horizon = Horizon(self.books, self.forecast)
+        self.horizon = Horizon(books, forecast, decode_on)
         self._places: dict[str, float] = {}
 
     def priority(self, entry: Entry) -> float:
@@ -74,7 +75,7 @@ class Canonical(Costed):
     def offers(self, entry: Entry, now_s: float) -> Sequence[Offer]:
         clip = self.clip(entry)
         self.horizon.look(now_s)
-        left_s, begun = self._left_s(clip.arm, now_s), self._begun(entry)
+        left_s, begun = self._left_s(clip.arm, now_s), self._begun(entry, clip)
         wanted = max(begun, clip.width_within(self.horizon.share(clip) * left_s))
         least = min(wanted, max(begun, clip.width_within(left_s)))
         whole = self._is_whole(clip, wanted, now_s)
@@ -92,9 +93,11 @@ class Canonical(Costed):
     def _left_s(self, arm: str, now_s: float) -> float:
         return self.horizon.left_s(arm, now_s)
 
-    def _begun(self, entry: Entry) -> int:
-        """A clip that hurried once goes on so."""
-        return min(entry.done[-1].width, self.books.pool.widest) if entry.done else 1
+    def _begun(self, entry: Entry, clip: ClipClass) -> int:
+        """A clip that hurried once goes on so, on the next width that is worth it: pods, and what is known of costs, may be
+        others than when it began."""
+        width = entry.done[-1].width if entry.done else 1
+        return max((w for w in clip.widths if w <= width), default=clip.widths[0])
 
     def _is_whole(self, clip: ClipClass, width: int, now_s: float) -> bool:
         """The backlog fills the ranks for as long as the clip takes: nothing is gained by looking again at every stage."""
@@ -126,13 +129,18 @@ class Canonical(Costed):
 
 
 class SweepDeadline(Canonical):
-    """The fewest GPU-seconds with which the last video is there in time; when nothing is, as early as can be."""
+    """The fewest GPU-seconds with which the last video is there in time; when nothing is, as early as can be.
+
+    The time allowed counts from 0 of the shell's clock, the start of the command, whenever the first pod is there.
+    """
+
+    @property
+    def _due_s(self) -> float:
+        return self.config.deadline_s or 0.0
 
     def _left_s(self, arm: str, now_s: float) -> float:
-        due_s = self.horizon.began_s + (self.config.deadline_s or 0.0)
-        spare_s = max(0.0, due_s - self.horizon.end_s)
+        spare_s = max(0.0, self._due_s - self.horizon.end_s)
         return self.horizon.left_s(arm, now_s) + spare_s / self.forecast.pace(arm)
 
     def _wider(self, clip: ClipClass, wanted: int, whole: bool, now_s: float) -> Iterator[Offer]:
-        in_time = self.horizon.end_s <= self.horizon.began_s + (self.config.deadline_s or 0.0)
-        return iter(()) if in_time else super()._wider(clip, wanted, whole, now_s)
+        return iter(()) if self.horizon.end_s <= self._due_s else super()._wider(clip, wanted, whole, now_s)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from orchestrator.allotment import Frontier
 from orchestrator.books import Books, State
 from orchestrator.forecast import ClipClass, Forecast
+from orchestrator.split import DecodeOn
 
 REPLAN = 0.01
 """Share of the open items that must have moved before it is looked at again."""
@@ -59,10 +60,10 @@ class ArmPlan:
 
 
 class Horizon:
-    def __init__(self, books: Books, forecast: Forecast) -> None:
+    def __init__(self, books: Books, forecast: Forecast, decode_on: DecodeOn = "workers") -> None:
         self.books = books
         self.forecast = forecast
-        self.began_s = 0.0
+        self._decoders: str | None = {"workers": "decode", "sketchers": "sketch", "pod": None}[decode_on]
         self.end_s = 0.0
         """When everything is decoded."""
         self.full_until_s = 0.0
@@ -76,8 +77,6 @@ class Horizon:
     def look(self, now_s: float) -> None:
         """Plan again where enough has changed."""
         moved = self.books.num_moves - self._planned_at
-        if self._planned_at < 0:
-            self.began_s = now_s
         if self._planned_at < 0 or moved > max(2, REPLAN * self.books.num_open) or now_s >= self.end_s:
             self._planned_at = self.books.num_moves
             self._plan(now_s)
@@ -93,8 +92,8 @@ class Horizon:
 
     @property
     def num_decoders(self) -> int:
-        """Workers that decode; where there are none of their own, those that sketch, or pods."""
-        return self.books.staff["decode"] or self.books.staff["sketch"]
+        """Workers that decode; 0 where pods do."""
+        return self.books.staff[self._decoders] if self._decoders else 0
 
     def _drain_s(self, work: Sequence[Work]) -> float:
         """From the last clip's end to the last video: a decode of what is to go, and the queue before it."""

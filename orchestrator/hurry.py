@@ -9,20 +9,22 @@ from orchestrator.canonical import Canonical, SweepDeadline
 from orchestrator.forecast import Forecast
 from orchestrator.objectives import ByPolicy, Costed, Objective, Offer
 from orchestrator.policy import Policy, Sizing
+from orchestrator.split import DecodeOn
 
 
-def objective_of(policy: Policy, books: Books, forecast: Forecast) -> Objective:
-    """That of a policy's rule."""
+def objective_of(policy: Policy, books: Books, forecast: Forecast, decode_on: DecodeOn = "workers") -> Objective:
+    """That of a policy's rule. ``decode_on``: who makes the videos."""
     if not isinstance(policy, Sizing):
         return ByPolicy(policy, books, forecast)
     config = policy.config
     if config.rule == "throughput":
-        return Canonical(policy, books, forecast)
+        return Canonical(policy, books, forecast, decode_on)
     if config.rule == "latency":
         return Latency(policy, books, forecast)
     if config.rule == "deadline":
-        kind = ItemDeadline if config.deadline_of == "item" else SweepDeadline
-        return kind(policy, books, forecast)
+        if config.deadline_of == "item":
+            return ItemDeadline(policy, books, forecast)
+        return SweepDeadline(policy, books, forecast, decode_on)
     return ByPolicy(policy, books, forecast)
 
 

@@ -22,7 +22,7 @@ UNKNOWN_S = 1e9
 
 
 class Ends:
-    """When the slices that are held are expected to come free, by width."""
+    """When the slices that are held, of pods that take work, are expected to come free, by width."""
 
     def __init__(self) -> None:
         self._by_width: dict[int, list[float]] = {}
@@ -108,6 +108,8 @@ class Pool:
         if not pod.draining:
             for item_key in [key for key, promise in self.promises.items() if promise.piece.pod == name]:
                 self.forget(item_key)
+            for piece in pod.held.values():
+                self.ends.remove(piece.width, pod.ends_s[piece.start])
             before = pod.open
             pod.draining = True
             self._names.remove(name)
@@ -132,10 +134,10 @@ class Pool:
 
     def release(self, item_key: str, name: str) -> None:
         pod = self.pods[name]
-        before, piece = pod.open, pod.held[item_key]
-        self.ends.remove(piece.width, pod.ends_s[piece.start])
-        pod.release(item_key)
+        before, end_s = pod.open, pod.ends_s[pod.held[item_key].start]
+        piece = pod.release(item_key)
         if not pod.draining:
+            self.ends.remove(piece.width, end_s)
             self.num_idle += piece.width
             self._index(pod, before)
         elif not pod.held:
@@ -229,6 +231,8 @@ class Pool:
         counted = sum(pod.free.bit_count() for pod in working), sum(pod.num_ranks for pod in working)
         if counted != (self.num_idle, self.num_ranks):
             yield f"{self.num_idle} of {self.num_ranks} ranks counted as idle, the pods say {counted}"
+        if (num_held := sum(piece.width for pod in working for piece in pod.held.values())) != self.ends.num_ranks:
+            yield f"{self.ends.num_ranks} ranks are expected to come free, {num_held} are held"
         if sum(pod.open.bit_count() for pod in working) != self.num_open:
             yield f"{self.num_open} ranks counted as open, the pods say {[pod.open for pod in working]}"
         indexed = {(w, b, name) for w, blocks in self._fits.items() for b, names in blocks.items() for name in names}

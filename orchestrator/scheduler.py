@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import singledispatchmethod
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,10 +32,9 @@ from orchestrator.events import (
     WorkerLost,
 )
 from orchestrator.forecast import Forecast
-from orchestrator.horizon import Horizon
 from orchestrator.hurry import objective_of
-from orchestrator.outlook import Outlook, outlook
 from orchestrator.policy import Policy, Throughput
+from orchestrator.split import DecodeOn
 
 
 class SchedulerConfig(BaseModel):
@@ -47,7 +46,7 @@ class SchedulerConfig(BaseModel):
     """Sketches running or waiting for a slice; more would only hold memory. Fewer while fewer keep the ranks busy."""
     max_undecoded: int = Field(8, ge=1)
     """Refined latents waiting for a decoder before no further refining starts; never fewer than two for each rank."""
-    decode_on: Literal["workers", "pod", "sketchers"] = "workers"
+    decode_on: DecodeOn = "workers"
     """Who makes videos of latents: decode workers, slices of a pod, or the sketch workers beside their sketches."""
 
 
@@ -62,10 +61,8 @@ class Scheduler:
         self.policy = policy or Throughput()
         self.books = Books()
         self.forecast = Forecast(self.policy)
-        self.objective = objective_of(self.policy, self.books, self.forecast)
+        self.objective = objective_of(self.policy, self.books, self.forecast, self.config.decode_on)
         self._dispatch = Dispatch(self.config, self.policy, self.books, self.forecast, self.objective)
-        self._horizon = Horizon(self.books, self.forecast) if self.forecast.sizing else None
-        self._now_s = 0.0
         self.keep_log = keep_log
         self.log: list[dict[str, Any]] = []
         """One JSON-ready row per event; :func:`replay` makes the same commands of it."""
@@ -75,7 +72,6 @@ class Scheduler:
 
         Late results of an earlier attempt change nothing. Raises ValueError for an event no shell may send.
         """
-        self._now_s = event.time_s
         commands = [*self._apply(event), *self._dispatch.commands(event.time_s)]
         if self.keep_log:
             self.log.append(eventlog.row(event, commands))
@@ -94,11 +90,6 @@ class Scheduler:
     def idle(self) -> bool:
         """Nothing is running: only an arrival or a new worker can change anything."""
         return self.books.num_running == 0
-
-    @property
-    def outlook(self) -> Outlook:
-        """How the sweep stands after the last event."""
-        return outlook(self.books, self._horizon, self._dispatch.is_decoding_behind, self._now_s)
 
     def counts(self) -> dict[str, int]:
         """Number of items in each state that has any, for a progress display."""
@@ -174,7 +165,8 @@ class Scheduler:
         entry = self._current(event.item_key, event.attempt, State.DECODING)
         if entry is None:
             return []
-        self.forecast.saw_decode(entry.item.arm, event.time_s - entry.busy_since_s)
+        if entry.slice is None or entry.slice.width == 1:  # what several ranks take says nothing of one
+            self.forecast.saw_decode(entry.item.arm, event.time_s - entry.busy_since_s)
         self.books.release(entry, event.time_s)
         self.books.close(entry, State.FINISHED)
         return [

@@ -55,7 +55,8 @@ def test_any_giving_and_taking_keeps_slices_aligned_disjoint_and_counted(
         elif step == "drain" and pool.pods:
             pool.drain(sorted(pool.pods)[pick % len(pool.pods)])
         assert list(pool.mistakes()) == []
-        assert pool.ends.num_ranks == sum(piece.width for pod in pool.pods.values() for piece in pod.held.values())
+        working = [pod for pod in pool.pods.values() if not pod.draining]
+        assert pool.ends.num_ranks == sum(piece.width for pod in working for piece in pod.held.values())
 
 
 @given(st.sets(st.integers(0, 7)), widths)
@@ -163,3 +164,14 @@ def test_throughput_takes_the_narrowest_legal_width_and_says_when_none_fits() ->
     assert (phase.stop, phase.width) == (4, 2)
     with pytest.raises(ValueError, match=r"\[2, 4\] fits a pod of 1"):
         Throughput(degrees=(2, 4)).phases(item(0), DECISION, max_width=1)
+
+
+def test_ranks_of_a_pod_that_goes_are_not_expected_to_come_free() -> None:
+    pool = pool_of(4, 4)
+    assert take(pool, 4, "stays", 10.0) == Slice("a", 0, 4)
+    assert take(pool, 2, "goes", 5.0) == Slice("b", 0, 2)
+    pool.drain("b")
+    assert (pool.ends.ranks_before(20.0), pool.ends.slices_before(20.0), pool.ends.busy_s(0.0)) == (4, 1, 40.0)
+    pool.release("goes", "b")
+    pool.release("stays", "a")
+    assert (pool.ends.num_ranks, pool.num_idle) == (0, 4)

@@ -7,7 +7,6 @@ import itertools
 import sys
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,7 @@ from orchestrator.events import Finish, StartDecode, StartPhase, StartSketch
 from orchestrator.geometry import model
 from orchestrator.lanes import Lanes
 from orchestrator.policy import ArmSizing, Sizing
-from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
+from orchestrator.scheduler import Scheduler, SchedulerConfig
 from orchestrator.sizing import SizingConfig
 from orchestrator.types import Action, Clip, Decision, Item, Stage
 
@@ -232,27 +231,6 @@ def test_sketchers_decode_too_where_they_are_asked_to() -> None:
     clock.arrive(*(item(n, "short") for n in range(20)))
     clock.run()
     assert len(clock.finished) == 20
-
-
-def test_the_outlook_tells_the_queues_and_why_ranks_idle() -> None:
-    clock = Clock(sizing(), pods=1, sketchers=1)
-    clock.arrive(*(item(n) for n in range(3)))
-    seen = clock.scheduler.outlook
-    assert (seen.num_idle, seen.num_running, seen.idle_by_size) == (8, 1, {8: 8})
-    assert seen.why_idle == "no sketch is ready, 1 are at work"
-    assert seen.horizon_s == pytest.approx(60 / 8 / 0.9 + 1.0, rel=0.5)
-    clock.run()
-    assert clock.scheduler.outlook.why_idle == "everything is done"
-    assert clock.scheduler.outlook.horizon_s is None
-
-
-def test_asking_for_the_outlook_changes_no_decision() -> None:
-    clock = Clock(sizing(), pods=1)
-    clock.arrive(*(item(n) for n in range(12)))
-    while clock.queue:
-        clock.step()
-        _ = clock.scheduler.outlook
-    replay(clock.scheduler.log, Scheduler(clock.scheduler.config, clock.scheduler.policy))
 
 
 def test_an_event_costs_as_many_calls_with_thirty_times_the_items_and_pods() -> None:
