@@ -20,8 +20,6 @@ from orchestrator.paths import RunPaths
 PACKAGES = ("torch", "diffusers", "transformers", "ray", "mlflow", "av", "numpy")
 KEY_CHARS = 10
 """40 bits: one in ten million that an item elsewhere looks like one of 100,000 listed."""
-KEY_CHARS = 10
-"""40 bits: one in ten million that an item elsewhere looks like one of 100,000 listed."""
 
 
 def update_manifest(paths: RunPaths, sweep: Sweep, command: Sequence[str]) -> None:
@@ -31,16 +29,10 @@ def update_manifest(paths: RunPaths, sweep: Sweep, command: Sequence[str]) -> No
         "name": sweep.name,
         "items": len(sweep.items),
         "item_keys": " ".join(sorted({short_key(item.item_key) for item in sweep.items})),
-        "item_keys": " ".join(sorted({short_key(item.item_key) for item in sweep.items})),
         "arms": {arm.name: {"model": arm.model, "weights": arm.weights, "revision": arm.revision} for arm in sweep.arms},
         "starts": [*_starts(paths.manifest), start],
     }
     write_atomic(paths.manifest, json.dumps(manifest, indent=2) + "\n")
-
-
-def short_key(item_key: str) -> str:
-    """The part of an item's key that the manifest lists: 100,000 items take 1.1 MB, and two of them rarely meet."""
-    return item_key[:KEY_CHARS]
 
 
 def short_key(item_key: str) -> str:
