@@ -23,8 +23,22 @@ SHARED_NAMES = (
     "arms",
     "degrees",
 )
-DECIDING = ("events", "eventlog", "books", "packing", "patience", "plan", "policy", "sizing", "slices", "split", "tally", "eta", "scheduler")
-SCHEDULING = ("audit", "canonical", "dispatch", "forecast", "horizon", "hurry", "lanes", "objectives", "outlook", "pool")
+DECIDING = (
+    "events",
+    "eventlog",
+    "books",
+    "packing",
+    "patience",
+    "plan",
+    "policy",
+    "sizing",
+    "slices",
+    "split",
+    "tally",
+    "eta",
+    "scheduler",
+)
+SCHEDULING = ("audit", "canonical", "dispatch", "forecast", "horizon", "hurry", "lanes", "objectives", "pool")
 SIMULATING = (
     "allotment",
     "demands",
