@@ -33,6 +33,8 @@ ROLES = {"sketch": "sketch", "pod": "heavy", "decode": "in(sketch,decode)"}
 
 START_TIMEOUT_S = 900.0
 """How long a worker may take to be ready: an autoscaled node boots and large weights load in that time."""
+SETTLE_S = 5.0
+"""How long a worker that goes may still write its last checkpoint."""
 PLACE_TIMEOUT_S = 600.0
 """How long a sweep without a single pod waits for a node with room."""
 
@@ -65,6 +67,11 @@ class Unit:
     @property
     def name(self) -> str:
         return f"{self.kind}-{self.slot}" + (f".{self.generation}" if self.generation else "")
+
+    @property
+    def node(self) -> str:
+        """Ray's id of where it runs; where that is not known, no other unit's."""
+        return (self.place and self.place.node) or self.name
 
     @property
     def asked(self) -> bool:
@@ -138,6 +145,13 @@ class Crew:
 
         for rank in ranks:
             ray.kill(unit.actors[rank])
+
+    def settle(self, unit: Unit) -> None:
+        """Wait, a while, for the checkpoints that a unit still writes."""
+        import ray
+
+        written = [actor.settle.remote() for actor in unit.actors]
+        ray.wait(written, num_returns=len(written), timeout=SETTLE_S)
 
     def dismiss(self, unit: Unit) -> None:
         """End a unit. Its node is given back unless :meth:`keep_node` took it."""

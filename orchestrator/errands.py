@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from orchestrator.checkpoints import CheckpointLost
 from orchestrator.crew import Crew, Unit
 from orchestrator.events import (
     Command,
@@ -19,7 +20,7 @@ from orchestrator.events import (
     StartSketch,
 )
 from orchestrator.inbox import Inbox, Ref
-from orchestrator.jobs import Job, blame, failure_of, is_death
+from orchestrator.jobs import Job, blame, cause_of, failure_of, is_death
 from orchestrator.patience import Patience
 from orchestrator.runbook import Runbook
 from orchestrator.staff import Staff
@@ -63,7 +64,7 @@ class Errands:
         self._looked_s = 0.0
         self._num_failing = 0
         self._boundaries: dict[str, tuple[str, Ref]] = {}
-        """The unit on whose node each item's last boundary lies."""
+        """The node on which each item's last boundary lies."""
 
     @property
     def pause_s(self) -> float:
@@ -161,17 +162,19 @@ class Errands:
         if job.lost:
             self.staff.lose(job.unit, job.lost, f"{job.whereabouts()}: {blame(job.lost, job.problems)}")
             return
-        if job.problems:
-            self.staff.before_loss(job)
+        if job.problems and not any(isinstance(cause_of(problem), CheckpointLost) for problem in job.problems.values()):
+            self.staff.before_loss(job)  # a file that its worker cannot read would be no help, though the driver can
         del job.unit.jobs[job.key]
         self.tell(self._failure(job) if job.problems else self._success(job))
+        if job.unit.leaving_s is not None:
+            self.bring_boundaries(job.unit)
         self.staff.renew_if_done(job.unit)
 
     def bring_boundaries(self, unit: Unit) -> None:
         """Copy what lies on a node that is to be taken away to this one, unopened."""
         import ray
 
-        lying = [ref for where, ref in self._boundaries.values() if where == unit.name]
+        lying = [ref for where, ref in self._boundaries.values() if where == unit.node]
         if lying:
             ray.wait(lying, num_returns=len(lying), timeout=0, fetch_local=True)
 
@@ -183,7 +186,7 @@ class Errands:
         if job.boundary is None:
             self._boundaries.pop(job.key, None)
         else:
-            self._boundaries[job.key] = job.unit.name, job.boundary
+            self._boundaries[job.key] = job.unit.node, job.boundary
 
     def _failure(self, job: Job) -> Event:
         rank, problem = next(iter(job.problems.items()))

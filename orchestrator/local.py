@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator import eventlog
@@ -77,6 +77,8 @@ class LocalShell:
             self._tell(WorkerJoined(self._now_s(), kind, f"{kind}-0"))
         while self._todo:
             self._carry_out(self._todo.popleft())
+        if not self.scheduler.finished:
+            raise RunError(f"nothing is left to do, yet not every item is done: {_told(self.scheduler.counts())}")
 
     def _now_s(self) -> float:
         return time.monotonic() - self._started_s
@@ -94,9 +96,13 @@ class LocalShell:
             self.runbook.give_up(command)
         else:
             event = self._attempt(command)
-            if isinstance(event, Failed) and (reached := self.runbook.reached(event.item_key, event.attempt, event.time_s)):
-                self._tell(reached)
+            if isinstance(event, Failed) and event.phase == PHASE_OF[type(command)]:  # else it is the checkpoint that is lost
+                self._tell_reached(event)
             self._tell(event)
+
+    def _tell_reached(self, event: Failed) -> None:
+        if reached := self.runbook.reached(event.item_key, event.attempt, event.time_s):
+            self._tell(reached)
 
     def _attempt(self, command: Command) -> Event:
         try:
@@ -119,6 +125,10 @@ class LocalShell:
                 clip = self.worker.decode(item, opened(command.handle), path)
             return Decoded(self._now_s(), key, attempt, clip)
         raise ValueError(f"{type(command).__name__} is no command of orchestrator.events")
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in counts.items())
 
 
 def opened(handle: Any) -> Any:

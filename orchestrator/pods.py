@@ -130,6 +130,10 @@ class Member:
         self.worker = self.workshop.make(self.parts, self.device, self.num_threads, groups)
         return Place(device_name(self.device), platform.node(), own_node())
 
+    def settle(self) -> None:
+        """Wait for the checkpoint that the worker still writes, if it keeps any."""
+        getattr(self.worker, "settle", lambda: None)()
+
     def watch(self, noticed: bool = False) -> str:
         """Fails when the actor dies, busy or idle; returns at a notice that the process is to end, unless ``noticed``."""
         (threading.Event() if noticed else self._notice).wait()

@@ -218,6 +218,8 @@ class Staff:
     def _renew(self, unit: Unit) -> None:
         """In the same place, or wherever there is room once the place is gone."""
         self.inbox.forget(unit.name)
+        if unit.leaving_s is not None and unit.ready:
+            self.crew.settle(unit)
         group = self.crew.keep_node(unit) if self.hiring else None
         self.crew.dismiss(unit)
         if self.hiring:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from orchestrator.eventlog import starts
-from orchestrator.events import Command, Event
+from orchestrator.events import Command, Event, StartDecode
 from orchestrator.ledger import Ledger
 from orchestrator.local import run_local
+from orchestrator.mistakes import RunError
 from orchestrator.paths import RunPaths
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
@@ -131,6 +132,17 @@ def test_a_poison_item_is_given_up_with_its_story_and_the_others_finish(tmp_path
     assert failure["attempts"] == 2
     assert "Traceback" in failure["story"][-1]
     assert failure["prompt"] == "a red circle"
+
+
+def test_a_scheduler_that_forgets_an_item_is_an_error_and_not_a_run_that_is_done(tmp_path: Path) -> None:
+    class Forgetful(Scheduler):
+        def handle(self, event: Event) -> list[Command]:
+            return [command for command in super().handle(event) if not isinstance(command, StartDecode)]
+
+    run = Run(tmp_path, FakeWorker())
+    run.scheduler = Forgetful()
+    with pytest.raises(RunError, match="not every item is done: 1 refined, 1 decoding"):
+        run.make(1, 2)
 
 
 def test_an_interrupt_stops_at_once_and_the_same_call_again_finishes_the_rest(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from orchestrator.arms import Arm, make_item
-from orchestrator.checkpoints import Checkpoints
+from orchestrator.checkpoints import CheckpointLost, Checkpoints, Saved
 from orchestrator.events import Command, Event, Failed, PhaseDone, Reached, Sketched, StartPhase, StartSketch
 from orchestrator.keeper import Keeper
 from orchestrator.ledger import Ledger
@@ -172,6 +172,21 @@ def test_a_file_that_is_lost_after_the_start_costs_an_attempt_and_no_more(
     assert run.reached() == [3]
     assert [event.phase for event in run.events if isinstance(event, Failed)] == ["sketch"]
     assert len(model.levels) == sum(FORWARDS)
+    assert run.record.sha256 == undisturbed.sha256
+    assert run.record.attempts == 2
+
+
+def test_a_file_that_the_worker_cannot_see_costs_one_attempt_however_well_the_driver_sees_it(
+    run: Run, undisturbed: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.start(break_at_call=sum(FORWARDS[:3]) + 2, max_attempts=1)
+
+    def load(saved: Saved) -> Any:
+        raise CheckpointLost(f"{saved.path} is not on this machine")
+
+    monkeypatch.setattr("orchestrator.local.load", load)
+    run.start(max_attempts=2)
+    assert run.begins[:2] == [3, -1]
     assert run.record.sha256 == undisturbed.sha256
     assert run.record.attempts == 2
 

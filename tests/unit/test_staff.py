@@ -30,6 +30,7 @@ class PaperCrew(Crew):
         self.room = room
         self.killed: list[tuple[str, int]] = []
         self.gone: set[str] = set()
+        self.settled: list[str] = []
 
     def ask(self, kind: str, slot: int, generation: int = 0, group: Any = None) -> Unit:
         unit = Unit(kind, slot, generation, group=group, deadline_s=time.monotonic() + 60)
@@ -50,6 +51,9 @@ class PaperCrew(Crew):
 
     def kill(self, unit: Unit, ranks: Any) -> None:
         self.killed += [(unit.name, rank) for rank in sorted(ranks)]
+
+    def settle(self, unit: Unit) -> None:
+        self.settled.append(unit.name)
 
     def dismiss(self, unit: Unit) -> None:
         del self.units[unit.name]
@@ -181,6 +185,7 @@ def test_pods_of_a_node_that_is_to_go_finish_what_they_do_and_then_ask_for_anoth
     pod.jobs.clear()
     office.staff.renew_if_done(pod)
     assert office.pods() == ["pod-0.1", "pod-1"]
+    assert office.crew.settled == ["pod-0"], "the checkpoint that it still writes is waited for"
     assert office.crew.units["pod-0.1"].group == "group of pod-0.1"
     assert office.lost() == []
 
