@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -29,6 +30,8 @@ from orchestrator.split import POOLS
 RECORDED = pathlib.Path(__file__).parents[1] / "experiments" / "specs" / "demands_wan_mini.jsonl"
 """What sketches of the embedded model showed for 200 captions. A file of that name beside a spec goes before it."""
 SHOWN_ACTIONS = 4
+LINE_CHARS = 18
+"""Of a name in a table of seven columns, on 80 columns."""
 MOST_SIMULATED = 4000
 """Items; more take seconds. ``dvg simulate`` has no limit."""
 DECODERS = {"pod": "the pod decodes", "sketchers": "sketch workers decode"}
@@ -94,7 +97,8 @@ def find_machines(options: SpecOptions) -> Machines | None:
         raise ConfigError(["--address and --cluster each name a cluster to fit: give one"])
     if options.cluster:
         return machines_of_file(options.cluster)
-    if options.address or os.environ.get("RAY_ADDRESS"):
+    usual = os.environ.get("RAY_ADDRESS", "")
+    if options.address or (usual and not usual.startswith(("http://", "https://"))):  # those are dashboards, for dvg submit
         return live_machines(options.address)
     return None
 
@@ -181,8 +185,18 @@ def _arms_table(rows: Sequence[Mapping[str, Any]], unit: str) -> Table:
         each = row["gpu_s"]
         figures = (_short(each["sketch"]), _short(each["heavy"]), _short(each["decode"]))
         hours = _short(row["items"] * each["total"] / 3600)
-        table.add_row(escape(row["arm"]), row["model"], f"{row['items']:,}", *figures, hours)
+        table.add_row(*(escape(in_lines(row[key])) for key in ("arm", "model")), f"{row['items']:,}", *figures, hours)
     return table
+
+
+def in_lines(name: str) -> str:
+    """A long name in lines of at most :data:`LINE_CHARS`, broken after hyphens and points where it has any."""
+    lines = [""]
+    for part in re.findall(r"[^-_.]+[-_.]?|[-_.]", name):
+        if lines[-1] and len(lines[-1]) + len(part) > LINE_CHARS:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _actions(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -169,13 +169,34 @@ spec:
         ("name: x", "describes no cluster"),
         ("available_node_types: {heavy: {node_config: {}}, sketch: {}}", "node type 'heavy' needs resources"),
         ("{kind: RayJob, spec: {}}", "without workerGroupSpecs"),
+        (
+            "{max_workers: lots, available_node_types: {}}",
+            "^--cluster cluster.yaml: max_workers must be a whole number, not 'lots'$",
+        ),
+        ("available_node_types: {heavy: null}", "node type 'heavy' needs resources"),
+        ("available_node_types: {heavy: 8}", "^--cluster cluster.yaml: node type 'heavy' must hold keys and values, not 8$"),
+        (
+            "available_node_types: {heavy: {resources: {CPU: 8}, max_workers: lots}}",
+            "max_workers of 'heavy' must be a whole number",
+        ),
+        ("available_node_types: {heavy: {resources: {CPU: 8}, labels: x}}", "labels of 'heavy' must hold keys"),
+        ("available_node_types: {heavy: {resources: {CPU: [8]}}}", "CPUs and GPUs of 'heavy' must be a number"),
+        ("available_node_types: {heavy: {resources: {CPU: 1.2.3}}}", "CPUs and GPUs of 'heavy' must be a number"),
+        ("{kind: RayJob, spec: hello}", "^--cluster cluster.yaml: spec must hold keys and values, not 'hello'$"),
+        ("{kind: RayJob, spec: {rayClusterSpec: hello}}", "rayClusterSpec must hold"),
+        ("{kind: RayCluster, spec: {workerGroupSpecs: hello}}", "workerGroupSpecs must be a list"),
+        ("{kind: RayCluster, spec: {workerGroupSpecs: [hello]}}", "each of workerGroupSpecs must hold"),
+        ("{kind: RayCluster, spec: {workerGroupSpecs: [{maxReplicas: lots}]}}", "maxReplicas must be a whole number, not 'lots'"),
+        ("{kind: RayCluster, spec: {workerGroupSpecs: [{rayStartParams: 1}]}}", "rayStartParams must hold"),
+        ("{kind: RayCluster, spec: {workerGroupSpecs: [{template: {spec: {containers: [x]}}}]}}", "each of containers must hold"),
     ],
 )
 def test_a_file_that_describes_no_cluster_is_refused(tmp_path, text, told):
     path = tmp_path / "cluster.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=told) as refused:
         machines_of_file(path)
+    assert not any("\n" in mistake for mistake in refused.value.mistakes)
     with pytest.raises(ConfigError, match="cannot be read"):
         machines_of_file(tmp_path / "none.yaml")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.cli_spec_plan import clock, print_spec_plan, size
+from orchestrator.cli_spec_plan import clock, in_lines, print_spec_plan, size
 from orchestrator.config import build_sweep
 from orchestrator.cost import denoise_s
 from orchestrator.demands import Demands, Recorded, actions_of
@@ -274,6 +274,32 @@ def test_no_figure_of_the_table_is_cut_off_on_a_narrow_terminal(tmp_path, width)
     console = Console(file=io.StringIO(), width=width)
     print_spec_plan(rows, console)
     assert "…" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["hunyuan15-480p-rich", "wan2.1-14b_with-a-long.name", "abcdefghijklmnopqrstuvwxyz"])
+def test_long_names_of_arms_break_between_their_words(tmp_path, name):
+    rows = json.loads(dvg_plan(write(tmp_path, arms={name: ARMS["half"]}), "--json").stdout)
+    console = Console(file=io.StringIO(), width=80)
+    print_spec_plan(rows, console)
+    parts = in_lines(name).split("\n")
+    printed = [line.split()[0] for line in console.file.getvalue().splitlines() if line.strip()]
+    assert "".join(parts) == name
+    assert all(part[-1] in "-_." for part in parts[:-1])
+    if "-" in name:
+        assert [word for word in printed if word in parts] == parts
+
+
+def test_an_address_of_a_dashboard_in_the_environment_is_no_cluster_to_fit(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("orchestrator.machines.live_machines", asked.append)
+    for dashboard in ("http://127.0.0.1:8265", "https://head:8265"):
+        monkeypatch.setenv("RAY_ADDRESS", dashboard)
+        assert dvg_plan(write(tmp_path)).exit_code == 0
+    assert asked == []
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert dvg_plan(write(tmp_path)).exit_code == 0
+    assert dvg_plan(write(tmp_path), "--address", "http://127.0.0.1:8265").exit_code == 0
+    assert asked == [None, "http://127.0.0.1:8265"]
 
 
 def test_durations_and_sizes_read_as_people_say_them():
