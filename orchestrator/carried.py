@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,7 @@ def carried(root: Path) -> Carried:
     """What Ray would pack of a folder: its own walk, with .gitignore, .rayignore and our excludes."""
     from ray._private.runtime_env import packaging
 
+    logging.getLogger(packaging.__name__).setLevel(logging.WARNING)  # or every ignore file is a line before the answer
     sizes: dict[str, int] = {}
 
     def take(path: Path) -> None:

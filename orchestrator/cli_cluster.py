@@ -58,10 +58,12 @@ def run_submit(spec: Path, overrides: Sequence[str], options: SubmitOptions) -> 
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     job, outside = prepare(spec, overrides, options)
-    console.print(f"in {job.working_dir}:\n  {command_line(job, options.address, {'RAY_AUTH_MODE': 'token'})}")
+    line = command_line(job, options.address, {"RAY_AUTH_MODE": "token"})
+    console.print(f"in {job.working_dir}:" + ("" if options.dry_run else f"\n  {line}"))
     for path in outside:
         console.print(f"every node must have {path}")
     if options.dry_run:
+        print(line)
         return 0
     head = patiently(lambda: Head(options.address))
     job_id = patiently(lambda: running_twin(head.jobs(), job) or head.submit(job), STARTING_S)

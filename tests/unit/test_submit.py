@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import following
-from orchestrator.cli_cluster import SubmitOptions, prepare, running_twin, the_job
+from orchestrator.cli_cluster import SubmitOptions, prepare, run_submit, running_twin, the_job
 from orchestrator.following import Follower
 from orchestrator.head import Dropped, address_of
 from orchestrator.mistakes import ConfigError, RunError
@@ -173,6 +173,27 @@ def test_our_own_results_and_environments_stay_here(folder: Path) -> None:
         (folder / name).mkdir()
         (folder / name / "x").write_text("x")
     assert set(carried(folder).sizes) == {"spec.yaml"}
+
+
+def test_a_dry_run_prints_the_line_alone_and_ray_says_nothing_before_it(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import logging
+
+    (folder / ".gitignore").write_text("weights\n")
+    handler, ray = logging.StreamHandler(), logging.getLogger("ray")
+    usual = ray.level
+    ray.addHandler(handler)
+    ray.setLevel(logging.INFO)
+    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.NOTSET)
+    try:
+        code = run_submit(Path("spec.yaml"), (), SubmitOptions("http://127.0.0.1:8265", "/shared/run", dry_run=True))
+    finally:
+        ray.removeHandler(handler)
+        ray.setLevel(usual)
+    told = capfd.readouterr()
+    assert code == 0
+    assert told.out.startswith("RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 ")
+    assert told.out.count("\n") == 1
+    assert told.err == f"in {folder}:\n"
 
 
 def test_a_spec_outside_the_folder_or_misspelt_is_refused(folder: Path) -> None:
