@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments import mlflow_rows as rows
-from experiments.summary import ArmStats, arm_stats
+from experiments.summary import ArmStats, arm_of, arm_stats
 from orchestrator.store import Store
 from orchestrator.types import Record
 
@@ -109,7 +109,7 @@ class RunStore:
         if (found := self.known.get(key)) and found.status in (FINISHED, FAILED):
             return
         name = f"{failure.get('prompt_id', key)}-{failure.get('seed', '')}"
-        known = self._ensure(key, "prompt", name, self._arm(str(failure.get("arm", "unknown"))).run_id)
+        known = self._ensure(key, "prompt", name, self._arm(arm_of(failure)).run_id)
         story = "\n".join(map(str, failure.get("story") or ()))
         tags = {"error": rows.as_text(failure.get("error"), rows.MAX_TAG_CHARS)}
         params = rows.failure_params(failure) if not known.params else {}
@@ -131,6 +131,7 @@ class RunStore:
             self.put_failure(failure)
         for stats in arm_stats(records, quality, self.spec.get("reference"), failures):
             self._finish_arm(stats, [r for r in records if r.arm == stats.arm], quality)
+        self._fail_other_arms()
         self._finish_sweep(records, len(failures), artifacts)
         return Changes(len(records), outcomes.count("added"), outcomes.count("updated"))
 
@@ -141,10 +142,18 @@ class RunStore:
                 self._status(known, KILLED)
 
     def _finish_arm(self, stats: ArmStats, records: Sequence[Record], quality: Sequence[Mapping[str, Any]]) -> None:
-        end_ms = max(rows.milliseconds(record.finished_at) for record in records)
+        """FAILED without a single video."""
+        end_ms = max((rows.milliseconds(record.finished_at) for record in records), default=0)
         known = self._arm(stats.arm)
         self._log(known, end_ms, rows.arm_metrics(records, quality, stats))
-        self._status(known, FINISHED, end_ms)
+        self._status(known, FINISHED if records else FAILED, end_ms or None)
+
+    def _fail_other_arms(self) -> None:
+        """End arm runs that an earlier start of the run left open and that have neither a video nor a failure now."""
+        for key, known in self.known.items():
+            if key.startswith("arm:") and known.status == RUNNING:
+                self._log(known, 0, {"num_videos": 0.0, "num_failed": 0.0})
+                self._status(known, FAILED)
 
     def _finish_sweep(self, records: Sequence[Record], num_failed: int, artifacts: Iterable[Path]) -> None:
         known = self.known[SWEEP]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,7 +27,7 @@ NO_VALUE = "–"
 
 @dataclass(frozen=True)
 class ArmStats:
-    """Means over an arm's videos; None where nothing was measured. Seconds are per video."""
+    """Means over an arm's videos; None where nothing was measured, NaN for an arm without a video. Seconds are per video."""
 
     arm: str
     num_videos: int
@@ -102,16 +103,21 @@ def arm_stats(
     reference_arm: str | None = None,
     failures: Iterable[Mapping[str, Any]] = (),
 ) -> list[ArmStats]:
-    """One entry per arm that has a video, the reference first, the others by name.
+    """One entry per arm that has a video or a failure, the reference first, the others by name.
 
     ``reference_arm`` None takes the one that ``quality`` was measured against, and no speedup without either.
     """
     records, quality = list(records), list(quality)
     reference = reference_arm or next((row["reference_arm"] for row in quality), None)
-    failed = [failure.get("arm") for failure in failures]
-    names = sorted({r.arm for r in records}, key=lambda name: (name != reference, name))
+    failed = [arm_of(failure) for failure in failures]
+    names = sorted({r.arm for r in records} | set(failed), key=lambda name: (name != reference, name))
     baseline = {(r.prompt_id, r.seed): r for r in records if r.arm == reference}
     return [_stats(name, [r for r in records if r.arm == name], quality, baseline, failed.count(name)) for name in names]
+
+
+def arm_of(failure: Mapping[str, Any]) -> str:
+    """The arm of a failure, also of one that was not written whole."""
+    return str(failure.get("arm") or "unknown")
 
 
 def _stats(
@@ -122,16 +128,16 @@ def _stats(
     num_failed: int,
 ) -> ArmStats:
     def mean(field: str) -> float:
-        return float(np.mean([getattr(r, field) for r in records]))
+        return _mean([getattr(r, field) for r in records])
 
     measured = [row for row in quality if row["arm"] == name]
-    latency = [r.latency_s for r in records]
+    latency = [r.latency_s for r in records] or [math.nan]
     device_s = mean("device_s")
     return ArmStats(
         arm=name,
         num_videos=len(records),
         num_failed=num_failed,
-        busy_s=float(np.mean([busy_s(r) for r in records])),
+        busy_s=_mean([busy_s(r) for r in records]),
         latency_p50_s=float(np.percentile(latency, 50)),
         latency_p95_s=float(np.percentile(latency, 95)),
         videos_per_device_hour=3600.0 / device_s if device_s > 0 else 0.0,
@@ -153,6 +159,10 @@ def _speedup(records: Sequence[Record], baseline: Mapping[tuple[str, int], Recor
     shared = [r for r in records if (r.prompt_id, r.seed) in baseline]
     ours = sum(denoise_device_s(r) for r in shared)
     return sum(denoise_device_s(baseline[r.prompt_id, r.seed]) for r in shared) / ours if ours > 0 else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
 
 
 def _mean_or_none(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -177,7 +187,8 @@ def table_rows(stats: Iterable[ArmStats]) -> tuple[tuple[str, ...], list[tuple[s
     is per video, and "videos /GPU-h" per hour of one GPU at work.
     """
     stats = list(stats)
-    of = work_unit(bool(stats) and all(stat.on_gpu for stat in stats))
+    with_videos = [stat for stat in stats if stat.num_videos]
+    of = work_unit(bool(with_videos) and all(stat.on_gpu for stat in with_videos))
     return (*TABLE_COLUMNS, f"{of} s", f"videos /{of}-h"), [_cells(stat) for stat in stats]
 
 
@@ -186,9 +197,12 @@ TABLE_COLUMNS = ("arm", "n", "density", "text s", "sketch s", "refine s", "decod
 
 
 def _cells(stat: ArmStats) -> tuple[str, ...]:
+    count = f"{stat.num_videos}" + (f"/{stat.num_videos + stat.num_failed}" if stat.num_failed else "")
+    if not stat.num_videos:
+        return (stat.arm, count, *[NO_VALUE] * len(TABLE_COLUMNS))
     return (
         stat.arm,
-        f"{stat.num_videos}" + (f"/{stat.num_videos + stat.num_failed}" if stat.num_failed else ""),
+        count,
         f"{stat.density:.3f}",
         *(f"{s:.2f}" for s in (stat.text_s, stat.sketch_s, stat.refine_s, stat.decode_s + stat.encode_s)),
         number(stat.speedup, "{:.2f}x"),

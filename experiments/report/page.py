@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.charts import Point, Scatter, scatter
-from experiments.summary import ArmStats, arm_stats, busy_s, denoise_device_s, number, on_gpu, work_unit
+from experiments.summary import ArmStats, arm_of, arm_stats, busy_s, denoise_device_s, number, on_gpu, work_unit
 from orchestrator.types import Record
 
 NUM_COLOURS, NUM_SHAPES = 7, 4
@@ -122,18 +122,19 @@ def build_page(
     ``commits`` are those of the run's starts."""
     reference = spec.get("reference") or next((row["reference_arm"] for row in quality), None)
     arms = arm_stats(records, quality, reference, failures)
-    names = [stats.arm for stats in arms] + sorted({str(f.get("arm")) for f in failures} - {s.arm for s in arms})
+    with_videos = [stats for stats in arms if stats.num_videos]
+    names = [stats.arm for stats in arms]
     colours = _colours(names, reference)
     actions = _actions(records)
     return Page(
         name=str(spec.get("name") or "sweep"),
         facts=tuple(_facts(records, commits)),
-        cards=tuple(_cards(arms, reference, records, failures)),
+        cards=tuple(_cards(with_videos, len(arms), reference, records, failures)),
         arms=tuple(arms),
         colours=colours,
         reference=reference,
         actions=actions,
-        charts=tuple(_quality_charts(arms, records, quality, colours, reference)),
+        charts=tuple(_quality_charts(with_videos, records, quality, colours, reference)),
         demand_chart=_demand_chart(records, {name: (colour, shape) for name, _, colour, shape in actions}),
         prompts=tuple(_prompts(records, quality, failures, spec, names, colours, reference)),
         failures=tuple(failures),
@@ -164,9 +165,12 @@ def _several(values: Iterable[str], limit: int = 3) -> str:
     return "; ".join(distinct[:limit]) + (f" and {len(distinct) - limit} more" if len(distinct) > limit else "")
 
 
-def _cards(arms: Sequence[ArmStats], reference: str | None, records: Sequence[Record], failures: Sequence[Row]) -> Iterable[Card]:
+def _cards(
+    arms: Sequence[ArmStats], num_arms: int, reference: str | None, records: Sequence[Record], failures: Sequence[Row]
+) -> Iterable[Card]:
+    """``arms`` are those of the ``num_arms`` that have a video."""
     prompts = len({(r.prompt_id, r.seed) for r in records})
-    note = f"{prompts} prompts and seeds, {len(arms)} arms"
+    note = f"{prompts} prompts and seeds, {num_arms} arms"
     yield Card(str(len(records)), "videos", note + (f", {len(failures)} given up" if failures else ""))
     others = [stats for stats in arms if stats.arm != reference]
     if fast := max((s for s in others if s.speedup), key=lambda s: s.speedup or 0.0, default=None):
@@ -248,7 +252,7 @@ def _prompts(
 ) -> Iterable[Prompt]:
     joined = {row["item_key"]: row for row in quality}
     order = {(p["id"], p["seed"]): index for index, p in enumerate(spec.get("prompts") or ())}
-    errors = {(f.get("prompt_id"), f.get("seed"), f.get("arm")): str(f.get("error", "")) for f in failures}
+    errors = {(f.get("prompt_id"), f.get("seed"), arm_of(f)): str(f.get("error", "")) for f in failures}
 
     def key(r: Record) -> tuple[int, str, int]:
         return order.get((r.prompt_id, r.seed), len(order)), r.prompt_id, r.seed

@@ -201,3 +201,14 @@ def test_the_report_tells_gpu_time_and_videos_per_gpu_hour(tmp_path: Path) -> No
     assert cards["videos per GPU-hour"] == "50"
     on_cpu = {card.label for card in build_page(make_records(2), [], [], {}).cards}
     assert {"rank time", "videos per rank-hour"} <= on_cpu
+
+
+@pytest.mark.parametrize("num_prompts", [0, 2])
+def test_an_arm_of_which_every_item_was_given_up_has_a_row_and_is_no_headline(tmp_path: Path, num_prompts: int) -> None:
+    paths = make_run(tmp_path, make_records(num_prompts, ("full",)), videos=False)
+    make_failure(paths, "doomed")
+    page = write(paths)
+    assert re.search(r"doomed\s*0/1\s*–", page.text)
+    assert "nan" not in paths.report.read_text().lower().replace("banana", "")
+    cards = build_page(Ledger(paths).records(), [], Ledger(paths).failures(), make_spec([])).cards
+    assert all("doomed" not in card.note for card in cards)

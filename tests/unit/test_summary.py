@@ -91,3 +91,18 @@ def test_the_table_fits_80_columns_and_shows_every_arm_its_failures_and_its_spee
     assert max(map(len, text.splitlines())) <= 80
     assert "2.00x" in text
     assert text.index("full") < text.index("dvg")
+
+
+def test_an_arm_of_which_every_item_was_given_up_is_a_row_without_figures() -> None:
+    records = [dataclasses.replace(record, device="NVIDIA H200") for record in make_records(2, ("full",))]
+    full, dvg = arm_stats(records, reference_arm="full", failures=[{"arm": "dvg"}, {"arm": "dvg"}])
+    assert (dvg.arm, dvg.num_videos, dvg.num_failed, dvg.speedup) == ("dvg", 0, 2, None)
+    columns, (first, second) = table_rows([full, dvg])
+    assert second == ("dvg", "0/2", *["–"] * (len(columns) - 2))
+    assert len(first) == len(second) == len(columns)
+    assert columns[-2:] == ("GPU s", "videos /GPU-h"), "the unit is that of the arms that have videos"
+
+
+def test_a_run_without_a_single_video_has_a_table_of_what_was_given_up() -> None:
+    _, rows = table_rows(arm_stats([], failures=[{"arm": "dvg"}, {}]))
+    assert [row[:2] for row in rows] == [("dvg", "0/1"), ("unknown", "0/1")]

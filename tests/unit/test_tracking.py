@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections import Counter
@@ -278,3 +279,27 @@ def test_the_video_sample_is_the_same_for_every_arm_and_every_call() -> None:
     assert videos_to_upload("none", pairs, 2) == frozenset()
     with pytest.raises(ValueError, match="'some'; choices: auto, none, sample, all"):
         videos_to_upload("some", pairs, 2)
+
+
+def test_a_file_system_without_locks_is_written_to_mlflow_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(tracking.fcntl, "flock", unknown)
+    with tracking.only_writer(RunPaths(tmp_path)):
+        reached = True
+    assert reached
+
+
+def test_an_arm_of_which_every_item_was_given_up_ends_as_failed_with_their_number(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, make_records(1, ("full",)), videos=False)
+    make_failure(paths, "dvg", "orbit", 0)
+    make_failure(paths, "dvg", "drift", 0)
+    open_run(paths, make_spec(make_records(1)))._arm("left-open")
+    mirror(tmp_path)
+    arms = {run.info.run_name: run for run in by_level(paths)["config"]}
+    assert {name: run.info.status for name, run in arms.items()} == {"full": "FINISHED", "dvg": "FAILED", "left-open": "FAILED"}
+    assert {name: arms[name].data.metrics["num_failed"] for name in arms} == {"full": 0.0, "dvg": 2.0, "left-open": 0.0}
+    before = state(paths)
+    mirror(tmp_path)
+    assert state(paths) == before
