@@ -11,6 +11,7 @@ import platform
 import re
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,6 +28,9 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 PAUSES_S = (1.0, 4.0, 15.0)
 """Before each new try to reach a store, which has retried by itself already."""
+
+NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError"})
+"""Of botocore, which need not be installed: nothing in the environment says who asks."""
 
 T = TypeVar("T")
 
@@ -92,11 +96,15 @@ class FolderStore:
 
     def create(self, name: str, data: bytes) -> bool:
         path = self.target(name)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # many may try at once
         try:
-            with told_when_full(path, len(data)), path.open("xb") as file:
-                file.write(data)
+            with told_when_full(path, len(data)):
+                draft.write_bytes(data)
+                _link(draft, path, data)
         except FileExistsError:
             return False
+        finally:
+            draft.unlink(missing_ok=True)
         return True
 
     def move(self, source: str, target: str) -> None:
@@ -118,6 +126,17 @@ class FolderStore:
         if not path.is_file():
             raise FileNotFoundError(name)
         yield path
+
+
+def _link(draft: Path, path: Path, data: bytes) -> None:
+    """Give a whole file its name. Raises FileExistsError. Some file systems know no links: a reader may then see it empty."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with path.open("xb") as file:
+            file.write(data)
 
 
 class UrlStore:
@@ -238,11 +257,16 @@ def reached(url: str, do: Callable[[], T], answers: tuple[type[OSError], ...] = 
     except answers:
         raise
     except Exception as error:
-        if not pauses_s or isinstance(error, PermissionError | FileNotFoundError):  # asking again gives no other answer
+        if not pauses_s or _is_an_answer(error):
             told = without_password(" ".join(str(error).split()))[:300] or type(error).__name__
             raise RunError(f"{url!r} cannot be reached from {platform.node()}: {told}") from error
     time.sleep(pauses_s[0])
     return reached(url, do, answers, pauses_s[1:])
+
+
+def _is_an_answer(error: Exception) -> bool:
+    """Asking again gives no other."""
+    return isinstance(error, PermissionError | FileNotFoundError) or type(error).__name__ in NO_CREDENTIALS
 
 
 def _connect(url: str) -> tuple[Any, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +144,45 @@ def test_a_denied_access_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with pytest.raises(RunError, match="Access Denied"):
         reached("s3://b/x", denied)
+
+
+@pytest.mark.parametrize("name", ["NoCredentialsError", "PartialCredentialsError"])
+def test_missing_credentials_are_told_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores.time, "sleep", lambda s: pytest.fail("asked again"))
+    kind = getattr(pytest.importorskip("botocore.exceptions"), name)
+
+    def nobody() -> None:
+        raise kind(provider="env", cred_var="AWS_SECRET_ACCESS_KEY")
+
+    with pytest.raises(RunError, match=r"(?i)credentials"):
+        reached("s3://b/x", nobody)
+
+
+def test_a_created_file_is_never_there_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(draft: Path, path: Path) -> None:
+        assert draft.read_bytes() == b"who"
+        assert not path.exists()
+        link(draft, path)
+        linked.append(path)
+
+    link, linked = os.link, list[Path]()
+    monkeypatch.setattr(stores.os, "link", look)
+    assert FolderStore(tmp_path).create("owner", b"who")
+    assert linked == [tmp_path / "owner"]
+    monkeypatch.undo()
+    assert not FolderStore(tmp_path).create("owner", b"other")
+    assert FolderStore(tmp_path).sizes("") == {"owner": 3}, "no draft is left"
+
+
+def test_only_the_first_creates_a_file_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(draft: Path, path: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(stores.os, "link", refuse)
+    assert FolderStore(tmp_path).create("owner", b"first")
+    assert not FolderStore(tmp_path).create("owner", b"second")
+    assert FolderStore(tmp_path).sizes("") == {"owner": 5}
+    assert FolderStore(tmp_path).read("owner") == b"first"
 
 
 def test_a_folder_without_room_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
