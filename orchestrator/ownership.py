@@ -153,10 +153,14 @@ class RunLock:
     def _own(self) -> None:
         if not self.store.create(self._name, self._row()):
             found = _read(self.store, self.paths)
-            if found is not None:
-                self._wait_for_the_end_of(found)
-            self._renew_over(found)
+            if found is None or found.token != self.owner.token:  # else it was created, and the answer was lost
+                self._take_over(found)
         self._seen_s = time.time()
+
+    def _take_over(self, found: Owner | None) -> None:
+        if found is not None:
+            self._wait_for_the_end_of(found)
+        self._renew_over(found)
 
     def _wait_for_the_end_of(self, owner: Owner) -> None:
         """Raises ValueError when it lives."""

@@ -176,3 +176,18 @@ def test_a_driver_that_stood_still_too_long_writes_nothing_more(tmp_path: Path, 
         assert lock_owner(RunPaths(tmp_path)).alive, "a process that stands still on this host is not gone"  # type: ignore[union-attr]
     finally:
         os.kill(holder.pid, signal.SIGCONT)
+
+
+def test_an_owner_whose_creation_was_answered_by_nobody_is_ours(
+    tmp_path: Path, url: UrlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked_twice(name: str, data: bytes) -> bool:
+        assert create(name, data)
+        return create(name, data)
+
+    create = url.create
+    monkeypatch.setattr(url, "create", asked_twice)
+    with RunLock(RunPaths(tmp_path), url) as lock:
+        assert lock_owner(lock.paths, url) is not None
+        lock.check()
+    assert lock_owner(lock.paths, url) is None
