@@ -176,9 +176,17 @@ def artifacts(paths: RunPaths) -> tuple[Path, ...]:
 
 @contextlib.contextmanager
 def only_writer(paths: RunPaths) -> Iterator[None]:
-    """One process at a time writes a run to MLflow: one whose sweep was killed may still be at it, for some seconds."""
+    """One process at a time writes a run to MLflow: one whose sweep was killed may still be at it, for some seconds.
+
+    Some shared file systems know no locks: the lock of the run, or its owner file, then keeps others out alone.
+    """
     with paths.tracking_lock.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            _log.info("%s cannot be locked: %s", paths.tracking_lock, error)
         yield
 
 
