@@ -9,11 +9,15 @@ import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.mistakes import DiskFull
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """A full disk, a quota, a limit on the size of files."""
+
+BLOCK_BYTES = 1 << 16
+"""How much of the end of a file of lines is read at a time."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -102,9 +106,30 @@ def cut_torn_tail(path: Path) -> None:
     if not path.exists():
         path.touch()
         return
-    data = path.read_bytes()
-    keep = data.rfind(b"\n") + 1
-    if keep < len(data):
-        with path.open("r+b") as file:
+    with path.open("r+b") as file:
+        num_bytes = file.seek(0, os.SEEK_END)
+        keep = _line_begin(file, num_bytes)
+        if keep < num_bytes:
             file.truncate(keep)
             os.fsync(file.fileno())
+
+
+def last_line(path: Path) -> bytes:
+    """The last whole line, without its end; empty when there is none. Reads no more than the end of the file."""
+    with path.open("rb") as file:
+        stop = _line_begin(file, file.seek(0, os.SEEK_END)) - 1
+        begin = _line_begin(file, stop)
+        file.seek(begin)
+        return file.read(max(0, stop - begin))
+
+
+def _line_begin(file: BinaryIO, stop: int) -> int:
+    """Offset of what follows the last line end before ``stop``."""
+    while stop > 0:
+        begin = max(0, stop - BLOCK_BYTES)
+        file.seek(begin)
+        found = file.read(stop - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        stop = begin
+    return 0

@@ -9,7 +9,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from orchestrator.files import append_whole, cut_torn_tail, write_atomic
+from orchestrator.files import append_whole, cut_torn_tail, last_line, write_atomic
 from orchestrator.paths import RunPaths
 from orchestrator.store import Destination, FolderStore, Store
 from orchestrator.types import Item, Record, as_row, record_from_row
@@ -164,9 +164,8 @@ def _item_row(item: Item) -> dict[str, Any]:
 
 def _last_start(path: Path) -> int:
     """Number of the last start in an event log; 0 when it is empty or its end is no row of ours."""
-    lines = path.read_bytes().splitlines()
     try:
-        return int(json.loads(lines[-1])["start"]) if lines else 0
+        return int(json.loads(last_line(path))["start"])
     except (ValueError, KeyError, TypeError):
         return 0
 
