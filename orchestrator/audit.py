@@ -31,8 +31,8 @@ def _item_mistakes(books: Books, max_attempts: int) -> Iterator[str]:
     for entry in books.items.values():
         if (entry.worker is not None) != (entry.state in BOUNDARY):
             yield books.tell(entry, f"is {entry.state} but held by {entry.worker}")
-        if not 1 <= entry.attempt <= max_attempts:
-            yield books.tell(entry, f"is at attempt {entry.attempt} of {max_attempts}")
+        if not 1 <= entry.num_charged <= max_attempts:
+            yield books.tell(entry, f"is at attempt {entry.attempt} of {max_attempts}, {entry.pardoned} of them pardoned")
 
 
 def _worker_mistakes(books: Books) -> Iterator[str]:

@@ -50,12 +50,14 @@ def again_from(last: State, phase_start: State) -> State:
 
 @dataclass(slots=True)
 class Entry:
-    """One open item's page. ``attempt`` counts from 1 and grows with every charged failure, so late results can be told."""
+    """One open item's page. ``attempt`` counts from 1 and grows with every failure or loss, so late results can be told."""
 
     item: Item
     arrival: int
     state: State = State.ARRIVED
     attempt: int = 1
+    pardoned: int = 0
+    """Attempts that ended through no fault of the item: they do not bring it nearer to being given up."""
     worker: str | None = None
     """Who works on it: a sketch or decode worker, or a pod (then ``slice`` says where)."""
     slice: Slice | None = None
@@ -77,6 +79,11 @@ class Entry:
     reached: Reached | None = None
     """A checkpoint of the work that is under way."""
     story: tuple[str, ...] = ()
+
+    @property
+    def num_charged(self) -> int:
+        """Attempts that count, the one under way included."""
+        return self.attempt - self.pardoned
 
     @property
     def decided(self) -> Decision:

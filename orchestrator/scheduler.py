@@ -36,12 +36,15 @@ from orchestrator.hurry import objective_of
 from orchestrator.policy import Policy, Throughput
 from orchestrator.split import DecodeOn
 
+MAX_PARDONED = 10
+"""Of one item's attempts. Who loses more nodes than that may well be what kills them."""
+
 
 class SchedulerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_attempts: int = Field(3, ge=1)
-    """Attempts of one item, the first included, before it is given up."""
+    """Attempts of one item, the first included, before it is given up; without those that end with a blameless loss."""
     max_ahead: int = Field(4, ge=1)
     """Sketches running or waiting for a slice; more would only hold memory. Fewer while fewer keep the ranks busy."""
     max_undecoded: int = Field(8, ge=1)
@@ -197,13 +200,13 @@ class Scheduler:
     @_apply.register
     def _(self, event: WorkerLost) -> list[Command]:
         lost = self._strike_off(event)
-        return [
-            command
-            for entry in lost
-            for command in self._charge(
-                entry, BOUNDARY[entry.state], f"{entry.state} lost with {event.worker}: {event.reason}", event.time_s
-            )
-        ]
+        return [command for entry in lost for command in self._lose(entry, event)]
+
+    def _lose(self, entry: Entry, event: WorkerLost) -> list[Command]:
+        if event.blameless:
+            entry.pardoned = min(entry.pardoned + 1, MAX_PARDONED)
+        error = f"{entry.state} lost with {event.worker}: {event.reason}"
+        return self._charge(entry, BOUNDARY[entry.state], error, event.time_s)
 
     def _current(self, item_key: str, attempt: int, *states: State) -> Entry | None:
         """The entry an event is about, or None when that attempt is over."""
@@ -222,10 +225,10 @@ class Scheduler:
         entry.story = (*entry.story, f"{event.time_s:.1f}s attempt {entry.attempt}: {type(event).__name__}")
 
     def _charge(self, entry: Entry, boundary: State, error: str, time_s: float, details: str = "") -> list[Command]:
-        """One attempt is used up: back to ``boundary`` or a later checkpoint, or given up after the last."""
+        """One attempt is over: back to ``boundary`` or a later checkpoint, or given up after the last that counts."""
         self.books.release(entry, time_s)
         entry.story = (*entry.story, f"{time_s:.1f}s attempt {entry.attempt}: {error}{details}")
-        if entry.attempt >= self.config.max_attempts:
+        if entry.num_charged >= self.config.max_attempts:
             self.books.close(entry, State.GIVEN_UP)
             return [GiveUp(entry.item.item_key, entry.attempt, entry.item, error, entry.story)]
         reached, entry.reached = entry.reached, None

@@ -15,7 +15,7 @@ from orchestrator.degrees import Limits
 from orchestrator.events import Finish, GiveUp, StartDecode, StartPhase, StartSketch
 from orchestrator.geometry import model
 from orchestrator.policy import ArmSizing, Sizing, Throughput
-from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
+from orchestrator.scheduler import MAX_PARDONED, Scheduler, SchedulerConfig, replay
 from orchestrator.sizing import SizingConfig
 from orchestrator.types import Decision, Item, Phase
 from tests.unit.worlds import DECISION, KINDS, Widths, World, item, ready_world
@@ -63,7 +63,7 @@ def disturb(world: World, step: str, data: st.DataObject) -> None:
     elif step == "lose" and world.workers:
         name = data.draw(st.sampled_from(sorted(world.workers)))
         num_ranks = world.workers[name][1]
-        world.lose(name, data.draw(st.sampled_from([(), (0,), (num_ranks - 1,)])))
+        world.lose(name, data.draw(st.sampled_from([(), (0,), (num_ranks - 1,)])), data.draw(st.booleans()))
     elif step == "leave" and world.workers:
         world.leave(data.draw(st.sampled_from(sorted(world.workers))))
     elif step == "reach" and (clips := [c for c in world.running if isinstance(c, StartPhase)]):
@@ -105,11 +105,11 @@ def test_no_item_is_lost_or_ended_twice_whatever_happens(world: World) -> None:
 def test_an_item_is_charged_for_its_own_failures_and_no_others(world: World) -> None:
     limit = world.scheduler.config.max_attempts
     for key, (end,) in world.ended.items():
-        charges = world.charges.get(key, 0)
-        assert end.attempt <= limit
+        charges, pardons = world.charges.get(key, 0), min(world.pardons.get(key, 0), MAX_PARDONED)
+        assert end.attempt - pardons <= limit
         if isinstance(end, GiveUp):
-            assert charges == limit == end.attempt
-            assert len([line for line in end.story if f"attempt {limit}:" in line]) >= 1
+            assert charges == end.attempt == limit + pardons
+            assert len([line for line in end.story if f"attempt {end.attempt}:" in line]) >= 1
         else:
             assert end.attempt == charges + 1
 

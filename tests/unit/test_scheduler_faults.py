@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 
 from orchestrator import events
 from orchestrator.events import Finish, GiveUp, StartDecode, StartPhase, StartSketch
-from orchestrator.scheduler import Scheduler
+from orchestrator.scheduler import MAX_PARDONED, Scheduler, replay
 from orchestrator.types import Phase
 from tests.unit.worlds import DECISION, Widths, World, ready_world
 
@@ -84,3 +85,51 @@ def test_a_clip_that_kills_its_slice_again_and_again_is_given_up_and_its_neighbo
     assert len([line for line in given_up.story if "refining lost with" in line]) == 3
     assert isinstance(finish, Finish)
     assert finish.attempt == 1
+
+
+def phase_of_a_new_pod(world: World) -> StartPhase:
+    (phase,) = [command for command in world.running if isinstance(command, StartPhase)]
+    return phase
+
+
+def test_a_clip_whose_nodes_go_is_not_given_up_and_its_own_failures_still_count() -> None:
+    world = ready_world()
+    world.succeed(world.running[0])
+    for attempt in range(1, 6):
+        phase = phase_of_a_new_pod(world)
+        assert phase.attempt == attempt, "late results of a lost attempt can still be told"
+        world.lose(phase.slice.pod, blameless=True)
+        world.join("pod")
+    for attempt in (6, 7):
+        world.fail(phase_of_a_new_pod(world))
+        assert not world.ended, attempt
+    world.fail(phase_of_a_new_pod(world))
+    ((given_up,),) = world.ended.values()
+    assert isinstance(given_up, GiveUp)
+    assert given_up.attempt == 5 + 3
+    again = Scheduler(world.scheduler.config)
+    replay([json.loads(json.dumps(row)) for row in world.scheduler.log], again)
+    assert again.books.closed == {"key1": False}
+
+
+def test_a_sketch_and_a_decode_that_are_lost_with_their_node_are_pardoned_too() -> None:
+    world = ready_world(max_attempts=1)
+    for kind in ("sketch", "pod", "decode"):
+        (command,) = world.running
+        world.lose(command.slice.pod if isinstance(command, StartPhase) else command.worker, blameless=True)
+        world.join(kind)
+        world.succeed(world.running[0])
+    (finish,) = world.ended["key1"]
+    assert isinstance(finish, Finish)
+    assert finish.attempt == 4
+
+
+def test_a_clip_that_kills_its_node_is_given_up_in_the_end() -> None:
+    world = ready_world()
+    world.succeed(world.running[0])
+    for _ in range(MAX_PARDONED + 3):
+        assert not world.ended
+        world.lose(phase_of_a_new_pod(world).slice.pod, blameless=True)
+        world.join("pod")
+    ((given_up,),) = world.ended.values()
+    assert isinstance(given_up, GiveUp)

@@ -61,6 +61,9 @@ class World:
     num_ranks: dict[str, int] = field(default_factory=dict)
     """Of every worker that ever joined."""
     charges: dict[str, int] = field(default_factory=dict)
+    """Attempts that failed or were lost."""
+    pardons: dict[str, int] = field(default_factory=dict)
+    """Those that were lost through no fault of the item."""
     ran: dict[str, list[range]] = field(default_factory=dict)
     """Stages of each clip's phases since its last sketch."""
     reached: set[str] = field(default_factory=set)
@@ -117,15 +120,16 @@ class World:
         self.past.append(event)
         return self.tell(event)
 
-    def lose(self, name: str, ranks: tuple[int, ...] = ()) -> list[Command]:
-        """Kill a worker, or some ranks of a pod. What ran there is charged; the rest of a pod goes on."""
+    def lose(self, name: str, ranks: tuple[int, ...] = (), blameless: bool = False) -> list[Command]:
+        """Kill a worker, or some ranks of a pod. What ran there is charged, or pardoned; the rest of a pod goes on."""
         dead = [command for command in self.running if on_worker(command, name, ranks)]
         self.running = [command for command in self.running if command not in dead]
         for command in dead:
             self.charge(command)
+            self.pardons[command.item_key] = self.pardons.get(command.item_key, 0) + blameless
             self.past.append(result(self.time_s, command))
         del self.workers[name]
-        return self.tell(events.WorkerLost(self.tick(), name, "killed", ranks))
+        return self.tell(events.WorkerLost(self.tick(), name, "killed", ranks, blameless))
 
     def leave(self, name: str) -> list[Command]:
         """A notice that a worker goes soon: it finishes what it does."""
