@@ -20,7 +20,7 @@ REDIRECTS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TIMEOUT_S = (10.0, 120.0)
 """To connect, and between two bytes: a connection that hangs is a dropped one. Uploads are longer, byte by byte."""
 MAX_ROWS = 10_000
-"""What the state API returns at most."""
+"""What the state API returns at most. Actors and groups beyond it are merely not seen; jobs must be told whole."""
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
@@ -52,6 +52,8 @@ class Head:
 
         try:
             return question()
+        except RunError:  # a RuntimeError too
+            raise
         except ray.exceptions.AuthenticationError as error:
             raise RunError(no_token(self.address)) from error
         except (requests.RequestException, OSError) as error:
@@ -96,15 +98,28 @@ class Head:
         return found
 
     def rows(self, what: str) -> list[dict[str, Any]]:
-        """State of ``"actors"``, ``"placement_groups"``, ``"nodes"`` or ``"jobs"``, of everybody on the cluster."""
+        """State of ``"actors"``, ``"placement_groups"``, ``"nodes"`` or ``"jobs"``, of everybody on the cluster.
+
+        Raises RunError for jobs of which some are missing: what those hold would look left behind.
+        """
         from ray.util.state import StateApiClient
         from ray.util.state.common import ListApiOptions, StateResource
+        from ray.util.state.exception import RayStateApiException, ServerUnavailable
+
+        whole = what == "jobs"
 
         def ask() -> list[dict[str, Any]]:
             with _aimed():
                 client = StateApiClient(address=self.address)
             options = ListApiOptions(limit=MAX_ROWS, detail=True, timeout=30)
-            found = client.list(StateResource(what), options, raise_on_missing_output=False)
+            try:
+                found = client.list(StateResource(what), options, raise_on_missing_output=whole)
+            except ServerUnavailable as error:
+                raise Dropped(_first_line(error)) from error
+            except RayStateApiException as error:
+                raise RunError(f"{self.address} does not tell all {what}: {_first_line(error)}") from error
+            if whole and len(found) >= MAX_ROWS:
+                raise RunError(f"{self.address} tells {MAX_ROWS} {what} at most, and there may be more that live")
             return [dict(row) if isinstance(row, dict) else dict(vars(row)) for row in found]
 
         return self._ask(ask)
