@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.crew import PLACE_TIMEOUT_S, START_TIMEOUT_S, Crew, Unit
 from orchestrator.events import Event, WorkerJoined, WorkerLeaving, WorkerLost
 from orchestrator.inbox import Inbox
-from orchestrator.jobs import Job, is_death, summary
+from orchestrator.jobs import Job, cause_of, is_death, summary
 from orchestrator.mistakes import RunError
 
 MAX_START_FAILURES = 3
@@ -21,10 +21,14 @@ MAX_START_FAILURES = 3
 nobody did this work yet: the machine is at fault, not an item."""
 PAUSES_S = (10.0, 60.0, 300.0)
 """Between further tries; after the last, the sweep ends if nobody does this work."""
+AWAY_S = 30.0
+"""After the grace of who got a SIGTERM: until then the node that is to go would be given to its successor too."""
 LAST_S = 5.0
 """Of a node's last seconds, those in which nothing is relied upon."""
 SOON_S = 10.0
 """For how long a pod that was asked for is looked for that often."""
+ASK_S = 3.0
+"""How often it is asked whether pods that have waited for longer have a node: it costs the head a list of all groups."""
 LOOK_S = 0.2
 """How often it is asked whether pods that wait for a node have one."""
 
@@ -60,7 +64,9 @@ class Staff:
         self._vacancies: list[Vacancy] = []
         self._generations: Counter[tuple[str, int]] = Counter()
         """How many units each slot has had."""
-        self._looked_s = 0.0
+        self._looked_s = self._asked_s = 0.0
+        self._most_pods = crew.config.most_pods
+        """More than these are not replaced."""
 
     def hire_all(self) -> None:
         """Ask for everybody. Raises RunError when a cluster of our own has no room for a crew with one pod."""
@@ -87,10 +93,9 @@ class Staff:
         self._looked_s = now_s
         self._let_go(now_s)
         if self.hiring:
-            for unit in self.crew.placed():
-                self._start(unit)
+            self._start_placed(now_s)
             self._fill_vacancies(now_s)
-            self._match(self._wanted_pods(num_open))
+            self._match(num_open)
             self._refuse_to_wait_forever(now_s)
 
     # Hiring
@@ -117,10 +122,11 @@ class Staff:
         return self.leave(unit, f"{outcome} to {f'rank {rank}' if unit.kind == 'pod' else 'its process'}")
 
     def _on_ready(self, unit: Unit, rank: int, outcome: Any) -> None:
-        if is_death(outcome) or (unit.kind == "pod" and isinstance(outcome, Exception)):  # ranks fail when another dies
+        if is_death(outcome):
             return self.on_death(unit, rank, outcome)
         if isinstance(outcome, Exception):
-            raise RunError(f"{unit.name} cannot start: {summary(outcome)}") from outcome
+            self._refuse_mistake(unit, outcome)
+            return self.on_death(unit, rank, outcome)
         unit.starting.discard(rank)
         if rank == 0:
             unit.place = outcome
@@ -130,26 +136,49 @@ class Staff:
             self.tell(WorkerJoined(self.now_s(), unit.kind, unit.name, len(unit.actors)))
         return None
 
+    def _refuse_mistake(self, unit: Unit, problem: Exception) -> None:
+        """Raises RunError for what another try would not mend. A pod's ranks also fail when another of them dies."""
+        weather = unit.kind in self._proven and not isinstance(cause_of(problem), RunError)
+        if unit.kind != "pod" and not weather:
+            raise RunError(f"{unit.name} cannot start: {summary(problem)}") from problem
+
     def _fill_vacancies(self, now_s: float) -> None:
         due = [vacancy for vacancy in self._vacancies if now_s > vacancy.due_s]
         self._vacancies = [vacancy for vacancy in self._vacancies if vacancy not in due]
         for vacancy in due:
             self._hire(vacancy.kind, vacancy.slot)
 
-    def _wanted_pods(self, num_open: int) -> int:
-        """Beyond the first ``pods``, one more for every pod's worth of items, so that no node is booted for the last few."""
-        config = self.crew.config
-        return max(config.pods, min(config.most_pods, num_open // config.heavy_ranks))
+    def _start_placed(self, now_s: float) -> None:
+        """Pods that waited for a node and have one. Of those that wait for long the head is asked less often."""
+        if math.isinf(self.pause_s) and now_s < self._asked_s + ASK_S:
+            return
+        self._asked_s = now_s
+        for unit in self.crew.placed():
+            self._start(unit)
 
-    def _match(self, wanted: int) -> None:
-        """Ask for the pods that are wanted and not there, and no longer for those that wait for a node in vain."""
+    def _pods_for(self, num_items: float) -> int:
+        """Beyond the first ``pods``, one more for every pod's worth of items."""
+        config = self.crew.config
+        return max(config.pods, min(config.most_pods, int(num_items // config.heavy_ranks)))
+
+    def _match(self, num_open: int) -> None:
+        """Ask for the pods that are wanted and not there, no longer for those that wait for a node in vain, and let go of those
+        that have nothing to do: an autoscaler can take their nodes. No node is booted for the last few items, but one that is
+        there may do them.
+        """
         pods = {unit.slot: unit for unit in self.crew.of("pod")}
+        wanted, self._most_pods = self._pods_for(num_open), self._pods_for(num_open + self.crew.config.heavy_ranks - 1)
         for slot in range(self.crew.config.pods, self.crew.config.most_pods):
             unit = pods.get(slot)
             if unit is None and slot < wanted and not any(v.kind == "pod" and v.slot == slot for v in self._vacancies):
                 self._hire("pod", slot)
             elif unit is not None and unit.asked and slot >= wanted:
                 self.crew.dismiss(unit)
+            elif unit is not None and unit.ready and not unit.jobs and not self._is_needed(unit):
+                self.leave(unit, "no longer needed")
+
+    def _is_needed(self, unit: Unit) -> bool:
+        return unit.kind != "pod" or unit.slot < self._most_pods
 
     # Leave
 
@@ -220,9 +249,12 @@ class Staff:
         self.inbox.forget(unit.name)
         if unit.leaving_s is not None and unit.ready:
             self.crew.settle(unit)
-        group = self.crew.keep_node(unit) if self.hiring else None
+        replaced = self.hiring and self._is_needed(unit)
+        group = self.crew.keep_node(unit) if replaced else None
         self.crew.dismiss(unit)
-        if self.hiring:
+        if replaced and unit.leaving_s is not None and unit.leaving_why.startswith("SIGTERM"):  # nobody said when its node goes
+            self._vacancies.append(Vacancy(unit.leaving_s + AWAY_S, unit.kind, unit.slot))
+        elif replaced:
             self._hire(unit.kind, unit.slot, group)
 
     def _on_failed_start(self, unit: Unit, reason: str) -> None:
@@ -242,11 +274,11 @@ class Staff:
         return None
 
     def _refuse_to_wait_forever(self, now_s: float) -> None:
-        """A kind of which nobody is ready in time ends the sweep; one that is late beside others is tried again."""
+        """A kind of which nobody was ever ready in time ends the sweep; who is late later, or beside others, is tried again."""
         for kind in {kind for kind, _ in self.crew.slots()}:
             units = self.crew.of(kind)
             late = [unit for unit in units if (unit.asked or unit.starting) and now_s > unit.deadline_s]
-            if late and len(late) == len(units):
+            if late and len(late) == len(units) and kind not in self._proven:
                 raise RunError(self._too_late(late[0]))
             for unit in late:
                 self._start_again(unit)
@@ -255,7 +287,7 @@ class Staff:
         if unit.asked:
             unit.deadline_s = time.monotonic() + PLACE_TIMEOUT_S
         else:
-            self._renew(unit)
+            self._on_failed_start(unit, self._too_late(unit))
 
     def _too_late(self, unit: Unit) -> str:
         if unit.asked:

@@ -20,6 +20,7 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER":
 import ray
 from ray.cluster_utils import Cluster
 
+from orchestrator import staff
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.driver import run_on_ray
 from orchestrator.events import Command, Event, PhaseDone, StartPhase, WorkerJoined, WorkerLeaving, WorkerLost
@@ -97,6 +98,7 @@ class Story:
 
 
 def main(folder: Path) -> None:
+    staff.AWAY_S = 1.0
     cluster = Cluster()
     cluster.add_node(num_cpus=0, labels={"role": "head"}, include_dashboard=False, _system_config=SOON_FOUND_DEAD, **STORE)
     cluster.add_node(num_cpus=4, labels={"role": "sketch"}, **STORE)

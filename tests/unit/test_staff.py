@@ -31,6 +31,7 @@ class PaperCrew(Crew):
         self.killed: list[tuple[str, int]] = []
         self.gone: set[str] = set()
         self.settled: list[str] = []
+        self.num_asked = 0
 
     def ask(self, kind: str, slot: int, generation: int = 0, group: Any = None) -> Unit:
         unit = Unit(kind, slot, generation, group=group, deadline_s=time.monotonic() + 60)
@@ -40,6 +41,7 @@ class PaperCrew(Crew):
         return unit
 
     def placed(self) -> list[Unit]:
+        self.num_asked += 1
         pods = self.of("pod")
         free = self.room - sum(not unit.asked for unit in pods)
         return [unit for unit in pods if unit.asked][: max(0, free)]
