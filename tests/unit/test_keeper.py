@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.keeper import Keeper
+from orchestrator.keeper import MOST_WAITING, Keeper
 from orchestrator.types import Action, Decision, Past
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,45 @@ def test_nobody_waits_for_the_disk_and_the_newest_boundary_is_saved_last(slow: S
     slow.go_on.set()
     keeper.settle()
     assert slow.saved == [1, 4], "one is being written and one may wait: what is older need not be kept"
+
+
+def test_every_item_keeps_its_newest_boundary_in_the_order_in_which_they_came(slow: Slow) -> None:
+    keeper = Keeper(slow)
+    keeper.keep("first", Stage(1), {})
+    slow.begun.wait()
+    for key, stop in (("a", 2), ("b", 3), ("a", 4), ("c", 5)):
+        keeper.keep(key, Stage(stop), {})
+    slow.go_on.set()
+    keeper.settle()
+    assert slow.saved == [1, 4, 3, 5], "an item's boundary never takes the place of another's"
+
+
+def test_no_more_than_a_few_items_wait_for_the_disk(slow: Slow) -> None:
+    keeper = Keeper(slow)
+    keeper.keep("first", Stage(0), {})
+    slow.begun.wait()
+    for number in range(1, MOST_WAITING + 1):
+        keeper.keep(f"key{number}", Stage(number), {})
+    kept = threading.Event()
+    one_more = threading.Thread(target=lambda: (keeper.keep("last", Stage(9), {}), kept.set()), daemon=True)
+    one_more.start()
+    assert not kept.wait(0.1)
+    assert len(keeper._next) == MOST_WAITING
+    slow.go_on.set()
+    one_more.join()
+    keeper.settle()
+    assert slow.saved == [0, *range(1, MOST_WAITING + 1), 9]
+
+
+def test_a_mistake_with_one_boundary_is_told_though_later_ones_were_saved(slow: Slow) -> None:
+    keeper = Keeper(slow)
+    slow.go_on.set()
+    slow.problem = KeyError("stage")
+    keeper.keep("key", Stage(1), {})
+    keeper._writer.submit(lambda: None).result()
+    slow.problem = None
+    with pytest.raises(KeyError):
+        keeper.keep("other", Stage(2), {})
 
 
 def test_a_full_disk_is_told_once_and_later_boundaries_are_saved_again(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
