@@ -174,7 +174,8 @@ def print_report(found: Mapping[str, Any], console: Console) -> None:
     )
     console.print(
         f"makespan {found['makespan_s']:,.0f} s, bound {found['lower_bound_s']:,.0f} s: regret {found['regret']:.1%}; "
-        f"{found['videos_per_gpu_hour']:.2f} videos per GPU-hour, {found['gpu_seconds']:,.0f} GPU-seconds",
+        f"{found['videos_per_gpu_hour']:.2f} videos per GPU-hour of work, {found['videos_per_gpu_hour_held']:.2f} per GPU-hour "
+        f"held; {found['gpu_seconds']:,.0f} GPU-seconds of work",
         highlight=False,
     )
     console.print(

@@ -96,8 +96,11 @@ class _Run:
         todo = self._resume()
         tracker = self._tracker()
         try:
-            interrupted = bool(todo) and self._make(todo)
-            return INTERRUPTED if interrupted else self._conclude(tracker)
+            if todo and self._make(todo):
+                return INTERRUPTED
+            if self.checkpoints is not None:
+                self.checkpoints.close(self.wanted - self.ledger.finished)
+            return self._conclude(tracker)
         finally:
             if tracker is not None:
                 tracker.close()
@@ -148,8 +151,6 @@ class _Run:
         except KeyboardInterrupt:
             self.console.print("interrupted; the same command goes on from here")
             return True
-        if self.checkpoints is not None:
-            self.checkpoints.close(self.wanted - self.ledger.finished)
         return False
 
     def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, on_event: OnEvent) -> None:

@@ -259,7 +259,7 @@ def held(sweep: Sweep, wall_s: float, work_hours: float) -> dict[str, Any]:
     return {
         "gpus": gpus,
         "gpu_hours": hours,
-        "videos_per_gpu_hour": len(sweep.items) / hours if hours else None,
+        "videos_per_gpu_hour_held": len(sweep.items) / hours if hours else None,
         "price_per_gpu_hour": price,
         "cost": None if price is None else price * hours,
         "cost_of_work": None if price is None or not gpus else price * work_hours,

@@ -90,7 +90,7 @@ def test_a_password_is_hidden_before_a_long_line_is_cut(monkeypatch: pytest.Monk
         reached("s3://b/x", unreachable, pauses_s=())
     assert HUSH not in str(told.value)
     assert HUSH not in summary(OSError("x" * 380 + f" http://u:{HUSH * 20}@proxy"))
-    monkeypatch.setattr(ownership.sys, "argv", ["dvg", "x" * 180, f"http://u:{HUSH * 20}@proxy"])
+    monkeypatch.setattr("sys.argv", ["dvg", "x" * 180, f"http://u:{HUSH * 20}@proxy"])
     assert HUSH not in ownership._myself().command
 
 

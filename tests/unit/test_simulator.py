@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experiments.bench.simulate import per_hour_held
+from orchestrator.cli_simulate import SimulateOptions, run_simulate
 from orchestrator.cli_spec_plan import find_demands
 from orchestrator.mistakes import ConfigError
 from orchestrator.scheduler import Scheduler
@@ -118,6 +120,34 @@ def test_a_thousand_items_with_their_report_are_json():
     assert 0 <= found["regret"] < 0.25
     assert sum(found["idle_breakdown"].values()) == pytest.approx(found["idle_gpu_s"])
     assert sum(row["clips"] for row in found["width_histogram"].values()) == 1000
+
+
+def test_videos_per_gpu_hour_are_of_gpus_at_work_and_those_held_are_told_apart():
+    of = study(48)
+    found = report(of, baselines=False)
+    assert found["videos_per_gpu_hour"] == pytest.approx(48 * 3600 / found["gpu_seconds"])
+    assert found["videos_per_gpu_hour_held"] == pytest.approx(48 * 3600 / (of.fleet.num_gpus * found["makespan_s"]))
+    assert found["videos_per_gpu_hour_held"] < found["videos_per_gpu_hour"]
+    assert per_hour_held(found) == pytest.approx(found["videos_per_gpu_hour_held"])
+
+
+def test_memory_is_what_came_since_before_the_world_was_made_or_not_told(monkeypatch):
+    order = []
+    monkeypatch.setattr("orchestrator.cli_simulate.peak_gb", lambda: order.append("memory") or 1.0)
+    monkeypatch.setattr("orchestrator.cli_simulate.study_of", lambda *args: order.append("world") or study(8))
+    monkeypatch.setattr("orchestrator.simulator_report.peak_gb", lambda: 1.5)
+    told = []
+    monkeypatch.setattr("orchestrator.cli_simulate.print_json", told.append)
+    run_simulate(MIXED, (), SimulateOptions(baselines=False), as_json=True)
+    assert order == ["memory", "world"]
+    assert told[0]["items_per_gib"] == 16
+    of = study(8)
+    assert report(of, baselines=False)["items_per_gib"] is None, "nobody looked before its world was made"
+
+
+def test_round_robin_which_never_fails_is_no_baseline_where_gpus_do():
+    names = set(report(study(16, mtbf_hours=50.0))["baselines"])
+    assert names == set(FIRST_COME)
 
 
 def test_a_report_compares_with_every_baseline():

@@ -81,6 +81,24 @@ def test_checkpoints_are_swept_but_for_those_of_items_that_the_spec_still_asks_f
     assert "go on from" not in capsys.readouterr().out
 
 
+def test_checkpoints_that_a_start_left_behind_go_though_nothing_is_left_to_make(
+    tmp_path: Path, spec: Path, worker: Worker
+) -> None:
+    """As of a driver that died between its last record and its end, or of items that the spec asks for no more."""
+    worker.broken = False
+    out = tmp_path / "run"
+    assert run_sweep(spec, [], out, LOCAL) == 0
+    first, second = (item.item_key for item in load_sweep(spec, []).items)
+    kept = Checkpoints(RunPaths(out).checkpoints)
+    kept.open([])
+    for key in (first, second, "of an older spec"):
+        kept.save(key, Whole().pack())
+    assert run_sweep(spec, ["cluster.checkpoints=false"], out, LOCAL) == 0
+    assert len(list(kept.root.iterdir())) == 3, "switched off, they are not touched"
+    assert run_sweep(spec, [], out, LOCAL) == 0
+    assert not kept.root.exists()
+
+
 def test_the_manifest_holds_every_start_with_its_whole_command(tmp_path: Path, spec: Path, worker: Worker) -> None:
     worker.broken = False
     out = tmp_path / "run"
