@@ -88,14 +88,14 @@ def measure(
     ``condition`` None: a prompt is encoded. Raises ValueError for grids that do not fit.
     """
     check_grids(model.geometry, settings.shape, settings.grids)
-    rows = []
-    for row in step_rows(model, condition or make_condition(model, settings.shape), settings):
+    rows, condition = [], condition or make_condition(model, settings.shape)
+    for row in step_rows(model, condition, settings):
         on_row(row)
         rows.append(row)
-    return compose(rows, about(model, settings, weights), [decode_row(model, settings)] if settings.decode else [])
+    return compose(rows, about(model, condition, settings, weights), [decode_row(model, settings)] if settings.decode else [])
 
 
-def about(model: Model, settings: Settings, weights: Literal["given", "random"]) -> About:
+def about(model: Model, condition: Condition, settings: Settings, weights: Literal["given", "random"]) -> About:
     """What is measured here; the transitions are measured for it."""
     return About(
         model=model.geometry.name,
@@ -107,7 +107,14 @@ def about(model: Model, settings: Settings, weights: Literal["given", "random"])
         num_threads=torch.get_num_threads() if model.device.type == "cpu" else None,
         torch=str(torch.__version__),
         transition_token_s=_transition_token_s(model, settings),
+        num_sms=torch.cuda.get_device_properties(model.device).multi_processor_count if model.device.type == "cuda" else None,
+        num_text=num_text(condition),
     )
+
+
+def num_text(condition: Condition) -> int:
+    """Tokens that encode its prompt, and its image where an encoder saw that."""
+    return sum(rows.shape[1] for rows in condition.positive.tensors.values() if rows.ndim == 3)
 
 
 def _own(seconds: float) -> float:

@@ -102,7 +102,8 @@ def _rank(rank: int, job: Job, store: str, told: SimpleQueue[Any]) -> None:
             _measure(model, condition, job, groups, degree, exchange, rows, decodes, told.put if rank == 0 else _unheard)
     model.attach(None, None)
     if rank == 0:
-        told.put(compose(rows, about(model, job.settings, "random" if job.random_weights else "given"), decodes))
+        described = about(model, condition, job.settings, "random" if job.random_weights else "given")
+        told.put(compose(rows, described, decodes))
     if everyone is not None:
         everyone.agree("done")
     del model  # its recordings hold the groups' collectives

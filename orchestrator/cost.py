@@ -1,9 +1,9 @@
 """Predicted seconds of a forward, a schedule and a decode. Pure arithmetic: planning and admission load no torch.
 
 One forward of one branch costs ``fixed + token * n + token2 * n^2`` seconds for n video tokens: launches and weights, linear
-layers and elementwise work, self-attention. The coefficients come from a measurement (``orchestrator.calibration``), whose own
-points the curve is bent to go through, or, without one, from the roofline of :func:`uncalibrated`. A number of ranks that was not
-measured is predicted from one rank: compute is shared, launches are not, and tokens are exchanged in every layer.
+layers and elementwise work, self-attention, stretched by its waves (``orchestrator.waves``). The coefficients are measured
+(``orchestrator.calibration``), the curve then bent to go through the points, or those of :func:`uncalibrated`, a roofline. Ranks
+that were not measured are predicted from one: compute is shared, launches are not, and tokens are exchanged in every layer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from orchestrator.actions import full_action
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.schedules import forwards_per_stage
 from orchestrator.types import Action, VideoShape
+from orchestrator.waves import Waves
 
 Label = Literal["calibrated", "uncalibrated"]
 
@@ -48,6 +49,7 @@ class ForwardCost(BaseModel):
     """Never less: what launching the work takes, however little it is."""
     points: tuple[tuple[int, float], ...] = ()
     """Measured (tokens, seconds), fewest tokens first, each number of tokens once."""
+    waves: Waves | None = None
     predicted: bool = False
     """Not measured on so many GPUs."""
 
@@ -55,8 +57,16 @@ class ForwardCost(BaseModel):
         return self.curve(num_tokens) * self._bend(num_tokens)
 
     def curve(self, num_tokens: int) -> float:
-        """The polynomial and its floor."""
-        return max(self.floor_s, self.fixed_s + self.token_s * num_tokens + self.token2_s * num_tokens * num_tokens)
+        """The polynomial and its floor, stretched."""
+        even_s = max(self.floor_s, self.fixed_s + self.token_s * num_tokens + self.token2_s * num_tokens * num_tokens)
+        return even_s * self.stretch(num_tokens)
+
+    def stretch(self, num_tokens: int) -> float:
+        return self.waves.stretch(num_tokens, self.degree) if self.waves else 1.0
+
+    def share_s(self, num_tokens: int, several: ForwardCost) -> float:
+        """Of this, on one GPU, the part of each of ``several``, in their waves."""
+        return self.seconds(num_tokens) / several.degree * several.stretch(num_tokens) / self.stretch(num_tokens)
 
     def _bend(self, num_tokens: int) -> float:
         """Measured over the curve, between neighbours by the logarithms of both; beyond the ends as at them."""
@@ -77,8 +87,8 @@ def shared_s(one: ForwardCost, several: ForwardCost, num_tokens: int) -> float:
     """
     if several.degree == 1 or not several.points:
         return several.seconds(num_tokens)
-    added = [(tokens, seconds - one.seconds(tokens) / several.degree) for tokens, seconds in several.points]
-    return one.seconds(num_tokens) / several.degree + _between(added, num_tokens)
+    added = [(tokens, seconds - one.share_s(tokens, several)) for tokens, seconds in several.points]
+    return one.share_s(num_tokens, several) + _between(added, num_tokens)
 
 
 def _between(points: Sequence[tuple[int, float]], num_tokens: int) -> float:
@@ -265,6 +275,7 @@ def _predicted(geometry: ModelGeometry, one: ForwardCost, degree: int, backend: 
         fixed_s=one.fixed_s + geometry.num_layers * 2 * between.latency_s,
         token_s=one.token_s / degree + geometry.num_layers * bytes_per_token / between.bytes_per_s,
         token2_s=one.token2_s / degree,
+        waves=one.waves,
         predicted=True,
     )
     bent = tuple((tokens, seconds / one.curve(tokens) * forward.curve(tokens)) for tokens, seconds in one.points)

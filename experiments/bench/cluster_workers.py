@@ -118,7 +118,7 @@ class RandomWorker(ClipWorker):
             rows = {ROW + name(row.grid): row.median_s for row in step_rows(loaded, condition, settings, degree, "", alike)}
         finally:
             loaded.attach(None, None)
-        transition_token_s = about(loaded, settings, "random").transition_token_s
+        transition_token_s = about(loaded, condition, settings, "random").transition_token_s
         x = torch.randn(1, loaded.geometry.latent_channels, *loaded.geometry.latent_grid(arm.shape))
         stages = len(boundary.decision.action.stages) if boundary.decision else 0
         return dataclasses.replace(boundary, x=x, stage=stages), {**rows, "transition_token_s": transition_token_s}

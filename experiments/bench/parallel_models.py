@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.bench import single_gpu_models
 from experiments.bench.parallel_cases import CHUNKS, LOCAL, NATIVE, PEER, Subject
 from experiments.bench.parallel_rig import Rig
+from experiments.calibrate import num_text
 from orchestrator.geometry import ModelGeometry
 from orchestrator.types import Grid
 from parallel.groups import Group
@@ -47,7 +48,7 @@ class Loaded:
         """Condition tokens that join the video's in attention."""
         if self.subject.geometry.family == "wan":
             return 0
-        return sum(rows.shape[1] for rows in self.conditions[1].positive.tensors.values() if rows.ndim == 3)
+        return num_text(self.conditions[1])
 
     def forward(self, grid: Grid, num_branches: int = 1) -> Callable[[], Tensor]:
         """One step's velocity on ``grid``, of the same latent on every rank."""

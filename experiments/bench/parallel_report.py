@@ -14,11 +14,12 @@ from typing import Any
 
 from experiments.bench.parallel_cases import NATIVE, PEER, efficiency
 from experiments.bench.parallel_tables import OURS, Row, fastest_s, of, one_rank, share, table, tables
-from experiments.bench.single_gpu_models import SUBJECTS
+from experiments.bench.single_gpu_models import NUM_PROMPT, SUBJECTS
 from experiments.calibrate_fit import About, compose
 from orchestrator.calibration import SHIPPED, Calibration, DecodeRow, StepRow, file_name, save
 from orchestrator.geometry import model as geometry_of
 from orchestrator.types import Grid
+from orchestrator.waves import H200_SMS
 from parallel.native import OVERLAP_ELEMENTS
 
 Files = Mapping[str, Mapping[str, Any]]
@@ -185,6 +186,7 @@ def _about(files: Files, model: str) -> About:
     """The rest as in the calibration that is there: transitions are one GPU's work."""
     first = next(iter(files.values()))
     here = {"device": first["device"], "dtype": "bfloat16", "torch": first["torch"], "compiled": True, "weights": "random"}
+    here |= {"num_sms": H200_SMS if "H200" in first["device"] else None, "num_text": NUM_PROMPT}
     paths = SHIPPED.glob(f"{model}_nvidia*_bfloat16.json")
     known = next((Calibration.model_validate_json(path.read_text()) for path in paths), None)
     if known is None:

@@ -18,6 +18,7 @@ SHARED_NAMES = (
     "schedules",
     "matching",
     "actions",
+    "waves",
     "cost",
     "budgets",
     "arms",
