@@ -36,7 +36,7 @@ class Waves(BaseModel):
         work = blocks * self.heads / degree
         waves = math.ceil(math.ceil(blocks) * math.ceil(self.heads / degree) / self.num_sms)
         share = num_tokens / (num_tokens + self.even_tokens)
-        return 1.0 + share * ((waves * self.num_sms / work) ** LOST - 1.0)
+        return 1.0 + share * (math.pow(waves * self.num_sms / work, LOST) - 1.0)
 
 
 def waves_of(geometry: ModelGeometry, num_sms: int | None, num_text: int = 0) -> Waves | None:
