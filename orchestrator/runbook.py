@@ -56,9 +56,7 @@ class Runbook:
 
     def finish(self, finish: Finish, device: str, host: str) -> None:
         item, arm = finish.item, self.arms[finish.item.arm]
-        paths = self.ledger.paths
-        video = paths.relative(paths.video(item.arm, item.prompt_id, item.seed))
-        record = make_record(finish, arm, model(arm.model), device, host, video)
+        record = make_record(finish, arm, model(arm.model), device, host, self.ledger.video_of(item))
         self.ledger.finish(record)
         if self.checkpoints is not None:
             self.checkpoints.remove(item.item_key)
