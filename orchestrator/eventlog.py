@@ -23,7 +23,8 @@ def row(event: Event, commands: Sequence[Command]) -> dict[str, Any]:
 
 
 def _plain(value: Event | Command) -> dict[str, Any]:
-    return {"type": type(value).__name__, **{name: _value(getattr(value, name)) for name in _names(type(value))}}
+    kind: type = type(value)
+    return {"type": kind.__name__, **{name: _value(getattr(value, name)) for name in _names(kind)}}
 
 
 def _value(value: Any) -> Any:

@@ -15,7 +15,7 @@ from orchestrator.pods import Place
 from orchestrator.runbook import Runbook
 from orchestrator.scribe import Scribe
 from orchestrator.types import Action, Clip, Decision, Item, Record, Stage
-from tests.fakesweep import ARM
+from tests.arms import ARM
 
 HERE = Place("cpu", "here")
 DECISION = Decision(Action("plain", (Stage((4, 8, 8), 9, 7.0),), 1.0), "still")
