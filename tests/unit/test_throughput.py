@@ -216,14 +216,14 @@ def test_a_deadline_of_the_sweep_is_met_with_fewer_gpu_seconds_when_there_is_tim
     assert fast_s < slow_s <= 60.0
 
 
-def test_sketches_run_no_further_ahead_than_ranks_come_free() -> None:
+def test_sketches_run_no_further_ahead_than_a_clip_for_every_rank() -> None:
     clock = Clock(sizing(), pods=1, ranks=2, sketchers=4)
     clock.arrive(*(item(n) for n in range(50)))
     most = 0
     while clock.queue:
         clock.step()
         most = max(most, clock.scheduler.books.num_ahead)
-    assert most <= 2 + 2 + 3, "two ranks idle at first; more would wait for them for minutes"
+    assert 2 <= most <= 2 + 2 + 2, "two ranks idle at first; more would wait for them for minutes"
 
 
 def test_sketchers_decode_too_where_they_are_asked_to() -> None:
