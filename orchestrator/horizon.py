@@ -16,6 +16,9 @@ from orchestrator.split import DecodeOn
 
 REPLAN = 0.01
 """Share of the open items that must have moved before it is looked at again."""
+REFINING = 0.5
+"""Weight of refining against decoding in the order of sketches. With none, arms of long clips and short decodes come late and
+find no slice as wide as they need by then: 7.9 instead of 5.4 % over the bound on 256 pods with 4 clips a rank."""
 TOLERANCE = 2e-3
 """Of the makespan."""
 
@@ -51,9 +54,9 @@ class ArmPlan:
     """Until the last one is."""
 
     @property
-    def after_s(self) -> tuple[float, float]:
-        """What comes after the sketch, the scarcest workers first."""
-        return self.decode_s, self.fastest_s
+    def after_s(self) -> float:
+        """What comes after the sketch; of refining, which can do with more ranks where it is late, a part."""
+        return self.decode_s + REFINING * self.fastest_s
 
 
 class Horizon:
