@@ -99,6 +99,22 @@ class RunPaths:
     def videos(self) -> Path:
         return self.root / "videos"
 
+    @property
+    def vbench(self) -> Path:
+        """Scores, by suite and arm."""
+        return self.root / "vbench"
+
+    def vbench_arm(self, suite: str, arm: str) -> Path:
+        """One arm's view, shards and results under one suite."""
+        return self.vbench / file_name(suite) / file_name(arm)
+
+    def vbench_view(self, suite: str, arm: str) -> Path:
+        """Links to the arm's videos under the benchmark's names, and nothing else."""
+        return self.vbench_arm(suite, arm) / "view"
+
+    def vbench_results(self, suite: str, arm: str) -> Path:
+        return self.vbench_arm(suite, arm) / f"{file_name(arm)}_eval_results.json"
+
     def video(self, arm: str, prompt_id: str, seed: int) -> Path:
         return self._clip(arm, prompt_id, f"{seed}.mp4")
 
