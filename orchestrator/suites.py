@@ -108,6 +108,7 @@ class Suite:
             "digest": self.digest,
             "entries": len(self.entries),
             "prompts": len(self.prompts),
+            "asked_videos": sum(entry.num_videos for entry in self.entries),
             "videos": self.num_videos,
             "static_filter": self.static_filter,
         }
