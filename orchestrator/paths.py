@@ -50,6 +50,11 @@ class RunPaths:
         return self.root / "tracking.json"
 
     @property
+    def system(self) -> Path:
+        """What the nodes were doing: one row per node and sample."""
+        return self.root / "system.jsonl"
+
+    @property
     def lock(self) -> Path:
         return self.root / ".lock"
 
@@ -103,6 +108,10 @@ class RunPaths:
     def vbench(self) -> Path:
         """Scores, by suite and arm."""
         return self.root / "vbench"
+
+    def vbench_suite(self, suite: str) -> Path:
+        """What the suite is: its list's digest and counts."""
+        return self.vbench / file_name(suite) / "suite.json"
 
     def vbench_arm(self, suite: str, arm: str) -> Path:
         """One arm's view, shards and results under one suite."""
