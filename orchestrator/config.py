@@ -20,6 +20,7 @@ from orchestrator.cluster_config import ClusterConfig
 from orchestrator.expansion import expand_points, merge, set_dotted
 from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
+from orchestrator.metrics_config import AFTERWARDS, MetricsConfig, against_mistakes
 from orchestrator.mistakes import ConfigError, from_validation, password_mistakes
 from orchestrator.options import ArmName, BudgetOption, LoraOption, PromptsOption, SweepName
 from orchestrator.prompts import Prompt, Seed, load_prompts
@@ -99,6 +100,8 @@ class SweepSpec(ArmOptions):
     """Attempts of an item before it is given up."""
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+    metrics: MetricsConfig = AFTERWARDS
+    """Which metrics are measured. Without this key: PSNR and SSIM, when the sweep has ended."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Sweep:
     max_attempts: int
     cluster: ClusterConfig
     tracking: TrackingConfig
+    metrics: MetricsConfig = AFTERWARDS
 
     @property
     def arms_by_name(self) -> dict[str, Arm]:
@@ -127,6 +131,7 @@ class Sweep:
             "prompts": _prompt_rows(self.items),
             "cluster": self.cluster.model_dump(mode="json"),
             "tracking": self.tracking.model_dump(mode="json"),
+            "metrics": self.metrics.model_dump(mode="json"),
         }
 
 
@@ -193,9 +198,10 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool 
     frames.tell_missing()
     mistakes += device_mistakes(arms, on_gpu=spec.cluster.gpus_per_rank > 0)
     mistakes += sizing_mistakes(arms, spec.cluster)
+    mistakes += against_mistakes(spec.metrics, [arm.name for arm in arms])
     if mistakes := mistakes or _twice(items):
         raise ConfigError(mistakes)
-    return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking)
+    return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking, spec.metrics)
 
 
 def _points(spec: SweepSpec, with_weights: bool, mistakes: list[str]) -> tuple[tuple[Arm, str | None], ...]:
