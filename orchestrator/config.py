@@ -9,7 +9,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,32 +18,21 @@ from orchestrator.arms import Arm, PlannerName, make_item
 from orchestrator.calibration import device_name
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.expansion import expand_points, merge, set_dotted
+from orchestrator.extended import extended_prompts
 from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
 from orchestrator.metrics_config import AFTERWARDS, MetricsConfig, against_mistakes
 from orchestrator.mistakes import ConfigError, from_validation, password_mistakes
 from orchestrator.options import ArmName, BudgetOption, LoraOption, PromptsOption, SweepName
-from orchestrator.prompts import Prompt, Seed, load_prompts
+from orchestrator.prompts import Prompt, Seed, load_prompts, suite_named
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_budget import device_mistakes
 from orchestrator.resolve_sizing import sizing_mistakes
+from orchestrator.tracking_config import TrackingConfig as TrackingConfig
 from orchestrator.types import Item
 
 MEASURED_POINTS = {"cost": {"forwards": {"__all__": {"points"}}}}
 """Not for people to read: they are in the calibration file."""
-
-
-class TrackingConfig(BaseModel):
-    """The MLflow mirror of ``records.jsonl``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    enabled: bool = True
-    uri: str | None = None
-    """None: MLFLOW_TRACKING_URI if set, otherwise an sqlite file in the run folder."""
-    experiment: str = "dvg"
-    videos: Literal["auto", "none", "sample", "all"] = "auto"
-    """Which videos are uploaded: none, one prompt in ten (sample), or all; auto: all of up to 50 items, else a sample."""
 
 
 class ArmOptions(BaseModel):
@@ -87,9 +76,13 @@ class SweepSpec(ArmOptions):
 
     name: SweepName = "sweep"
     prompts: PromptsOption
-    """A list, or the path of a text file (one prompt a line) or a JSONL file (``{"prompt": ..., "id": ..., "seed": ...,
-    "image": ...}``)."""
-    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
+    """A list; the path of a text file (one prompt a line) or a JSONL file (``{"prompt": ..., "id": ..., "seed": ...,
+    "image": ...}``); or a suite: ``vbench``, ``vbench-i2v``, ``vbench-quality``, ``vbench-100`` and so on."""
+    extended: str | None = Field(None, min_length=1)
+    """Longer forms of the prompts, which the videos are made of: a text file with a line for each of them in their order, or a
+    JSONL file of ``{"original": ..., "prompt": ...}``. Evaluation goes by the originals."""
+    seeds: list[Seed] | None = Field(None, min_length=1)
+    """None: 0, or as many from 0 as a prompt asks for (``num_videos``), which those of suites do."""
     arms: dict[ArmName, ArmOptions] = Field(default_factory=dict)
     """Named partial settings; without any, one arm named after the planner."""
     sweep: dict[str, list[Any]] = Field(default_factory=dict)
@@ -115,6 +108,9 @@ class Sweep:
     max_attempts: int
     cluster: ClusterConfig
     tracking: TrackingConfig
+    prompts: tuple[Prompt, ...] = ()
+    suite: Mapping[str, Any] | None = None
+    """Name, digest and counts of the suite that the prompts are of."""
     metrics: MetricsConfig = AFTERWARDS
 
     @property
@@ -128,23 +124,38 @@ class Sweep:
             "reference": self.reference,
             "max_attempts": self.max_attempts,
             "arms": [arm.model_dump(mode="json", exclude=MEASURED_POINTS) for arm in self.arms],
-            "prompts": _prompt_rows(self.items),
+            **({"suite": dict(self.suite)} if self.suite else {}),
+            "prompts": _prompt_rows(self.items, self.prompts),
             "cluster": self.cluster.model_dump(mode="json"),
             "tracking": self.tracking.model_dump(mode="json"),
             "metrics": self.metrics.model_dump(mode="json"),
         }
 
 
-def _prompt_rows(items: Sequence[Item]) -> list[dict[str, Any]]:
+def _prompt_rows(items: Sequence[Item], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    more = {prompt.id: _evaluated(prompt) for prompt in prompts}
     rows: dict[Any, dict[str, Any]] = {}
     for item in items:
-        row = rows.setdefault((item.prompt_id, item.seed), {"id": item.prompt_id, "prompt": item.prompt, "seed": item.seed})
+        said = {"id": item.prompt_id, "prompt": item.prompt, "seed": item.seed, **more.get(item.prompt_id, {})}
+        row = rows.setdefault((item.prompt_id, item.seed), said)
         if item.image is not None:
             row.setdefault("images", {})[item.arm] = item.image
     return list(rows.values())
 
 
-class _StrictLoader(yaml.SafeLoader):
+def _evaluated(prompt: Prompt) -> dict[str, Any]:
+    """What evaluation wants to know of a prompt."""
+    said = {"original": prompt.original, "dimensions": " ".join(prompt.dimensions)}
+    return {key: value for key, value in said.items() if value}
+
+
+if TYPE_CHECKING:
+    from yaml import SafeLoader
+else:  # the resolved spec of 5,000 videos takes 6 s in Python and half a second in C
+    SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _StrictLoader(SafeLoader):
     """Refuses a key that a mapping has twice, of which YAML itself would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -187,7 +198,10 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool 
     if secrets := password_mistakes(spec.model_dump(mode="json")):
         raise ConfigError(secrets)  # alone: other mistakes repeat what is wrong
     mistakes: list[str] = []
+    suite = suite_named(spec.prompts, [])
     prompts = load_prompts(spec.prompts, base, mistakes)
+    if spec.extended is not None:
+        prompts = extended_prompts(spec.extended, prompts, suite, base, mistakes)
     points = _points(spec, with_weights, mistakes)
     arms = tuple(arm for arm, _ in points)
     reference = _reference(spec, arms, mistakes)
@@ -201,7 +215,9 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool 
     mistakes += against_mistakes(spec.metrics, [arm.name for arm in arms])
     if mistakes := mistakes or _twice(items):
         raise ConfigError(mistakes)
-    return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking, spec.metrics)
+    told = None if suite is None else suite.told | {"extended": spec.extended is not None}
+    how = (spec.max_attempts, spec.cluster, spec.tracking)
+    return Sweep(spec.name, arms, items, reference, *how, tuple(prompts), told, spec.metrics)
 
 
 def _points(spec: SweepSpec, with_weights: bool, mistakes: list[str]) -> tuple[tuple[Arm, str | None], ...]:
@@ -247,7 +263,7 @@ def _twice(items: Sequence[Item]) -> list[str]:
 
 
 def _items(
-    points: Sequence[tuple[Arm, str | None]], prompts: Sequence[Prompt], seeds: Sequence[int], frames: FirstFrames
+    points: Sequence[tuple[Arm, str | None]], prompts: Sequence[Prompt], seeds: Sequence[int] | None, frames: FirstFrames
 ) -> tuple[Item, ...]:
     """Prompt by prompt, so that the arms of one prompt finish together and can be compared early."""
     return tuple(
@@ -260,6 +276,13 @@ def _items(
             deadline_s=prompt.deadline_s,
         )
         for prompt in prompts
-        for seed in ([prompt.seed] if prompt.seed is not None else seeds)
+        for seed in seeds_of(prompt, seeds)
         for arm, image in points
     )
+
+
+def seeds_of(prompt: Prompt, seeds: Sequence[int] | None) -> Sequence[int]:
+    """Its own, the spec's, or as many from 0 as it asks for."""
+    if prompt.seed is not None:
+        return [prompt.seed]
+    return seeds or range(prompt.num_videos or 1)

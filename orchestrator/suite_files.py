@@ -24,11 +24,13 @@ def load_suite(name: str) -> Suite:
     return named(name, _whole)
 
 
-@functools.cache
 def _whole(name: str) -> Suite:
-    if name == "vbench":
-        return Suite(name, _counted(entries_of(full_info(), DIMENSIONS, FULL_INFO.name), NUM_ENTRIES, FULL_INFO.name))
-    return i2v_suite(i2v_folder(), name.removeprefix("vbench-i2v-"))
+    return _vbench() if name == "vbench" else i2v_suite(i2v_folder(), name.removeprefix("vbench-i2v-"))
+
+
+@functools.cache
+def _vbench() -> Suite:
+    return Suite("vbench", _counted(entries_of(full_info(), DIMENSIONS, FULL_INFO.name), NUM_ENTRIES, FULL_INFO.name))
 
 
 def full_info() -> Any:
