@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.mistakes import ConfigError
+from orchestrator.config import read_yaml
+from orchestrator.mistakes import ConfigError, without_password
 from orchestrator.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
-    source: Annotated[pathlib.Path, typer.Argument(help="An *_eval_results.json, a JSON of raw scores, or a run folder.")],
+    source: Annotated[str, typer.Argument(help="An *_eval_results.json, a JSON of raw scores, or a run folder.")],
     suite: Annotated[
         str | None, typer.Option(help="vbench or vbench-i2v; of a run, one of its suites. Default: what the scores are of.")
     ] = None,
@@ -36,11 +37,15 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print VBench's Quality, Semantic and Total (of image to video: I2V), or what is missing for them."""
-    if source.is_dir():
-        return _score_run(source, suite, export, as_json)
+    if "://" in source:
+        raise ConfigError(
+            [f"{without_password(source)!r} is a URL: dvg score reads a run folder or a file of scores on this machine"]
+        )
+    if pathlib.Path(source).is_dir():
+        return _score_run(pathlib.Path(source), suite, export, as_json)
     if export is not None:
-        raise ConfigError([f"--export packs the results of a run folder; {str(source)!r} is none"])
-    return _score_file(source, suite, as_json)
+        raise ConfigError([f"--export packs the results of a run folder; {source!r} is none"])
+    return _score_file(pathlib.Path(source), suite, as_json)
 
 
 def _score_file(path: pathlib.Path, suite: str | None, as_json: bool) -> None:
@@ -70,11 +75,34 @@ def _score_run(root: pathlib.Path, suite: str | None, export: pathlib.Path | Non
     written = [] if export is None else [export_results(root, name, arm, export) for name, arms in found.items() for arm in arms]
     if as_json:
         return _print_json({name: {arm: row.as_json() for arm, row in arms.items()} for name, arms in found.items()})
+    extended = _extended(root)
     for name, arms in found.items():
         _print_suite(name, arms)
+        for note in _notes(name, extended):
+            typer.echo(note)
     for path in written:
         typer.echo(f"wrote {path}")
     return None
+
+
+def _extended(root: pathlib.Path) -> bool:
+    """Whether the run's videos are of longer forms of the prompts."""
+    path = RunPaths(root).config
+    rows = read_yaml(path).get("prompts") or [] if path.is_file() else []
+    return any("original" in row for row in rows)
+
+
+def _notes(suite: str, extended: bool) -> list[str]:
+    """What a reader must know before comparing these totals with others."""
+    from experiments.vbench.normalise import I2V, T2V
+    from experiments.vbench.view import CUSTOM
+
+    notes = ["prompt-optimized: the videos are of longer forms of the prompts"] if extended else []
+    if suite == CUSTOM:
+        notes.append("of the run's own prompts: comparable among its arms, not with VBench's leaderboard")
+    elif not suite.startswith(I2V.name) and suite.removesuffix("-filtered") != T2V.name:
+        notes.append(f"of a part of VBench's prompts ({suite}): comparable with scores of the same part")
+    return notes
 
 
 def _totals(raw: dict[str, float], suite: str) -> Totals:

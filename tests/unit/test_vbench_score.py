@@ -174,6 +174,20 @@ def test_a_run_is_scored_suite_by_suite_and_arm_by_arm(tmp_path: Path) -> None:
     assert "n/a (1/16 dimensions)" in printed
 
 
+def test_totals_that_do_not_compare_with_the_leaderboard_say_so(tmp_path: Path) -> None:
+    root = evaluated(tmp_path / "run", {"vbench-100": {"full": HALF}})
+    assert "of a part of VBench's prompts (vbench-100)" in run(str(root)).stdout
+    whole = evaluated(tmp_path / "whole", {"vbench": {"full": HALF}, "vbench-filtered": {"full": HALF}})
+    assert "comparable" not in run(str(whole)).stdout
+    assert "the run's own prompts" in run(str(evaluated(tmp_path / "own", {"custom": {"full": HALF}}))).stdout
+    (whole / "config.resolved.yaml").write_text("prompts: [{prompt: a long cat, original: a cat, id: a, seed: 0}]")
+    assert "prompt-optimized" in run(str(whole)).stdout
+
+
+def test_a_url_is_refused_with_the_choices() -> None:
+    assert "run folder or a file" in str(run("s3://bucket/run").exception)
+
+
 def test_a_run_without_results_says_how_to_get_some(tmp_path: Path) -> None:
     assert "dvg evaluate" in str(run(str(tmp_path)).exception)
     assert load_all(tmp_path) == {}
