@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mlflow import MlflowClient
 from mlflow.entities import Run as Tracked
 from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter, ValidationError
 
 from experiments.compare.sources import MLFLOW, Row, Run
 from experiments.mlflow_rows import METRICS
+from orchestrator.config import read_yaml
 from orchestrator.mistakes import ConfigError, RunError, without_password
+from orchestrator.paths import RunPaths
 from orchestrator.types import Record
 
 PAGE = 5000
 FINISHED, FAILED = RunStatus.to_string(RunStatus.FINISHED), RunStatus.to_string(RunStatus.FAILED)
+CONFIG = RunPaths(Path()).config.name
 QUALITY, VBENCH = "quality.", "vbench"
 """What metric names begin with."""
 
@@ -71,7 +77,7 @@ def _sweep(client: MlflowClient, sweep: Tracked, runs: Sequence[Tracked], where:
     mine = [run for run in runs if run.data.tags.get("sweep_key") == sweep.data.tags["sweep_key"]]
     arms = [run for run in mine if run.data.tags["level"] not in ("sweep", "prompt")]
     prompts = [run for run in mine if run.data.tags["level"] == "prompt"]
-    reference = sweep.data.tags.get("reference") or None
+    reference = _spec(client, sweep).get("reference")
     records, quality, failures = _of_runs(prompts, reference) if prompts else _of_table(client, sweep, where)
     compared = (row["reference_arm"] for row in quality if row.get("reference_arm"))
     return Run(
@@ -84,6 +90,15 @@ def _sweep(client: MlflowClient, sweep: Tracked, runs: Sequence[Tracked], where:
         packages={name: sweep.data.tags[f"version.{name}"] for name in _packages(sweep)},
         scores={str(run.info.run_name): _scores(run) for run in arms},
     )
+
+
+def _spec(client: MlflowClient, sweep: Tracked) -> dict[str, Any]:
+    """The resolved spec, an artifact of a sweep that has ended; empty without it, and where artifacts are out of reach."""
+    with tempfile.TemporaryDirectory(prefix="dvg-") as folder:
+        try:
+            return read_yaml(Path(client.download_artifacts(sweep.info.run_id, CONFIG, folder)))
+        except (MlflowException, OSError, ConfigError):
+            return {}
 
 
 Found = tuple[list[Record], list[Row], list[Row]]
