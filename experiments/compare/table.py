@@ -37,9 +37,9 @@ def tables(comparison: Comparison, width: int) -> Iterable[Table | Text]:
 def cost_table(comparison: Comparison, wide: bool) -> Table:
     """One row per arm. Seconds are per video."""
     of = work_unit(all(row.arm.stats.on_gpu for row in comparison.rows if row.arm.records))
-    quality = [comparison.metrics[comparison.quality].label] if comparison.quality else []
+    quality = [comparison.metrics[comparison.quality].label, "front"] if comparison.quality else []
     more = ["executed", "work speedup", "work s"] if wide else []
-    names = ["n", "density", "speedup", "p50 s", "p95 s", f"{of} s", f"videos /{of}-h", *more, *quality, "front"]
+    names = ["n", "density", "speedup", "p50 s", "p95 s", f"{of} s", f"videos /{of}-h", *more, *quality]
     table = _table()
     table.add_column("arm", overflow="fold")
     for name in names:
@@ -75,12 +75,14 @@ def _more(row: Compared) -> list[str]:
 
 
 def _front(row: Compared, comparison: Comparison) -> list[str]:
-    """The quality of the front, and whether the arm is on it."""
-    mark = [FRONT if row.on_front else ""]
+    """The quality of the front, and whether the arm is on it; nothing where there is no front."""
     if comparison.quality is None:
-        return mark
+        return []
     figure = row.figures.get(comparison.quality)
-    return [cells.plain(figure.mean if figure else None, comparison.metrics[comparison.quality].form), *mark]
+    return [
+        cells.plain(figure.mean if figure else None, comparison.metrics[comparison.quality].form),
+        FRONT if row.on_front else "",
+    ]
 
 
 def legend(comparison: Comparison, mark: str = FRONT) -> str:

@@ -122,6 +122,7 @@ def test_a_page_and_tables_without_quality_are_whole(tmp_path: Path, vbench: dic
     comparison = compare(read_runs([str(paths.root)]))
     assert "broken" in html_text(comparison)
     assert "0/1" in shown(comparison, 80)
+    assert "front" not in shown(comparison, 80)
 
 
 def test_whiskers_stay_inside_their_chart_and_zero_is_where_nothing_differs() -> None:
