@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from orchestrator import __version__, cli_compare, cli_evaluate, cli_metrics, cli_ops, cli_score, cli_simulate_command
+from orchestrator import __version__, cli_compare, cli_evaluate, cli_metrics, cli_ops, cli_schema, cli_score, cli_simulate_command
 from orchestrator.mistakes import ConfigError, RunError, without_password
 
 app = typer.Typer(
@@ -263,6 +263,7 @@ cli_ops.add_to(app)
 cli_compare.register(app)
 cli_evaluate.register(app)
 cli_metrics.register(app)
+cli_schema.register(app)
 cli_score.register(app)
 
 

@@ -1,6 +1,6 @@
 """A sweep's YAML: strict to read, expanded into arms and items, every mistake told at once.
 
-What each knob means is documented on its field; the planner's own knobs live in :class:`orchestrator.actions.DvgConfig`.
+What each knob means is documented on its field, in :mod:`orchestrator.spec`.
 """
 
 from __future__ import annotations
@@ -12,89 +12,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from orchestrator.arms import Arm, PlannerName, make_item
+from orchestrator.arms import Arm, make_item
 from orchestrator.calibration import device_name
 from orchestrator.cluster_config import ClusterConfig
-from orchestrator.expansion import expand_points, merge, set_dotted
+from orchestrator.expansion import expand_points, keep_arms, merge, set_dotted
 from orchestrator.extended import extended_prompts
-from orchestrator.geometry import SolverName
 from orchestrator.images import FirstFrames
+from orchestrator.methods import NOT_AVAILABLE, absent_told
 from orchestrator.metrics_config import AFTERWARDS, MetricsConfig, against_mistakes
 from orchestrator.mistakes import ConfigError, from_validation, password_mistakes
-from orchestrator.options import ArmName, BudgetOption, LoraOption, PromptsOption, SweepName
-from orchestrator.prompts import Prompt, Seed, load_prompts, suite_named
+from orchestrator.prompts import Prompt, load_prompts, suite_named
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_budget import device_mistakes
 from orchestrator.resolve_sizing import sizing_mistakes
+from orchestrator.spec import ArmOptions as ArmOptions
+from orchestrator.spec import SweepSpec as SweepSpec
 from orchestrator.tracking_config import TrackingConfig as TrackingConfig
 from orchestrator.types import Item
 
 MEASURED_POINTS = {"cost": {"forwards": {"__all__": {"points"}}}}
 """Not for people to read: they are in the calibration file."""
-
-
-class ArmOptions(BaseModel):
-    """What an arm may say. None: inherited from the spec, then from the model's defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str | None = None
-    weights: str | None = Field(None, min_length=1)
-    """A folder in diffusers format, or a repository of the hub: ``org/name`` or ``org/name@revision``."""
-    lora: list[LoraOption] | None = None
-    """Low-rank adapters merged into the transformer, each ``{path, scale, expert}`` or ``PATH[:SCALE][:EXPERT]``."""
-    image: str | None = Field(None, min_length=1)
-    """First frame for the prompts that have none of their own."""
-    planner: PlannerName | None = None
-    budget: BudgetOption | None = None
-    """A share of the full run's token-steps in (0, 1], ``speedup=3`` or ``gpu_seconds=120``."""
-    calibration: str | None = Field(None, min_length=1)
-    """A calibration file; None: the one that fits model and device, of ``dvg calibrate``."""
-    device_name: str | None = Field(None, min_length=1)
-    """What the GPU that the run is for calls itself, to predict its cost; None: this machine's."""
-    steps: int | None = Field(None, ge=1)
-    solver: SolverName | None = None
-    """None: the one that the weights ship with."""
-    shift: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Timestep shift of a plain full-grid run; None: the one that the weights ship with."""
-    guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
-    guidance_low: float | None = Field(None, ge=0, allow_inf_nan=False)
-    """Guidance of the low-noise expert, of models with two; None: as ``guidance`` if that is given."""
-    negative: str | None = None
-    frames: int | None = Field(None, ge=1)
-    height: int | None = Field(None, ge=1)
-    width: int | None = Field(None, ge=1)
-    fps: int | None = Field(None, ge=1, le=1000)
-    dvg: dict[str, Any] = Field(default_factory=dict)
-    """Knobs of :class:`orchestrator.dvg_config.DvgConfig`; those not given have the model's or the released value."""
-
-
-class SweepSpec(ArmOptions):
-    """One YAML file: what to make, with which arms, on which workers."""
-
-    name: SweepName = "sweep"
-    prompts: PromptsOption
-    """A list; the path of a text file (one prompt a line) or a JSONL file (``{"prompt": ..., "id": ..., "seed": ...,
-    "image": ...}``); or a suite: ``vbench``, ``vbench-i2v``, ``vbench-quality``, ``vbench-100`` and so on."""
-    extended: str | None = Field(None, min_length=1)
-    """Longer forms of the prompts, which the videos are made of: a text file with a line for each of them in their order, or a
-    JSONL file of ``{"original": ..., "prompt": ...}``. Evaluation goes by the originals."""
-    seeds: list[Seed] | None = Field(None, min_length=1)
-    """None: 0, or as many from 0 as a prompt asks for (``num_videos``), which those of suites do."""
-    arms: dict[ArmName, ArmOptions] = Field(default_factory=dict)
-    """Named partial settings; without any, one arm named after the planner."""
-    sweep: dict[str, list[Any]] = Field(default_factory=dict)
-    """Knob (dotted for nested ones) to values: every arm is repeated for every combination."""
-    reference: str | None = None
-    """The arm that quality and speedup are measured against; None: the first arm whose planner is ``full``."""
-    max_attempts: int = Field(3, ge=1)
-    """Attempts of an item before it is given up."""
-    cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    metrics: MetricsConfig = AFTERWARDS
-    """Which metrics are measured. Without this key: PSNR and SSIM, when the sweep has ended."""
 
 
 @dataclass(frozen=True)
@@ -189,12 +128,22 @@ def load_sweep(path: pathlib.Path, overrides: Sequence[str] = (), with_weights: 
     return build_sweep(data, path.resolve().parent, with_weights)
 
 
+def read_spec(data: Mapping[str, Any]) -> SweepSpec:
+    """The spec as it is written, of ``only`` the arms asked for. Raises ConfigError with everything wrong with its form."""
+    mistakes: list[str] = []
+    kept = keep_arms(data, mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
+    try:
+        return SweepSpec.model_validate(kept)
+    except ValidationError as error:
+        absent = absent_told(error, kept.get("arms") or ())
+        raise ConfigError([*absent, *from_validation(error, SweepSpec, skip=NOT_AVAILABLE if absent else "")]) from error
+
+
 def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool = True) -> Sweep:
     """Validate and expand; relative prompt and image files are looked up in ``base``, then in the working directory."""
-    try:
-        spec = SweepSpec.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(from_validation(error, SweepSpec)) from error
+    spec = read_spec(data)
     if secrets := password_mistakes(spec.model_dump(mode="json")):
         raise ConfigError(secrets)  # alone: other mistakes repeat what is wrong
     mistakes: list[str] = []

@@ -19,7 +19,7 @@ MetricName = Literal[
 class MetricsConfig(BaseModel):
     """What is measured of the finished videos; see docs/metrics.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     names: list[MetricName] = ["psnr", "ssim"]
     """Metrics or groups of them; an empty list: none. What needs weights that are not there is left out, with the reason."""

@@ -32,11 +32,14 @@ def _known(dimension: str) -> str:
 class Prompt(BaseModel):
     """One prompt. ``id`` defaults to a slug of the text with a short hash; ``seed`` and ``image`` go before the spec's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     prompt: str = Field(min_length=1)
+    """What the video shows."""
     id: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", max_length=80)
+    """Names its videos' folder; empty: made of the text and a hash of it."""
     seed: Seed | None = None
+    """Instead of the spec's seeds."""
     image: str | None = Field(None, min_length=1)
     """First frame of the video, for models that take one; relative to the spec's folder or the working directory."""
     deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)

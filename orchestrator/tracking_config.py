@@ -12,12 +12,14 @@ Count = Annotated[int, Field(ge=0)]
 class TrackingConfig(BaseModel):
     """The MLflow mirror of ``records.jsonl``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     enabled: bool = True
+    """False: nothing goes to MLflow."""
     uri: str | None = None
     """None: MLFLOW_TRACKING_URI if set, otherwise an sqlite file in the run folder."""
     experiment: str = "dvg"
+    """MLflow's experiment that the runs are in."""
     per_prompt: Literal["auto", "runs", "steps"] = "auto"
     """What a prompt of an arm becomes: a run of its own, or a step of the arm's metrics; auto: runs for up to 1,000 prompts
     and seeds."""
