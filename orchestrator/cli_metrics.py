@@ -66,7 +66,7 @@ def run_metrics(run: str, options: MetricsOptions) -> int:
         lost = _measure(measurements, records, options.address, console)
         rows = measurements.rows(records)
         write_summary(folder.paths, records, rows)
-    _tell(rows, lost, records, console, options.as_json)
+    _tell(rows, lost, console, options.as_json)
     return PARTLY_MEASURED if lost or _wanting(rows, options) else 0
 
 
@@ -117,8 +117,8 @@ def _wanting(rows: Sequence[Row], options: MetricsOptions) -> bool:
     return bool(broken(rows)) or any(asked & row["unavailable"].keys() for row in rows)
 
 
-def _tell(rows: Sequence[Row], lost: Sequence[Lost], records: Sequence[Record], console: Console, as_json: bool) -> None:
-    from experiments.metrics.completing import troubles
+def _tell(rows: Sequence[Row], lost: Sequence[Lost], console: Console, as_json: bool) -> None:
+    from experiments.metrics.completing import remarks, troubles
     from experiments.metrics.listing import as_plain, quality_table
 
     if as_json:
@@ -128,6 +128,8 @@ def _tell(rows: Sequence[Row], lost: Sequence[Lost], records: Sequence[Record], 
     console.print(quality_table(rows))
     for line in troubles(rows, lost):
         console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
+    for line in remarks(rows):
+        console.print(escape(line), highlight=False, soft_wrap=True)
     return None
 
 

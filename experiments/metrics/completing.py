@@ -143,5 +143,16 @@ def troubles(rows: Sequence[Row], lost: Sequence[Lost]) -> list[str]:
     """What could not be measured though it was to be, a line each; that a prompt leaves open what it shows is no trouble."""
     lines = [f"{row['arm']}/{row['prompt_id']}/{row['seed']} cannot be measured: {why}" for row, why in broken(rows)]
     lines += [f"{one.record.video} was not measured: {one.why}" for one in lost]
-    found = [([name for name in names if METRICS[name].of_reference], number, why) for names, number, why in reasons(rows)]
-    return lines + [f"{', '.join(names)} not available for {number} videos: {why}" for names, number, why in found if names]
+    return lines + [line for names, line in _gaps(rows) if METRICS[names[0]].of_reference]
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What cannot be said of videos by their nature, a line each."""
+    return [line for names, line in _gaps(rows) if not METRICS[names[0]].of_reference]
+
+
+def _gaps(rows: Sequence[Row]) -> list[tuple[list[str], str]]:
+    return [
+        (names, f"{', '.join(names)} not available for {number} video{'s'[: number > 1]}: {why}")
+        for names, number, why in reasons(rows)
+    ]

@@ -21,20 +21,20 @@ def means(rows: Sequence[Row], arm: str, name: str) -> tuple[float, int] | None:
 
 
 def quality_table(rows: Sequence[Row]) -> Table:
-    """A row per metric that was asked for, a column per arm; why there is no number where there is none for anybody."""
+    """A row per metric that was asked for, a column per arm: means, and of how many videos where not of all."""
     num_videos = Counter(row["arm"] for row in rows)
     arms = sorted(num_videos)
-    why = {name: told for names, _, told in reasons(rows) for name in names}
+    lacking = {name for names, _, _ in reasons(rows) for name in names}
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in ("metric", "unit", "better", *arms, ""):
-        table.add_column(column, justify="right" if column in arms else "left", overflow="fold")
+    for column in ("metric", "unit", "better"):
+        table.add_column(column, no_wrap=True)
+    for arm in arms:
+        table.add_column(arm, justify="right", overflow="fold")
     for name, metric in METRICS.items():
         found = [means(rows, arm, name) for arm in arms]
-        if any(found) or name in why:
-            cells = [
-                _cell(mean, metric.form, sum(row["arm"] == arm for row in rows)) for mean, arm in zip(found, arms, strict=True)
-            ]
-            table.add_row(name, metric.unit, metric.better, *cells, "" if any(found) else why[name])
+        if any(found) or name in lacking:
+            cells = [_cell(mean, metric.form, num_videos[arm]) for mean, arm in zip(found, arms, strict=True)]
+            table.add_row(name, metric.unit, metric.better, *cells)
     return table
 
 
