@@ -18,7 +18,7 @@ from orchestrator.config import Sweep, build_sweep
 from orchestrator.mistakes import ConfigError
 from orchestrator.prompts import prompt_id
 from orchestrator.suite_files import FULL_INFO, I2V_VARIABLE, NUM_I2V_ENTRIES, load_suite
-from orchestrator.suites import DIMENSIONS, PARTS, QUALITY_DIMENSIONS, is_suite
+from orchestrator.suites import DIMENSIONS, PARTS, QUALITY_DIMENSIONS, Entry, Suite, is_suite
 
 OFFICIAL = {
     "subject_consistency": 72, "motion_smoothness": 72, "dynamic_degree": 72, "background_consistency": 86, "scene": 86,
@@ -195,6 +195,28 @@ def test_longer_prompts_are_made_and_known_by_their_originals(tmp_path: pathlib.
 def test_longer_prompts_of_any_list_go_line_by_line(tmp_path: pathlib.Path) -> None:
     sweep = sweep_of(tmp_path, ["a cat", "a dog"], extended=extended_file(tmp_path, ["a cat", "a dog"], False))
     assert [item.prompt for item in sweep.items] == [LONGER.format("a cat"), LONGER.format("a dog")]
+
+
+def test_of_a_prompt_that_a_suite_has_twice_the_first_longer_form_counts(tmp_path: pathlib.Path) -> None:
+    entries = load_suite("vbench").entries
+    (tmp_path / "longer.txt").write_text("".join(f"line {number}\n" for number, _ in enumerate(entries)))
+    made = {item.prompt_id: item.prompt for item in sweep_of(tmp_path, "vbench", extended="longer.txt").items}
+    places = {prompt_id(entry.prompt): number for number, entry in reversed(list(enumerate(entries)))}
+    assert made == {name: f"line {number}" for name, number in places.items()}
+
+
+def test_a_list_may_name_the_originals_itself_and_goes_by_their_ids(tmp_path: pathlib.Path) -> None:
+    (item,) = sweep_of(tmp_path, [{"prompt": "a cat, in great detail", "original": "a cat"}]).items
+    assert item.prompt_id == prompt_id("a cat")
+
+
+def test_a_prompt_of_two_entries_gets_as_many_videos_as_the_more_demanding_one() -> None:
+    few, many = Entry("a cat", ("color",), {"color": 1}), Entry("a cat", ("temporal_flickering",), num_videos=25)
+    for entries in ((few, many), (many, few)):
+        (found,) = Suite("s", entries).prompts.values()
+        assert found.num_videos == 25
+        assert set(found.dimensions) == {"color", "temporal_flickering"}
+        assert found.auxiliary == {"color": 1}
 
 
 def test_longer_prompts_that_do_not_fit_are_told(tmp_path: pathlib.Path) -> None:

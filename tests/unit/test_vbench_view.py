@@ -215,13 +215,15 @@ def test_extra_files_are_named_whether_in_the_view_or_beside_the_videos(make: Ma
     paths = make(whole())
     view = build_view(paths, "vbench-11", "full")
     (view.folder / "notes.txt").write_text("x")
+    (view.folder / video_name(first(), 0)).unlink()
+    shutil.copy(file_of(paths, first()), view.folder / video_name(first(), 0))
     (view.folder / "another cat-0.mp4").write_text("x")
     file_of(paths, first(), 17).write_text("x")
     (file_of(paths, first()).parent / ".0.2.mp4").write_text("a draft")
     file_of(paths, first()).with_suffix(".json").write_text("{}")
     found = check_view(build_view(paths, "vbench-11", "full"))
     assert found.extra == tuple(
-        [f"vbench/vbench-11/full/view/{name}" for name in ("another cat-0.mp4", "notes.txt")]
+        [f"vbench/vbench-11/full/view/{name}" for name in sorted(("another cat-0.mp4", "notes.txt", video_name(first(), 0)))]
         + [paths.relative(file_of(paths, first(), 17))]
     )
     assert (view.folder / "notes.txt").is_file()
@@ -250,6 +252,14 @@ def test_broken_videos_are_named_with_the_reason(make: Make, mp4s: dict[str, byt
     assert found.broken[1].video == paths.relative(file_of(paths, first(), 1))
     assert found.unsound == {flaw.name for flaw in found.broken}
     assert (found.missing, found.extra, found.num_sound) == ((), (), 51)
+
+
+def test_a_video_that_lost_its_last_bytes_is_cut_short(make: Make, mp4s: dict[str, bytes]) -> None:
+    paths = make(whole())
+    file_of(paths, first(), 1).write_bytes(mp4s["good"][:-8])
+    _forget_size(paths)
+    (flaw,) = check(paths, "vbench-11", "full").broken
+    assert flaw.reason == "cut short: 8 of 9 frames are there"
 
 
 def test_a_video_of_another_length_is_named_with_both(make: Make, mp4s: dict[str, bytes]) -> None:
