@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from experiments.vbench.campaign import Options
     from experiments.vbench.outcome import ArmOutcome
+    from orchestrator.doctor import Finding
 
 PARTLY = 3
 INTERRUPTED = 130
@@ -45,9 +46,7 @@ def evaluate(
     local: Annotated[bool, typer.Option("--local", help="No Ray: workers of this process.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda; auto: GPUs where there are some.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Of a worker; default: 1 on CPUs.")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="The Ray cluster to join; default: RAY_ADDRESS, else its own.")
-    ] = None,
+    address: Annotated[str | None, typer.Option(help="The Ray cluster to join; default: RAY_ADDRESS, else its own.")] = None,
     vbench_python: Annotated[
         str | None, typer.Option(help="VBench's interpreter; default: DVG_VBENCH_PYTHON, else .venv-vbench.")
     ] = None,
@@ -71,6 +70,26 @@ def evaluate(
     else:
         _print(found)
     raise typer.Exit(0 if all(arm.whole for arm in found.values()) else PARTLY)
+
+
+def vbench_findings() -> list[Finding]:
+    """For ``dvg doctor``: VBench's environment, each dimension, and what it lacks here. Nothing is loaded."""
+    from experiments.vbench.dimensions import STATIC_FILTER
+    from experiments.vbench.probe import everything
+    from orchestrator.doctor import Finding
+    from orchestrator.suites import DIMENSIONS
+
+    gives = "dvg evaluate: VBench's dimensions"
+    try:
+        found, lacking = everything()
+    except ConfigError as error:
+        return [Finding("vbench", "missing", str(error), gives)]
+    rows = [Finding("vbench", "ok", f"{found.version} with torch {found.torch} in {found.python}", gives)]
+    for name in (*DIMENSIONS, STATIC_FILTER):
+        why = lacking.get(name)
+        about = "which videos temporal_flickering is measured on" if name == STATIC_FILTER else "a dimension of VBench"
+        rows.append(Finding(f"vbench {name}", "missing" if why else "ok", why or "can run here", about))
+    return rows
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from experiments.vbench.outcome import ArmOutcome
 from experiments.vbench.probe import VARIABLE, interpreter
 from experiments.vbench.results import load_all
 from orchestrator.cli import app
+from orchestrator.cli_evaluate import vbench_findings
 from orchestrator.ledger import Ledger
 from orchestrator.mistakes import ConfigError
 from orchestrator.paths import RunPaths
@@ -299,3 +300,17 @@ def test_the_command_refuses_what_is_no_run_and_unknown_words(tmp_path: Path) ->
     assert "no run folder" in told
     assert "official_torchrun" in told
     assert "torchrun" in told
+
+
+def test_doctor_tells_each_dimension_and_where_what_it_lacks_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_weights(tmp_path / "cache", "motion_smoothness")
+    found = {finding.topic: finding for finding in vbench_findings()}
+    assert "0.1.5" in found["vbench"].found
+    assert found["vbench temporal_flickering"].state == found["vbench motion_smoothness"].state == "ok"
+    assert found["vbench dynamic_degree"].state == "missing"
+    assert str(tmp_path / "cache/raft_model/models/raft-things.pth") in found["vbench dynamic_degree"].found
+    assert "no detectron2" in found["vbench color"].found
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
+    (finding,) = vbench_findings()
+    assert finding.state == "missing"
+    assert "make vbench-env" in finding.found
