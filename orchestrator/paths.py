@@ -46,6 +46,11 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def sheet(self) -> Path:
+        """The contact sheet."""
+        return self.root / "sheet.png"
+
+    @property
     def tracking(self) -> Path:
         return self.root / "tracking.json"
 
