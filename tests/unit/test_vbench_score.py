@@ -195,8 +195,10 @@ def test_a_run_without_results_says_how_to_get_some(tmp_path: Path) -> None:
 
 def test_results_are_packed_for_the_leaderboard(tmp_path: Path) -> None:
     root = evaluated(tmp_path / "run", {"vbench": {"full": HALF}})
+    write(RunPaths(root).vbench_arm("vbench", "full") / "full_full_info.json", [])
+    write(RunPaths(root).vbench_arm("vbench", "full") / "full_evaluation.json", {})
     assert run(str(root), "--export", str(tmp_path / "out")).exit_code == 0
     with zipfile.ZipFile(tmp_path / "out" / "vbench-full.zip") as archive:
-        assert archive.namelist() == ["full_eval_results.json"]
+        assert archive.namelist() == ["full_eval_results.json", "full_full_info.json"]
         assert json.loads(archive.read("full_eval_results.json"))["color"] == [0.5, []]
     assert "run folder" in str(run(str(root / "vbench/vbench/full/full_eval_results.json"), "--export", "x").exception)
