@@ -244,7 +244,7 @@ def scheduler_config(sweep: Sweep) -> SchedulerConfig:
 def conclude(
     ledger: Ledger, spec: dict[str, Any], records: Sequence[Record], failures: Sequence[dict[str, Any]], console: Console
 ) -> None:
-    """Quality against the reference arm, summary.csv, report.html and the table."""
+    """Quality against the reference arm, summary.csv, report.html with its sheet, and the table."""
     from experiments.metrics.listing import quality_table
     from experiments.metrics.quality import values_of
     from experiments.report import write_report
@@ -253,8 +253,7 @@ def conclude(
     paths, reference = ledger.paths, spec.get("reference")
     quality = measured(ledger, spec, records, warner(console))
     write_summary(paths, records, quality)
-    compared = [row for row in quality if {"psnr", "ssim"} <= row.keys()]
-    write_report(paths, records, compared, failures)
+    write_report(paths, records, quality, failures)
     console.print(arm_table(arm_stats(records, quality, reference, failures)))
     if any(name not in ("psnr", "ssim") for row in quality for name in values_of(row)):
         console.print(quality_table(quality))
