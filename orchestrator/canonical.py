@@ -15,6 +15,11 @@ FIRST = 0.1
 """How much sooner than in proportion the arm with the most to go after its sketch is sketched."""
 QUICK = 2
 """One of so many sketch workers makes sketches that are quick while ranks idle."""
+SPARE, LEAST_SPARE = 2.0, 1.0
+"""Clips of mean length, on the widest slices, for which a clip leaves time before the end; and where its slice is not free, a
+narrower one. Slices whose clips end at different times so meet again in wide ones, on which the last clips end together."""
+SHARE = 0.6
+"""Of what is left, that a clip may take however little that is."""
 BACKLOG, TAIL, RAMP = "the backlog fills the ranks", "the tail", "the ramp"
 
 
@@ -38,6 +43,11 @@ class Canonical(Costed):
         return 0.0
 
     # Sketches
+
+    def max_ahead(self, now_s: float) -> int | None:
+        """A clip for every rank: of many that wait, some fit what is left of each slice's time."""
+        pool = self.books.pool
+        return 2 + pool.num_idle + pool.num_ranks if pool.num_ranks else None
 
     def next_sketch(self, now_s: float) -> str:
         """Of the arm that is most behind. All arms go side by side to the end, so that each pool has its share of work at any
@@ -76,8 +86,9 @@ class Canonical(Costed):
         clip = self.clip(entry)
         self.horizon.look(now_s)
         left_s, begun = self._left_s(clip.arm, now_s), self._begun(entry, clip)
-        wanted = max(begun, clip.width_within(self.horizon.share(clip) * left_s))
-        least = min(wanted, max(begun, clip.width_within(left_s)))
+        spare_s = self.horizon.clip_s / self.forecast.pace(clip.arm)
+        wanted = max(begun, clip.width_within(max(left_s - SPARE * spare_s, SHARE * left_s)))
+        least = max(begun, clip.width_within(max(left_s - LEAST_SPARE * spare_s, SHARE * left_s)))
         whole = self._is_whole(clip, wanted, now_s)
         why = BACKLOG if whole and wanted == clip.widths[0] else self._told(TAIL)
         offers = [self.offer(clip, width, whole, why) for width in reversed(clip.widths) if least <= width <= wanted]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import closing
 
 from orchestrator import eventlog
 from orchestrator.cluster import Cluster, start_or_join
@@ -24,6 +25,7 @@ from orchestrator.patience import Patience
 from orchestrator.pods import ClipWorkshop, Place, Workshop, shards_of
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler
+from orchestrator.scribe import Scribe
 from orchestrator.staff import Staff
 from orchestrator.types import Decision, Item
 
@@ -64,6 +66,7 @@ class RayShell:
         self.runbook = runbook
         self.on_event = on_event
         self.inbox = Inbox()
+        self.scribe = Scribe(runbook)
         patience = Patience(crew.config.patience, scheduler.policy, most_step_s(crew.config.collective_timeout_s))
         self.staff = Staff(crew, self.inbox, self._tell, self._now_s, self._before_loss, self._before_leave)
         self.errands = Errands(crew, self.inbox, self.staff, runbook, self._tell, self._now_s, patience, self._decision)
@@ -76,7 +79,7 @@ class RayShell:
 
     def run(self) -> None:
         """Raises RunError when workers cannot be had or the cluster is lost, KeyboardInterrupt when it is to end early."""
-        with kept_interrupts() as kept, self.head:
+        with kept_interrupts() as kept, self.head, closing(self.scribe):
             try:
                 self.staff.hire_all()
                 for item in self.items.values():
@@ -84,6 +87,7 @@ class RayShell:
                         self._tell(event)
                 while not self.scheduler.finished:
                     self._turn(kept)
+                self._write_to_the_end(kept)
             except HeadLost:
                 self.crew.abandon()
                 raise
@@ -100,6 +104,7 @@ class RayShell:
             self._wind_down()
         for then, outcome in self.inbox.collect(min(self.errands.pause_s, self.staff.pause_s)):
             then(outcome)
+        self.scribe.look()
         self.errands.look()
         self.staff.leave_nodes(self.drains.look())
         self.staff.look(self._num_open)
@@ -110,8 +115,13 @@ class RayShell:
         self.staff.hiring = False
         for unit in list(self.crew.units.values()):
             self.staff.leave(unit, "SIGTERM to the driver")
-        if not self.crew.units and not self.scheduler.finished:
+        if not self.crew.units and not self.scheduler.finished and not self.scribe.busy:
             raise KeyboardInterrupt
+
+    def _write_to_the_end(self, kept: Interrupts) -> None:
+        while self.scribe.busy:
+            kept.raise_kept()
+            self.scribe.look(self.errands.pause_s)
 
     def _now_s(self) -> float:
         return time.monotonic() - self._started_s
@@ -127,7 +137,7 @@ class RayShell:
         if isinstance(command, Finish):
             place = self._places.pop(command.item_key)
             self._num_open -= 1
-            self.runbook.finish(command, place.device, place.host)
+            self.scribe.write(command, place)
         elif isinstance(command, GiveUp):
             self._places.pop(command.item_key, None)
             self.errands.forget(command.item_key)

@@ -25,6 +25,7 @@ from orchestrator.patience import Patience
 from orchestrator.runbook import Runbook
 from orchestrator.staff import Staff
 from orchestrator.types import Decision, Item
+from orchestrator.work import order
 
 POLL_S = 5.0
 """How often a slice at work is asked how far it is, at most."""
@@ -78,24 +79,22 @@ class Errands:
             self._start_decode(command, item)
         elif isinstance(command, StartSketch):
             unit = self.crew.units[command.worker]
-            answer, boundary = unit.actors[0].sketch.options(num_returns=2).remote(item)
+            answer, boundary = unit.actors[0].sketch.options(num_returns=2).remote(order(item))
             self._await(Job(command, item, unit, (0,), boundary), {0: answer})
 
     def _start_phase(self, command: StartPhase, item: Item) -> None:
         """Every rank of the slice is told; the first one's boundary counts."""
         unit, piece = self.crew.units[command.slice.pod], command.slice
-        calls = {
-            rank: unit.actors[rank].refine.options(num_returns=2).remote(item, command.handle, piece, command.begin, command.stop)
-            for rank in piece.ranks
-        }
+        ordered = order(item, piece, command.begin, command.stop)
+        calls = {rank: unit.actors[rank].refine.options(num_returns=2).remote(command.handle, ordered) for rank in piece.ranks}
         job = Job(command, item, unit, tuple(piece.ranks), calls[piece.start][1])
         self._await(job, {rank: refs[0] for rank, refs in calls.items()})
 
     def _start_decode(self, command: StartDecode, item: Item) -> None:
         unit, path = self.crew.units[command.worker], self.runbook.staging(item, command.attempt)
-        arguments = (item, command.handle, path) if command.slice is None else (item, command.handle, path, command.slice)
+        ordered = order(item, path) if command.slice is None else order(item, path, command.slice)
         ranks = (0,) if command.slice is None else tuple(command.slice.ranks)
-        calls = {rank: unit.actors[rank].decode.remote(*arguments) for rank in ranks}
+        calls = {rank: unit.actors[rank].decode.remote(command.handle, ordered) for rank in ranks}
         self._await(Job(command, item, unit, ranks), calls)
 
     def _await(self, job: Job, answers: dict[int, Ref]) -> None:

@@ -14,6 +14,7 @@ from orchestrator import events
 from orchestrator.events import Command, Event
 
 T = TypeVar("T")
+ATOMS = frozenset({str, int, float, bool, type(None)})
 
 
 def row(event: Event, commands: Sequence[Command]) -> dict[str, Any]:
@@ -22,14 +23,25 @@ def row(event: Event, commands: Sequence[Command]) -> dict[str, Any]:
 
 
 def _plain(value: Event | Command) -> dict[str, Any]:
-    fields = {f.name: _value(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "handle"}
-    return {"type": type(value).__name__, **fields}
+    kind: type = type(value)
+    return {"type": kind.__name__, **{name: _value(getattr(value, name)) for name in _names(kind)}}
 
 
 def _value(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return [_value(part) for part in value] if isinstance(value, tuple) else value
+    """By hand: ``dataclasses.asdict`` takes five times as long, at every event."""
+    kind = type(value)
+    if kind in ATOMS:
+        return value
+    if kind is tuple or kind is list:
+        return [_value(part) for part in value]
+    if kind is dict:
+        return {name: _value(part) for name, part in value.items()}
+    return {name: _value(getattr(value, name)) for name in _names(kind)} if dataclasses.is_dataclass(kind) else value
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind) if field.name != "handle")
 
 
 def event_from(line: dict[str, Any]) -> Event:

@@ -7,6 +7,7 @@ import errno
 import os
 import platform
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -23,18 +24,41 @@ BLOCK_BYTES = 1 << 16
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write, sync, rename: a reader sees the old file or the whole new one. Raises DiskFull, with the old one in its place."""
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")  # one name: a run has one writer, and what a crash left is overwritten
     with told_when_full(path, len(data)):
+        handle = _created(draft)
         try:
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                _write(handle, data, sync=True)
+            finally:
+                os.close(handle)
         except OSError:
             draft.unlink(missing_ok=True)
             raise
     move(draft, path)
+
+
+def _created(path: Path) -> int:
+    """A handle to an empty file, in a folder that is made if it is not there."""
+    how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, how, 0o666)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, how, 0o666)
+
+
+def _write(handle: int, data: bytes, sync: bool) -> None:
+    """All of ``data``, or the file is as long as it was. A disk that fills up takes the first part without an error."""
+    written = 0
+    try:
+        while written < len(data):
+            written += os.write(handle, data[written:] if written else data)
+        if sync:
+            os.fsync(handle)
+    except BaseException:
+        os.ftruncate(handle, os.fstat(handle).st_size - written)
+        raise
 
 
 def move(source: Path, target: Path) -> None:
@@ -48,21 +72,23 @@ def move(source: Path, target: Path) -> None:
 
 
 def append_whole(path: Path, line: bytes, sync: bool) -> None:
-    """Add ``line`` or nothing; a file has one writer. ``sync``: it is on disk when this returns. Raises DiskFull.
+    """Add ``line`` or nothing; a file has one writer. ``sync``: it is on disk when this returns. Raises DiskFull."""
+    Lines(path).append(line, sync)
 
-    A disk that fills up takes the first part of a line without an error.
-    """
-    with told_when_full(path, len(line)), path.open("ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        try:
-            written = file.write(line)
-            while written < len(line):
-                written += file.write(line[written:])
-            if sync:
-                os.fsync(file.fileno())
-        except BaseException:
-            file.truncate(size)
-            raise
+
+class Lines:
+    """A file that lines are added to by one writer: open as long as this lives, which saves half the time of a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with told_when_full(path):
+            self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        weakref.finalize(self, os.close, self._handle).atexit = False
+
+    def append(self, line: bytes, sync: bool = False) -> None:
+        """The whole line or nothing. ``sync``: it is on disk when this returns. Raises DiskFull."""
+        with told_when_full(self.path, len(line)):
+            _write(self._handle, line, sync)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from orchestrator.files import append_whole, cut_torn_tail, last_line, write_atomic
-from orchestrator.paths import RunPaths
+from orchestrator.files import Lines, append_whole, cut_torn_tail, last_line, write_atomic
+from orchestrator.paths import RunPaths, sidecar_name, staging_name, video_name
 from orchestrator.store import Destination, FolderStore, Store
 from orchestrator.types import Item, Record, as_row, record_from_row
 
@@ -45,9 +46,12 @@ class Ledger:
 
     def append(self, record: Record) -> None:
         """One whole line, on disk when this returns. Raises ValueError for an item that has its record."""
+        self._append(record, self.lines([record]))
+
+    def _append(self, record: Record, line: bytes) -> None:
         if record.item_key in self._records:
             raise ValueError(f"item {record.item_key!r} already has its record; an item is finished once")
-        append_whole(self.paths.records, self.lines([record]), sync=True)
+        append_whole(self.paths.records, line, sync=True)
         self._records[record.item_key] = record
         self.paths.failure(record.item_key).unlink(missing_ok=True)
 
@@ -58,9 +62,10 @@ class Ledger:
     def finish(self, record: Record) -> None:
         """Sidecar, then the video under its final name, then the line: each step leaves a state that resumes."""
         self.check()
-        self.store.put(self.sidecar_of(record), json.dumps(as_row(record)).encode())
+        line = self.lines([record])
+        self.store.put(self.sidecar_of(record), line)
         self.store.move(self._staged(record, record.attempts), record.video)
-        self.append(record)
+        self._append(record, line)
         if record.attempts > 1 or isinstance(self.store, FolderStore):  # a listing of a URL takes its time
             self._sweep_drafts(record, self.store.sizes(self._folder(record)))
 
@@ -78,7 +83,11 @@ class Ledger:
 
         The log explains a run and is not needed to resume, so it is not synced.
         """
-        append_whole(self.paths.events, json.dumps({**row, "start": self._start}).encode() + b"\n", sync=False)
+        self._events.append(json.dumps({**row, "start": self._start}).encode() + b"\n")
+
+    @cached_property
+    def _events(self) -> Lines:
+        return Lines(self.paths.events)
 
     def resume(self, items: Iterable[Item], verify: Verify) -> tuple[list[Item], list[Record]]:
         """Items still to make, and records adopted from videos that were finished just before a crash."""
@@ -143,13 +152,13 @@ class Ledger:
         return self.video_of(item).rpartition("/")[0]
 
     def video_of(self, item: Item | Record) -> str:
-        return self.paths.relative(self.paths.video(item.arm, item.prompt_id, item.seed))
+        return video_name(item.arm, item.prompt_id, item.seed)
 
     def sidecar_of(self, item: Item | Record) -> str:
-        return self.paths.relative(self.paths.sidecar(item.arm, item.prompt_id, item.seed))
+        return sidecar_name(item.arm, item.prompt_id, item.seed)
 
     def _staged(self, item: Item | Record, attempt: int) -> str:
-        return self.paths.relative(self.paths.staging(item.arm, item.prompt_id, item.seed, attempt))
+        return staging_name(item.arm, item.prompt_id, item.seed, attempt)
 
 
 def _item_row(item: Item) -> dict[str, Any]:

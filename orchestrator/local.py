@@ -91,7 +91,7 @@ class LocalShell:
 
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Finish):
-            self.runbook.finish(command, self.device, platform.node())
+            self.runbook.on_record(self.runbook.finish(command, self.device, platform.node()))
         elif isinstance(command, GiveUp):
             self.runbook.give_up(command)
         else:

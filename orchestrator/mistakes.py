@@ -18,7 +18,7 @@ _USER = re.compile(r"://(?:[^/\s:]*:\S*|[^/\s]+)@")
 """Up to the last @ of the word: a password may hold any character, also @ and /."""
 _PASSWORD = re.compile(r"://[^/\s:]*:\S*@|https?://[^/\s]+@")
 _QUERY = re.compile(
-    r"([?&;#](?:[\w.-]*(?:token|key|secret|passw(?:or)?d|pwd|signature|credential)[\w.-]*|sig|x-(?:amz|goog)-[\w.-]*)=)"
+    r"([?&;#](?=[\w.-]*=)(?:[\w.-]*(?:token|key|secret|passw(?:or)?d|pwd|signature|credential)[\w.-]*|sig|x-(?:amz|goog)-[\w.-]*)=)"
     r"""\S+?(?=['")\]}>,:.]*(?:\s|$))""",
     re.IGNORECASE,
 )

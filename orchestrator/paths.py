@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+VIDEOS = "videos"
+
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -107,7 +109,7 @@ class RunPaths:
 
     @property
     def videos(self) -> Path:
-        return self.root / "videos"
+        return self.root / VIDEOS
 
     @property
     def vbench(self) -> Path:
@@ -130,26 +132,40 @@ class RunPaths:
         return self.vbench_arm(suite, arm) / f"{file_name(arm)}_eval_results.json"
 
     def video(self, arm: str, prompt_id: str, seed: int) -> Path:
-        return self._clip(arm, prompt_id, f"{seed}.mp4")
+        return self.root / video_name(arm, prompt_id, seed)
 
     def sidecar(self, arm: str, prompt_id: str, seed: int) -> Path:
         """The video's record, written before the video appears."""
-        return self._clip(arm, prompt_id, f"{seed}.json")
+        return self.root / sidecar_name(arm, prompt_id, seed)
 
     def staging(self, arm: str, prompt_id: str, seed: int, attempt: int) -> Path:
         """Where one attempt writes its video; a late earlier attempt can never touch a later one's file."""
-        return self._clip(arm, prompt_id, f".{seed}.{attempt}.mp4")
+        return self.root / staging_name(arm, prompt_id, seed, attempt)
 
     def is_draft(self, name: str, seed: int) -> bool:
         """Whether a file beside a video is an unfinished one of it; an encoder's own carry a second dot."""
         return name.startswith((f".{seed}.", f"..{seed}."))
 
-    def _clip(self, arm: str, prompt_id: str, name: str) -> Path:
-        return self.videos / file_name(arm) / file_name(prompt_id) / name
-
     def relative(self, path: Path) -> str:
         """``path`` as it is written in records: relative to the run folder, with forward slashes."""
         return path.relative_to(self.root).as_posix()
+
+
+def video_name(arm: str, prompt_id: str, seed: int) -> str:
+    """As records and stores name it: relative to the run folder, with forward slashes. The next two likewise."""
+    return _beside(arm, prompt_id, f"{seed}.mp4")
+
+
+def sidecar_name(arm: str, prompt_id: str, seed: int) -> str:
+    return _beside(arm, prompt_id, f"{seed}.json")
+
+
+def staging_name(arm: str, prompt_id: str, seed: int, attempt: int) -> str:
+    return _beside(arm, prompt_id, f".{seed}.{attempt}.mp4")
+
+
+def _beside(arm: str, prompt_id: str, name: str) -> str:
+    return f"{VIDEOS}/{file_name(arm)}/{file_name(prompt_id)}/{name}"
 
 
 def file_name(text: str) -> str:

@@ -21,9 +21,9 @@ from orchestrator.checkpoints import Checkpoints, Saved, load
 from orchestrator.doing import Doing, Pace
 from orchestrator.keeper import Keeper
 from orchestrator.policy import Policy, Sizing
-from orchestrator.store import Destination, staged
+from orchestrator.store import staged
 from orchestrator.types import Clip, Decision, Item, Slice
-from orchestrator.work import Worker
+from orchestrator.work import Worker, told
 
 if TYPE_CHECKING:
     from parallel.groups import Group, Groups
@@ -141,7 +141,8 @@ class Member:
 
 
 class DecodeActor(Member):
-    def decode(self, item: Item, packed: Packed, place: Destination) -> Clip:
+    def decode(self, packed: Packed, order: bytes) -> Clip:
+        item, place = told(order)
         boundary = self.workshop.unpack(packed)
         with staged(place) as path:
             return self.worker.decode(item, boundary, path)
@@ -150,8 +151,8 @@ class DecodeActor(Member):
 class SketchActor(DecodeActor):
     """It may be asked to decode too, where the crew has no workers for that alone."""
 
-    def sketch(self, item: Item) -> tuple[tuple[Decision, dict[str, float]], Packed]:
-        decision, timings_s, boundary = self.worker.sketch(item)
+    def sketch(self, order: bytes) -> tuple[tuple[Decision, dict[str, float]], Packed]:
+        decision, timings_s, boundary = self.worker.sketch(*told(order))
         return (decision, timings_s), boundary.pack()
 
 
@@ -193,15 +194,17 @@ class PodRank(Member):
         self.exchange = backends.make(meeting.backend, self.groups)
         return self._make(self.groups)
 
-    def refine(self, item: Item, packed: Packed, piece: Slice, begin: int, stop: int) -> tuple[dict[str, float] | None, Packed]:
-        """Stages ``begin`` (counted from 0) to ``stop``: seconds and the boundary there."""
+    def refine(self, packed: Packed, order: bytes) -> tuple[dict[str, float] | None, Packed]:
+        """``order``: item, slice, and the stages from ``begin`` (counted from 0) to ``stop``. Seconds and the boundary there."""
+        item, piece, begin, stop = told(order)
         self._doing, self._pace = Doing(item.item_key, begin + 1), Pace(self.device)
         boundary, timings_s = self.worker.refine(
             item, self.workshop.unpack(packed), partial(self._note, item), stop=stop, team=self._team(piece)
         )
         return (timings_s, boundary.pack()) if self._answers(piece) else (None, None)
 
-    def decode(self, item: Item, packed: Packed, place: Destination, piece: Slice) -> Clip | None:
+    def decode(self, packed: Packed, order: bytes) -> Clip | None:
+        item, place, piece = told(order)
         self._doing = Doing(item.item_key, 0)
         boundary, team = self.workshop.unpack(packed), self._team(piece)
         if self._answers(piece):

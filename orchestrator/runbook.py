@@ -54,15 +54,14 @@ class Runbook:
         """Where this attempt's decoder writes; a path is absolute, and its folder exists."""
         return self.ledger.staging(item, attempt)
 
-    def finish(self, finish: Finish, device: str, host: str) -> None:
+    def finish(self, finish: Finish, device: str, host: str) -> Record:
+        """The record, safely on disk; the shell tells :attr:`on_record` of it. Touches nothing that other calls do."""
         item, arm = finish.item, self.arms[finish.item.arm]
-        paths = self.ledger.paths
-        video = paths.relative(paths.video(item.arm, item.prompt_id, item.seed))
-        record = make_record(finish, arm, model(arm.model), device, host, video)
+        record = make_record(finish, arm, model(arm.model), device, host, self.ledger.video_of(item))
         self.ledger.finish(record)
         if self.checkpoints is not None:
             self.checkpoints.remove(item.item_key)
-        self.on_record(record)
+        return record
 
     def give_up(self, command: GiveUp) -> None:
         self.on_failure(self.ledger.fail(command.item, command.error, command.story, command.attempt))

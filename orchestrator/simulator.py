@@ -185,7 +185,7 @@ class Simulation:
         rank = self._failing.randrange(unit.num_ranks)
         self._lose_ranks(unit, (rank,) if unit.kind == "pod" else (), "simulated")
 
-    def _lose_ranks(self, unit: Unit, ranks: tuple[int, ...], reason: str) -> None:
+    def _lose_ranks(self, unit: Unit, ranks: tuple[int, ...], reason: str, blameless: bool = False) -> None:
         """Slices without them finish, then the unit starts anew. Without any, all are lost."""
         self.meter.advance(self._now)
         self.outcome.failures += 1
@@ -202,7 +202,7 @@ class Simulation:
         unit.ready = False
         for event in reached:
             self._tell(event)
-        self._tell(WorkerLost(self._now_s, unit.name, reason, ranks))
+        self._tell(WorkerLost(self._now_s, unit.name, reason, ranks, blameless))
         self._renew_if_done(unit)
 
     def _lose(self, job: Job) -> None:

@@ -166,7 +166,7 @@ class Replayed(Simulation):
             self._join(Unit(what.kind, what.worker, what.num_ranks))
         elif isinstance(what, WorkerLost):
             if unit := self._units.get(what.worker):
-                self._lose_ranks(unit, what.ranks, what.reason)
+                self._lose_ranks(unit, what.ranks, what.reason, what.blameless)
         elif isinstance(what, Reached):
             self._go_on_from(what)
         elif isinstance(what, Event):

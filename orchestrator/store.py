@@ -108,16 +108,20 @@ class FolderStore:
         return True
 
     def move(self, source: str, target: str) -> None:
-        move(self.root / source, self.target(target))
+        try:
+            move(self.root / source, self.root / target)
+        except FileNotFoundError:
+            move(self.root / source, self.target(target))
 
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
 
     def sizes(self, folder: str) -> dict[str, int]:
         found: dict[str, int] = {}
-        for top, _, files in os.walk(self.root / folder):
-            for path in (Path(top, file) for file in files):
-                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        base = str(self.root / folder)
+        for top, _, files in os.walk(base):
+            below = f"{folder}{top[len(base) :]}/".lstrip("/")
+            found |= {f"{below}{file}": os.stat(f"{top}/{file}").st_size for file in files}
         return found
 
     @contextlib.contextmanager

@@ -208,7 +208,7 @@ class Record:
 
 def as_row(record: Record) -> dict[str, Any]:
     """The record as a flat JSON-ready mapping, in field order."""
-    return dataclasses.asdict(record)
+    return dict(vars(record))  # no field holds another value's fields
 
 
 def record_from_row(row: dict[str, Any]) -> Record:

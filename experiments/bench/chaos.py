@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,12 @@ def main(words: Sequence[str] | None = None) -> int:
     text = report(found)
     options.out.with_suffix(".md").write_text(text)
     print(text)
-    return 1 if any(found["mistakes"].values()) else 0
+    return verdict(found)
+
+
+def verdict(found: Mapping[str, Any]) -> int:
+    """0 where every check holds after as many kills as were asked for."""
+    return int(any(found["mistakes"].values()) or found["num_kills"] < found["options"]["kills"])
 
 
 def tiny(root: Path) -> Path:

@@ -21,7 +21,7 @@ def report(found: dict[str, Any]) -> str:
         "| killed (-9) | times |",
         "| --- | --- |",
         *(f"| {kind} | {number} |" for kind, number in sorted(found["kills"].items())),
-        f"| all | {found['num_kills']} |",
+        f"| all, of {options['kills']} asked for | {found['num_kills']} |",
         "",
         f"Starts of the driver: {found['driver_starts']}, of which after it gave up by itself: {len(found['gave_up'])}. "
         f"Workers lost, as the scheduler saw it: {json.dumps(lost['workers_lost'])}; "

@@ -24,8 +24,8 @@ COLUMNS = {
     "decoders_share": ("decoders", "{:.2%}"),
     "starved_share": ("no clip", "{:.2%}"),
     "heavy_gpu_s": ("heavy GPU-s", "{:.1f}"),
-    "videos_per_heavy_gpu_hour": ("videos / heavy GPU-h held", "{:.1f}"),
-    "videos_per_gpu_hour": ("videos / GPU-h held", "{:.1f}"),
+    "videos_per_heavy_gpu_hour_held": ("videos / heavy GPU-h held", "{:.1f}"),
+    "videos_per_gpu_hour_held": ("videos / GPU-h held", "{:.1f}"),
     "widths": ("phases by width", "{}"),
 }
 

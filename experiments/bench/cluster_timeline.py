@@ -104,9 +104,8 @@ def figures(rows: Sequence[Row], began: float, num_gpus: float) -> Row:
         "handoff_s_each": _mean([turn.handoff_s for turn in heavy]),
         "sketch_s": _mean([turn.answered_s - turn.told_s for turn in found if turn.kind == "StartSketch"]),
         "decode_s": _mean([turn.answered_s - turn.told_s for turn in found if turn.kind == "StartDecode"]),
-        # Of GPUs held from first to last, at work or not.
-        "videos_per_gpu_hour": len(ends) / (num_gpus * makespan_s / 3600),
-        "videos_per_heavy_gpu_hour": len(ends) / (len(ranks) * makespan_s / 3600),
+        "videos_per_gpu_hour_held": len(ends) / (num_gpus * makespan_s / 3600),
+        "videos_per_heavy_gpu_hour_held": len(ends) / (len(ranks) * makespan_s / 3600),
     }
 
 

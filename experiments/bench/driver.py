@@ -32,7 +32,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig
-from orchestrator.types import Action, Clip, Decision, Item, Stage
+from orchestrator.types import Action, Clip, Decision, Item, Record, Stage
 
 STAGES = (Stage((4, 8, 8), 9, 7.0), Stage((11, 18, 18), 21, 11.0))
 DECISION = Decision(Action("s0.70-f9", STAGES, 0.5, 0.7, 9), "still")
@@ -94,10 +94,11 @@ class TimedRunbook(Runbook):
 
     seconds = 0.0
 
-    def finish(self, *arguments: Any) -> None:
+    def finish(self, *arguments: Any) -> Record:
         began_s = time.perf_counter()
-        super().finish(*arguments)
+        record = super().finish(*arguments)
         self.seconds += time.perf_counter() - began_s
+        return record
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Tally:
     started_s: float = 0.0
     cpu_s: float = 0.0
     num_events: int = 0
+    records: int = 0
     commands: Counter[str] = field(default_factory=Counter)
 
     def on_event(self, event: Event, commands: Sequence[Command]) -> None:
@@ -143,18 +145,19 @@ def measure(config: ClusterConfig, num_items: int, folder: Path) -> dict[str, An
     num_ranks = config.pods * config.heavy_ranks
     limits = SchedulerConfig(max_ahead=2 * num_ranks, max_undecoded=2 * config.decode_workers + num_ranks)
     scheduler = TimedScheduler(limits)
-    runbook = TimedRunbook(Ledger(RunPaths(folder)), {"dvg": ARM})
     tally = Tally(config.sketch_workers + config.pods + config.decode_workers)
     rows: list[dict[str, Any]] = []
 
-    def on_event(event: Event, commands: Sequence[Command]) -> None:
-        tally.on_event(event, commands)
-        if scheduler.finished and not rows:
+    def on_record(record: Record) -> None:
+        """The last item counts once it is on disk."""
+        tally.records += 1
+        if tally.records == num_items:
             rows.append(tally.row())
 
+    runbook = TimedRunbook(Ledger(RunPaths(folder)), {"dvg": ARM}, on_record)
     cluster = start_or_join()
     try:
-        run_on_ray(sweep, made, scheduler, runbook, on_event, IdleWorkshop(), cluster)
+        run_on_ray(sweep, made, scheduler, runbook, tally.on_event, IdleWorkshop(), cluster)
     finally:
         cluster.leave()
     return rows[0] | {

@@ -1,6 +1,7 @@
 """A sweep that kills its own processes at random as it goes, itself too: ``python -m tests.ray.rampage FOLDER SEED``.
 
-The same command goes on from there. Kills leave one file each, so that a new driver knows where in the plan it is.
+The same command goes on from there. Kills leave one file each, so that a new driver knows where in the plan it is. Without a
+seed nothing is killed.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from orchestrator.checkpoints import Checkpoints, Saved, load
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.driver import run_on_ray
 from orchestrator.events import Arrived, Command, Event
@@ -24,7 +28,8 @@ from orchestrator.paths import RunPaths
 from orchestrator.policy import Throughput
 from orchestrator.runbook import Runbook
 from orchestrator.scheduler import Scheduler, SchedulerConfig
-from tests.ray.fakes import ARM, FakeWorkshop, items, sweep
+from orchestrator.types import Decision, Item, Past
+from tests.ray.fakes import ARM, DECISION, FakeWorker, FakeWorkshop, Latent, Tripwire, items, sweep
 
 NUM_ITEMS = 32
 KILLS = {"rank": 3, "sketch": 4, "decode": 4, "driver": 1}
@@ -33,7 +38,9 @@ EVERY = 5
 """Results between two kills."""
 
 
-def plan(seed: int) -> list[str]:
+def plan(seed: int | None) -> list[str]:
+    if seed is None:
+        return []
     kinds = [kind for kind, number in KILLS.items() for _ in range(number)]
     random.Random(seed).shuffle(kinds)
     return kinds
@@ -43,12 +50,53 @@ def scheduler() -> Scheduler:
     return Scheduler(SchedulerConfig(max_attempts=30), Throughput())
 
 
+@dataclass(frozen=True)
+class KeepingWorkshop(FakeWorkshop):
+    """Its workers leave every boundary on disk, as real ones do."""
+
+    checkpoints: Path = Path()
+
+    def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Any = None) -> FakeWorker:
+        super().make(parts, device, num_threads, groups)
+        return KeepingWorker(self, device)
+
+    def unpack(self, packed: Any) -> Latent:
+        if not isinstance(packed, Saved):
+            return super().unpack(packed)
+        kept = load(packed)
+        return Latent(kept["x"], kept["phase"], Tripwire(self.driver_pid, self.folder))
+
+
+class KeepingWorker(FakeWorker):
+    def __init__(self, workshop: KeepingWorkshop, device: str) -> None:
+        super().__init__(workshop, device)
+        self.checkpoints = Checkpoints(workshop.checkpoints)
+
+    def sketch(self, item: Item) -> tuple[Decision, dict[str, float], Latent]:
+        decision, timings_s, latent = super().sketch(item)
+        self._keep(item, latent, Past(timings_s, began_s=time.time()), stop=1)
+        return decision, timings_s, latent
+
+    def refine(
+        self, item: Item, boundary: Latent, on_step: Any, *, stop: int | None, team: Any
+    ) -> tuple[Latent, dict[str, float]]:
+        latent, timings_s = super().refine(item, boundary, on_step, stop=stop, team=team)
+        num_stages = len(DECISION.action.stages)
+        past = Past({"sketch_s": 0.5, **timings_s}, (1,) * (num_stages - 1), 1.5, time.time())
+        self._keep(item, latent, past, num_stages)
+        return latent, timings_s
+
+    def _keep(self, item: Item, latent: Latent, past: Past, stop: int) -> None:
+        packed = {"x": latent.x, "phase": latent.phase, "stage": stop, "decision": DECISION, "past": past}
+        self.checkpoints.save(item.item_key, packed)
+
+
 @dataclass
 class Rampage:
     """Hears of every event, and strikes at some."""
 
     folder: Path
-    seed: int
+    seed: int | None
     num_results: int = 0
     dice: random.Random = field(init=False)
 
@@ -89,17 +137,20 @@ def is_worker(pid: int) -> bool:
         return False
 
 
-def main(folder: Path, seed: int) -> None:
+def main(folder: Path, seed: int | None) -> None:
     made = items(**{f"key{number}": "" for number in range(NUM_ITEMS)})
     calls, paths = folder / "calls", RunPaths(folder / "run")
-    calls.mkdir(exist_ok=True)
+    calls.mkdir(parents=True, exist_ok=True)
     config = ClusterConfig(pods=2, heavy_ranks=2, num_threads=1)
     with RunLock(paths):
-        ledger = Ledger(paths)
+        ledger, checkpoints = Ledger(paths), Checkpoints(paths.checkpoints)
         todo, _ = ledger.resume(made, lambda video, num_frames: None)
-        workshop = FakeWorkshop(calls, os.getpid())
-        run_on_ray(sweep(made, config), todo, scheduler(), Runbook(ledger, {"dvg": ARM}), Rampage(calls, seed), workshop)
+        found = checkpoints.open(item.item_key for item in todo)
+        runbook = Runbook(ledger, {"dvg": ARM}, checkpoints=checkpoints, found=found)
+        workshop = KeepingWorkshop(calls, os.getpid(), checkpoints=paths.checkpoints)
+        run_on_ray(sweep(made, config), todo, scheduler(), runbook, Rampage(calls, seed), workshop)
+        checkpoints.close(())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -58,7 +58,9 @@ def test_a_worker_told_to_end_is_replaced_and_what_it_cannot_finish_in_time_goes
     assert leaving["sketch-0"] == "SIGTERM to its process"
     assert leaving["pod-0"].startswith("SIGTERM to rank ")
     assert of(told, "WorkerLost")["pod-0"].endswith("and its grace is over")
-    assert {"sketch-0.1", "pod-0.1"} <= of(told, "WorkerJoined").keys()
+    joined = of(told, "WorkerJoined").keys()
+    assert "sketch-0.1" in joined
+    assert joined & {"pod-0.1", "pod-1.2"}, "whichever of the two that wait has the node first"
 
 
 def test_no_sketch_is_made_twice(told: dict[str, Any]) -> None:

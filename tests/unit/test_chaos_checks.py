@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from experiments.bench.chaos import Rampage, Tally, parse, verdict
 from experiments.bench.chaos_checks import ALIKE, losses, mistakes_of, rows_of
 from orchestrator.eventlog import row as event_row
 from orchestrator.events import Arrived, Decoded, Event, PhaseDone, Sketched, WorkerJoined, WorkerLost
@@ -125,3 +127,51 @@ def test_an_innocent_that_is_charged_is_found(paths: RunPaths) -> None:
 def test_what_was_lost_is_counted(paths: RunPaths) -> None:
     lost = losses(rows_of(paths.events))
     assert lost == {"starts": 1, "workers_lost": {"pod": 1}, "clips_interrupted": 1, "work_lost_s": pytest.approx(2.0)}
+
+
+Victims = dict[str, list[list[int]]]
+
+
+class PaperRig:
+    """Victims are numbers of processes; those of ``gone`` end by themselves as they are struck."""
+
+    driver = None
+
+    def __init__(self, victims: Victims, gone: set[int]) -> None:
+        self.victims, self.gone, self.killed = victims, gone, list[int]()
+
+    def at_work(self, kind: str, patience_s: float) -> list[Any]:
+        found = self.victims.get(kind, [])
+        return [type("Process", (), {"pid": pid})() for pid in (found.pop(0) if found else [])]
+
+    def kill(self, process: Any) -> None:
+        if process.pid in self.gone:
+            raise psutil.NoSuchProcess(process.pid)
+        self.killed.append(process.pid)
+
+
+def struck(paths: RunPaths, kind: str, victims: Victims, gone: set[int], items: int = 9) -> tuple[Tally, PaperRig]:
+    rig, tally = PaperRig(victims, gone), Tally()
+    paper: Any = rig
+    Rampage(parse(["--items", str(items)]), paper, paths, tally, [], paths.root / "log")._strike(kind)
+    return tally, rig
+
+
+def test_only_a_kill_that_hit_somebody_counts_and_another_victim_is_looked_for(paths: RunPaths) -> None:
+    tally, rig = struck(paths, "rank", {"rank": [[1], [], [2]]}, gone={1})
+    assert (dict(tally.kills), rig.killed) == ({"rank": 1}, [2])
+
+
+def test_where_nobody_of_a_kind_lives_a_rank_is_struck_instead_and_counted_as_one(paths: RunPaths) -> None:
+    tally, rig = struck(paths, "sketch", {"rank": [[3]]}, gone=set())
+    assert (dict(tally.kills), tally.misses, rig.killed) == ({"rank": 1}, 1, [3])
+
+
+def test_a_sweep_that_is_over_is_struck_no_more(paths: RunPaths) -> None:
+    tally, rig = struck(paths, "rank", {"rank": [[4]]}, gone=set(), items=NUM)
+    assert (tally.kills.total(), rig.killed) == (0, [])
+
+
+@pytest.mark.parametrize(("num_kills", "wrong", "code"), [(10, [], 0), (11, [], 0), (9, [], 1), (10, ["torn"], 1)])
+def test_fewer_kills_than_asked_for_or_a_check_that_fails_is_no_success(num_kills: int, wrong: list[str], code: int) -> None:
+    assert verdict({"mistakes": {"whole": wrong}, "num_kills": num_kills, "options": {"kills": 10}}) == code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import pathlib
 import re
 import shlex
@@ -41,6 +42,25 @@ def test_commands_and_options_of_dvg_are_real(guide: pathlib.Path) -> None:
         assert name in commands, name
         known = {flag for option in commands[name].params for flag in (*option.opts, *option.secondary_opts)}
         assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known, (name, rest)
+
+
+def named(text: str) -> set[str]:
+    """What stands in backquotes, ``{a,b}`` written out."""
+    found = set()
+    for word in re.findall(r"`([^`\n]+)`", text):
+        begin, several, end = re.fullmatch(r"([^{]*)(?:\{([\w,]+)\})?(.*)", word).groups()  # type: ignore[union-attr]
+        found |= {f"{begin}{one}{end}" for one in (several or "").split(",")}
+    return found
+
+
+def test_the_page_on_structure_names_every_module_of_the_orchestrator_and_none_that_is_gone() -> None:
+    words = {word.partition(":")[0] for word in named((ROOT / "docs" / "structure.md").read_text())}
+    there = {path.stem for path in (ROOT / "orchestrator").glob("[a-z]*.py")}
+    assert there - {re.split(r"[./]", word.removesuffix(".py"))[-1] for word in words} == set()
+    packages = ("orchestrator", "stages", "parallel", "experiments", "tests")
+    files = [path.as_posix() for package in packages for path in (ROOT / package).rglob("*.py")]
+    paths = [word for word in words if re.fullmatch(r"[\w/*]+\.py", word)]
+    assert [path for path in paths if not fnmatch.filter(files, f"*/{path}")] == []
 
 
 class Admitted(Exception):

@@ -11,11 +11,14 @@ from orchestrator.checkpoints import CheckpointLost
 from orchestrator.cluster import Cluster
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.crew import Crew, Unit
+from orchestrator.driver import RayShell
 from orchestrator.errands import Errands
 from orchestrator.events import Event, Failed, PhaseDone, StartPhase
 from orchestrator.jobs import Job
 from orchestrator.pods import ClipWorkshop, Member, Place
+from orchestrator.scheduler import Scheduler
 from orchestrator.types import Item, Slice
+from tests.unit.test_staff import PaperCrew
 
 
 class Desk:
@@ -24,11 +27,10 @@ class Desk:
     def __init__(self) -> None:
         self.told: list[Event] = []
         self.helped: list[str] = []
-        self.renewed: list[str] = []
         self.crew = Crew(Cluster("here", False, 64, 0, False), ClusterConfig(), ClipWorkshop({}))
         staff: Any = type("Staff", (), {})()
         staff.before_loss = lambda job: self.helped.append(job.key)
-        staff.renew_if_done = lambda unit: self.renewed.append(unit.name)
+        staff.renew_if_done = lambda unit: None
         nothing: Any = None
         self.errands = Errands(self.crew, nothing, staff, nothing, self.told.append, lambda: 0.0, nothing, lambda key: None)
 
@@ -84,9 +86,29 @@ def test_a_boundary_made_within_the_grace_leaves_its_node_before_its_pod_is_rene
     desk.answer(unit, "early", {"refine_s": 1.0})
     assert brought == []
     unit.leaving_s = time.monotonic() + 60
+    at_the_end: list[list[str]] = []
+    desk.errands.staff.renew_if_done = lambda unit: at_the_end.append(list(brought))  # type: ignore[method-assign]
     desk.answer(unit, "late", {"refine_s": 1.0})
-    assert brought == ["latent of early", "latent of late"]
+    assert at_the_end == [["latent of early", "latent of late"]]
     assert [type(event) for event in desk.told] == [PhaseDone, PhaseDone]
+
+
+def test_what_lies_on_the_node_of_an_idle_worker_that_goes_is_brought_before_it_is_ended(brought: list[str]) -> None:
+    crew = PaperCrew(ClusterConfig())
+    crew.cluster = Cluster("127.0.0.1:1", False, 64, 0, False)
+    runbook: Any = type("Runbook", (), {"ledger": type("Ledger", (), {"write_event": lambda self, row: None})()})()
+    happened: list[str] = []
+
+    def note(event: Event, commands: Any) -> None:
+        happened.append(f"{type(event).__name__} after {brought} of {sorted(crew.units)}")
+
+    shell = RayShell({}, crew, Scheduler(), runbook, note)
+    shell.staff.hiring = False
+    unit = crew.units["sketch-0"] = Unit("sketch", 0, 0, actors=[None], place=Place("cpu", "host", "going"))
+    shell.errands._boundaries = {"a": ("going", "latent of a"), "b": ("staying", "latent of b")}
+    shell.staff.leave(unit, "SIGTERM to its process")
+    assert happened == ["WorkerLeaving after ['latent of a'] of ['sketch-0']"]
+    assert crew.units == {}
 
 
 @pytest.mark.parametrize("keeps", [True, False])

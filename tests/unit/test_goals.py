@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from orchestrator import events
-from orchestrator.books import Books
+from orchestrator.books import Books, State
 from orchestrator.canonical import Canonical
+from orchestrator.events import Command, StartDecode, StartPhase, StartSketch
 from orchestrator.forecast import ClipClass, Forecast
 from orchestrator.horizon import Horizon
 from orchestrator.sizing import Choice
 from orchestrator.split import DecodeOn
-from orchestrator.types import Decision, Phase
+from orchestrator.types import Decision, Phase, Slice
 from tests.unit.test_throughput import ACTIONS, COST, Clock, item, sizing
 from tests.unit.worlds import Widths, ready_world
 
@@ -52,6 +53,34 @@ def test_the_time_that_a_sweep_is_allowed_counts_from_the_start_and_not_from_the
 
     assert widths(2.0) == {1}
     assert widths(95.0) == {8}, "the pod came late, the deadline does not"
+
+
+def test_of_clips_that_wait_none_is_made_wider_than_leaves_ranks_for_the_others_now() -> None:
+    """Though as many ranks come free before it is done."""
+    books, policy = Books(), sizing()
+    goal = Canonical(policy, books, Forecast(policy))
+    books.pool.add("idle", 8)
+    books.pool.add("busy", 8)
+    books.pool.hold("other", Slice("busy", 0, 8), 0.5)
+    for n in range(100):
+        entry = books.arrive(item(n))
+    for entry in list(books.items.values())[:2]:
+        books.decide(entry, LONG)
+        books.wait(entry, State.SKETCHED, goal.forecast.lane("long", LONG.action, 1), 0.0)
+    assert [offer.width for offer in goal.offers(entry, 0.0)] == [4, 2, 1]
+
+
+@pytest.mark.parametrize(("num_ahead", "next_one"), [(4, StartSketch), (8, StartDecode)])
+def test_workers_that_do_both_decode_first_unless_fewer_sketches_than_are_wanted_are_ahead(
+    num_ahead: int, next_one: type[Command]
+) -> None:
+    world = ready_world(num_items=30, num_ranks=1, decode_on="sketchers", max_ahead=10)
+    while world.scheduler.books.num_ahead < num_ahead:
+        world.succeed(next(command for command in world.running if isinstance(command, StartSketch)))
+    while not world.scheduler.counts().get("refined"):
+        world.succeed(next(command for command in world.running if isinstance(command, StartPhase)))
+    sketch = next(command for command in world.running if isinstance(command, StartSketch))
+    assert [type(command) for command in world.succeed(sketch)] == [next_one]
 
 
 @pytest.mark.parametrize(("where", "number"), [("workers", 2), ("sketchers", 3), ("pod", 0)])

@@ -90,10 +90,10 @@ def test_no_more_than_a_few_items_wait_for_the_disk(slow: Slow) -> None:
     kept = threading.Event()
     one_more = threading.Thread(target=lambda: (keeper.keep("last", Stage(9), {}), kept.set()), daemon=True)
     one_more.start()
-    assert not kept.wait(0.1)
-    assert len(keeper._next) == MOST_WAITING
+    too_soon, num_waiting = kept.wait(0.1), len(keeper._next)
     slow.go_on.set()
     one_more.join()
+    assert (too_soon, num_waiting) == (False, MOST_WAITING)
     keeper.settle()
     assert slow.saved == [0, *range(1, MOST_WAITING + 1), 9]
 

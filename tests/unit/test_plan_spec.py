@@ -144,6 +144,7 @@ def test_the_price_is_of_every_gpu_held_from_first_to_last():
     rows = planned(price_per_gpu_hour=2.0)
     assert rows["held"]["gpus"] == 10
     assert rows["held"]["cost"] == pytest.approx(2.0 * 10 * rows["wall"]["at_least_s"] / 3600)
+    assert rows["held"]["videos_per_gpu_hour_held"] == pytest.approx(rows["items"] / rows["held"]["gpu_hours"])
     assert rows["held"]["cost_of_work"] == pytest.approx(2.0 * rows["gpu_hours"]["total"])
     assert planned()["held"]["cost"] is None
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator import events
@@ -45,6 +45,8 @@ policies = st.one_of(
     st.builds(Throughput, order=st.sampled_from(["arrival", "longest"]), degrees=st.sampled_from([(1,), (1, 2), (2, 4, 1)])),
     st.builds(Widths, st.tuples(widths, widths, widths), decode=widths),
 )
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A history is lived through while it is drawn, which takes as long as it takes on a busy machine."""
 STEPS = ("arrive", "join", "succeed", "succeed", "succeed", "fail", "lose", "late", "leave", "reach")
 
 
@@ -90,7 +92,7 @@ def histories(draw: st.DrawFn) -> World:
     return world
 
 
-@settings(max_examples=150, deadline=None)
+@settings(PATIENT, max_examples=150)
 @given(histories())
 def test_no_item_is_lost_or_ended_twice_whatever_happens(world: World) -> None:
     assert world.scheduler.finished
@@ -100,7 +102,7 @@ def test_no_item_is_lost_or_ended_twice_whatever_happens(world: World) -> None:
     assert {*world.scheduler.books.pods, *world.scheduler.books.workers} <= set(world.workers), "the dead are still booked"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(PATIENT, max_examples=100)
 @given(histories())
 def test_an_item_is_charged_for_its_own_failures_and_no_others(world: World) -> None:
     limit = world.scheduler.config.max_attempts
@@ -114,7 +116,7 @@ def test_an_item_is_charged_for_its_own_failures_and_no_others(world: World) -> 
             assert end.attempt == charges + 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(PATIENT, max_examples=100)
 @given(histories())
 def test_replaying_the_log_through_json_gives_the_same_commands(world: World) -> None:
     rows = [json.loads(json.dumps(row)) for row in world.scheduler.log]
@@ -123,7 +125,7 @@ def test_replaying_the_log_through_json_gives_the_same_commands(world: World) ->
     assert again.log == world.scheduler.log
 
 
-@settings(max_examples=100, deadline=None)
+@settings(PATIENT, max_examples=100)
 @given(histories())
 def test_sketches_never_run_further_ahead_than_allowed(world: World) -> None:
     """Counted from the log: items whose sketch started and whose refinement did not, at every start of a sketch."""
@@ -139,7 +141,7 @@ def test_sketches_never_run_further_ahead_than_allowed(world: World) -> None:
                 ahead.discard(command["item_key"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(PATIENT, max_examples=150)
 @given(histories())
 def test_every_stage_of_a_finished_clip_ran_once_in_phases_that_follow_each_other(world: World) -> None:
     for key, (end,) in world.ended.items():

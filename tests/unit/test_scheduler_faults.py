@@ -9,9 +9,24 @@ import pytest
 
 from orchestrator import events
 from orchestrator.events import Finish, GiveUp, StartDecode, StartPhase, StartSketch
-from orchestrator.scheduler import MAX_PARDONED, Scheduler, replay
+from orchestrator.scheduler import MAX_PARDONED, Scheduler, SchedulerConfig, replay
 from orchestrator.types import Phase
 from tests.unit.worlds import DECISION, Widths, World, ready_world
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_decode_gets_the_block_that_was_promised_to_a_clip_which_waits_until_latents_are_decoded(seed: int) -> None:
+    """Only the larger pod has room for either, and while latents wait the smaller one makes no more of them."""
+    draw = random.Random(seed)
+    config = SchedulerConfig(decode_on="pod", max_ahead=60, max_undecoded=1)
+    world = World(Scheduler(config, Widths((1, 1, 4), decode=4)))
+    for kind, num_ranks in (("sketch", 1), ("pod", 4), ("pod", 2)):
+        world.join(kind, num_ranks)
+    for _ in range(40):
+        world.arrive()
+    while world.running:
+        world.succeed(draw.choice(world.running))
+    assert world.scheduler.finished, world.scheduler.counts()
 
 
 @pytest.mark.parametrize("seed", range(6))

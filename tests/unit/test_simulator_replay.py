@@ -25,10 +25,10 @@ DEMO = Path(__file__).parents[1] / "golden" / "demo_run"
 """Two prompts of experiments/specs/demo.yaml under two arms, on two CPU ranks."""
 
 
-def told_by(of):
+def told_by(of, kind=Simulation):
     """The log of a simulated sweep, as a run folder would hold it."""
     scheduler = Scheduler(of.config, of.sizing)
-    outcome = Simulation(scheduler, of.world, of.fleet, of.seed, of.checkpoints).run()
+    outcome = kind(scheduler, of.world, of.fleet, of.seed, of.checkpoints).run()
     return eventlog.told(json.loads(json.dumps(scheduler.log))), outcome
 
 
@@ -66,6 +66,20 @@ def test_losses_and_failures_of_a_run_happen_again():
     assert found["replay"]["answered_otherwise"] == 0
     assert found["with_recorded_seconds"]["finished"] == outcome.finished == 40
     assert abs(found["with_recorded_seconds"]["difference"]) < 0.1
+
+
+class NodesGo(Simulation):
+    """What is lost is lost with its node."""
+
+    def _lose_ranks(self, unit, ranks, reason, blameless=False):
+        super()._lose_ranks(unit, ranks, reason, blameless=True)
+
+
+def test_a_loss_that_cost_no_attempt_costs_none_again():
+    of = study(40, 2, "max_attempts=1", mtbf_hours=0.5)
+    told, outcome = told_by(of, NodesGo)
+    assert any(isinstance(event, WorkerLost) and event.blameless for event, _ in told)
+    assert replayed(of, told)["with_recorded_seconds"]["finished"] == outcome.finished == 40
 
 
 def test_an_attempt_that_failed_fails_again():

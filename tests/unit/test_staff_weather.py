@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.events import WorkerJoined, WorkerLeaving
 from orchestrator.mistakes import RunError
+from orchestrator.pods import Member
 from orchestrator.staff import AWAY_S, MAX_START_FAILURES, PAUSES_S, SOON_S
 from tests.unit.test_staff import Office
 
@@ -37,6 +39,15 @@ def test_who_follows_a_worker_with_a_sigterm_is_hired_once_its_node_is_gone(offi
     assert vacancy.due_s - began_s == pytest.approx(office.config.grace_s + AWAY_S, abs=1.0)
     office.staff._fill_vacancies(vacancy.due_s + 1)
     assert f"{name}.1" in office.crew.units
+
+
+def test_what_a_worker_says_of_a_sigterm_is_understood(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(office.staff, "_watch", lambda *call, **how: None)
+    member = object.__new__(Member)
+    member._notice = threading.Event()
+    member._notice.set()
+    office.staff._on_watch(office.crew.units["sketch-0"], 0, member.watch())
+    assert [vacancy.kind for vacancy in office.staff._vacancies] == ["sketch"]
 
 
 def test_who_follows_a_worker_of_a_node_that_is_to_go_is_hired_at_once(office: Office) -> None:

@@ -7,6 +7,7 @@ import itertools
 import sys
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -206,24 +207,25 @@ def test_a_deadline_takes_what_is_due_first_and_the_fewest_gpu_seconds_that_meet
 
 
 def test_a_deadline_of_the_sweep_is_met_with_fewer_gpu_seconds_when_there_is_time() -> None:
-    def gpu_s(deadline_s: float) -> tuple[float, float]:
+    def gpu_s(deadline_s: float) -> tuple[float, float]:  # of the sweep, and of the heavy ranks at work
         clock = Clock(sizing("deadline", deadline_s=deadline_s, deadline_of="sweep"), pods=2, sketchers=8, decoders=8)
         clock.arrive(*(item(n) for n in range(8)))
         return clock.run(), sum(clock.seconds(c) * c.slice.width for _, c in clock.phases)
 
     (slow_s, cheap), (fast_s, dear) = gpu_s(60.0), gpu_s(10.0)
+    assert cheap == pytest.approx(8 * 20), "one rank each, though as many idle again"
     assert cheap < dear
     assert fast_s < slow_s <= 60.0
 
 
-def test_sketches_run_no_further_ahead_than_ranks_come_free() -> None:
+def test_sketches_run_no_further_ahead_than_a_clip_for_every_rank() -> None:
     clock = Clock(sizing(), pods=1, ranks=2, sketchers=4)
     clock.arrive(*(item(n) for n in range(50)))
     most = 0
     while clock.queue:
         clock.step()
         most = max(most, clock.scheduler.books.num_ahead)
-    assert most <= 2 + 2 + 3, "two ranks idle at first; more would wait for them for minutes"
+    assert 2 <= most <= 2 + 2 + 2, "two ranks idle at first; more would wait for them for minutes"
 
 
 def test_sketchers_decode_too_where_they_are_asked_to() -> None:
