@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mlflow import MlflowClient
 from mlflow.entities import Run as Tracked
-from mlflow.entities import RunStatus
-from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter, ValidationError
 
 from experiments.compare.sources import MLFLOW, Row, Run
-from experiments.mlflow_rows import METRICS
-from orchestrator.config import read_yaml
+from experiments.mlflow_rows import METRICS, QUALITY, VBENCH
+from experiments.mlflow_runs import FAILED, FINISHED
+from experiments.mlflow_table import read_back
 from orchestrator.mistakes import ConfigError, RunError, without_password
-from orchestrator.paths import RunPaths
 from orchestrator.types import Record
 
 PAGE = 5000
-FINISHED, FAILED = RunStatus.to_string(RunStatus.FINISHED), RunStatus.to_string(RunStatus.FAILED)
-CONFIG = RunPaths(Path()).config.name
-QUALITY, VBENCH = "quality.", "vbench"
-"""What metric names begin with."""
-
 _RECORD = TypeAdapter(Record)
 _TYPES = get_type_hints(Record)
 _NOTHING: dict[Any, Any] = {str: "", int: 0, bool: False, float: math.nan}
@@ -75,9 +66,9 @@ def _name(run: Tracked, names: Mapping[str, int]) -> str:
 
 def _sweep(client: MlflowClient, sweep: Tracked, runs: Sequence[Tracked], where: str) -> Run:
     mine = [run for run in runs if run.data.tags.get("sweep_key") == sweep.data.tags["sweep_key"]]
-    arms = [run for run in mine if run.data.tags["level"] not in ("sweep", "prompt")]
+    arms = [run for run in mine if run.data.tags["level"] == "arm"]
     prompts = [run for run in mine if run.data.tags["level"] == "prompt"]
-    reference = _spec(client, sweep).get("reference")
+    reference = sweep.data.tags.get("reference") or None
     records, quality, failures = _of_runs(prompts, reference) if prompts else _of_table(client, sweep, where)
     compared = (row["reference_arm"] for row in quality if row.get("reference_arm"))
     return Run(
@@ -90,15 +81,6 @@ def _sweep(client: MlflowClient, sweep: Tracked, runs: Sequence[Tracked], where:
         packages={name: sweep.data.tags[f"version.{name}"] for name in _packages(sweep)},
         scores={str(run.info.run_name): _scores(run) for run in arms},
     )
-
-
-def _spec(client: MlflowClient, sweep: Tracked) -> dict[str, Any]:
-    """The resolved spec, an artifact of a sweep that has ended; empty without it, and where artifacts are out of reach."""
-    with tempfile.TemporaryDirectory(prefix="dvg-") as folder:
-        try:
-            return read_yaml(Path(client.download_artifacts(sweep.info.run_id, CONFIG, folder)))
-        except (MlflowException, OSError, ConfigError):
-            return {}
 
 
 Found = tuple[list[Record], list[Row], list[Row]]
@@ -115,8 +97,6 @@ def _of_runs(prompts: Sequence[Tracked], reference: str | None) -> Found:
 
 def _of_table(client: MlflowClient, sweep: Tracked, where: str) -> Found:
     """Of prompts that are steps: the table that a sweep ends with."""
-    from experiments.mlflow_table import read_back
-
     try:
         records, quality, failures = read_back(client, sweep.info.run_id)
     except Exception as error:

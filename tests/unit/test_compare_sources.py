@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 
 from experiments.compare.comparison import compare
 from experiments.compare.export import as_json
@@ -22,6 +25,8 @@ from orchestrator.paths import RunPaths
 from tests.fakerun import make_failure
 from tests.unit.comparing import arm_records, write_run
 
+KEPT = ("runs", "steps")
+NOT_ALIKE = re.compile(r"(label|run|device)$|vbench\.temporal_flickering_")
 PARTS = st.lists(st.sampled_from("abc"), min_size=1, max_size=4)
 
 
@@ -99,23 +104,29 @@ def test_measurements_of_a_video_made_again_are_left_out(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPaths, str]:
-    """A run with a failure, and the tracking URI that it was mirrored to."""
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RunPaths, str]]:
+    """By how prompts are kept: a run with a failure and scores, and the tracking URI that it was mirrored to."""
     root = tmp_path_factory.mktemp("tracked")
-    paths = write_run(root / "demo", arm_records(num_prompts=4), tracking={"experiment": "dvg", "videos": "none"})
+    MlflowClient(tracking_uri=f"sqlite:///{root / 'runs.db'}").search_experiments()  # laying one out takes seconds
+    shutil.copy(root / "runs.db", root / "steps.db")
+    return {kept: (_mirrored(root / kept, kept, f"sqlite:///{root / kept}.db"), f"sqlite:///{root / kept}.db") for kept in KEPT}
+
+
+def _mirrored(folder: Path, kept: str, uri: str) -> RunPaths:
+    tracking = {"experiment": "dvg", "videos": "none", "per_prompt": kept}
+    scores = {"full": 0.97, "dvg": 0.965}
+    paths = write_run(folder / "demo", arm_records(num_prompts=4), vbench=scores, tracking=tracking)
     make_failure(paths, arm="dvg")
-    uri = f"sqlite:///{root / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
+        patch.chdir(folder)
         mirror(Ledger(paths), uri)
-    return paths, uri
+    return paths
 
 
 def figures(runs: list[Run]) -> dict[str, Any]:
-    """All that a comparison says of the arms, without where they were read."""
-    apart = ("label", "run", "device")
-    arms = as_json(compare(runs, metrics=["ssim", "psnr"]))["arms"]
-    return {arm["arm"]: {name: value for name, value in arm.items() if name not in apart} for arm in arms}
+    """All that a comparison says of the arms, without where they were read. MLflow keeps no score of single VBench videos."""
+    arms = as_json(compare(runs))["arms"]
+    return {arm["arm"]: {name: value for name, value in arm.items() if not NOT_ALIKE.match(name)} for arm in arms}
 
 
 def alike(ours: Any, theirs: Any) -> bool:
@@ -124,10 +135,11 @@ def alike(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
+@pytest.mark.parametrize("kept", KEPT)
 def test_an_experiment_compares_as_the_run_folder_it_mirrors(
-    tracked: tuple[RunPaths, str], monkeypatch: pytest.MonkeyPatch
+    tracked: dict[str, tuple[RunPaths, str]], kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, uri = tracked
+    paths, uri = tracked[kept]
     here, there = figures(read_runs([str(paths.root)])), figures(read_runs([f"mlflow:dvg@{uri}"]))
     assert here.keys() == there.keys() == {"full", "dvg", "tiny"}
     for arm, row in here.items():
@@ -138,8 +150,8 @@ def test_an_experiment_compares_as_the_run_folder_it_mirrors(
     assert (by_name.where, by_name.name) == ("mlflow:dvg/demo", "demo")
 
 
-def test_a_folder_and_its_experiment_side_by_side_have_the_same_videos(tracked: tuple[RunPaths, str]) -> None:
-    paths, uri = tracked
+def test_a_folder_and_its_experiment_side_by_side_have_the_same_videos(tracked: dict[str, tuple[RunPaths, str]]) -> None:
+    paths, uri = tracked["runs"]
     comparison = compare(read_runs([str(paths.root), f"mlflow:dvg@{uri}"]))
     speedups = {row.arm.label: row.speedup.mean for row in comparison.rows if row.speedup}
     assert speedups == pytest.approx(dict(zip(speedups, [1.0, 2.0, 4.0, 1.0, 2.0, 4.0], strict=True)))
@@ -147,12 +159,12 @@ def test_a_folder_and_its_experiment_side_by_side_have_the_same_videos(tracked: 
 
 
 def test_an_experiment_that_is_not_there_is_refused_and_a_dead_server_is_told(
-    tracked: tuple[RunPaths, str], monkeypatch: pytest.MonkeyPatch
+    tracked: dict[str, tuple[RunPaths, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="neither a run folder nor an MLflow experiment"):
-        read_runs([f"mlflow:other@{tracked[1]}"])
+        read_runs([f"mlflow:other@{tracked['runs'][1]}"])
     with pytest.raises(ConfigError, match="holds no sweep"):
-        read_runs([f"mlflow:Default@{tracked[1]}"])
+        read_runs([f"mlflow:Default@{tracked['runs'][1]}"])
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RunError, match="cannot be read") as raised:
         read_runs(["mlflow:dvg@http://me:secret@127.0.0.1:9"])
