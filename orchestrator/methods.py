@@ -66,11 +66,16 @@ def absent_told(error: ValidationError, arms: Iterable[str]) -> list[str]:
     asked = list(_asked(error))
     if not asked:
         return []
-    names = ", ".join(f"{where}: {name} ({ABSENT[name].source})" for where, name in asked)
+    names = ", ".join(_who(name, asked) for name in dict.fromkeys(name for _, name in asked))
     line = f"not available in this version: {names}; what is: {choices('planner')}; {choices('accelerator')}"
     without = [arm for arm in arms if arm not in {where for where, _ in asked}]
     everywhere = any(where in ("planner", "accelerators") for where, _ in asked)
     return [line if everywhere or not without else f"{line}. The other arms can be had alone: only={','.join(without)}"]
+
+
+def _who(name: str, asked: Iterable[tuple[str, str]]) -> str:
+    """``teacache (TeaCache, arXiv 2411.19108; for cached, cached-fast)``."""
+    return f"{name} ({ABSENT[name].source}; for {', '.join(where for where, what in asked if what == name)})"
 
 
 def _asked(error: ValidationError) -> Iterator[tuple[str, str]]:
