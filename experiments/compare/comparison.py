@@ -69,9 +69,9 @@ def compare(runs: Sequence[Run], base: str | None = None, metrics: Sequence[str]
         raise ConfigError([f"{', '.join(run.where for run in runs)}: nothing to compare, no item is finished or given up"])
     chosen = choose_base(arms, base)
     names = choose_metrics(arms, metrics)
-    quality = _quality(arms, names, asked=bool(metrics))
     pairings = {arm.label: pair(arm, chosen) for arm in arms} if chosen else {}
     comparable = [arm for arm in arms if not chosen or pairings[arm.label].keys]
+    quality = _quality(comparable, names, asked=bool(metrics))
     front = front_of(comparable, lambda arm: arm.stats.latency_p50_s, quality)
     on_front = {arm.label: kept for arm, kept in zip(comparable, front, strict=True)}
     ordered = sorted(arms, key=lambda arm: arm is not chosen)

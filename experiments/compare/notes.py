@@ -29,13 +29,17 @@ def notes_on(arms: Sequence[Arm], base: Arm | None, pairings: Pairings) -> Itera
 
 
 def _not_comparable(others: Sequence[Arm], base: Arm, pairings: Pairings) -> Iterable[str]:
-    for arm in others:
-        pairing = pairings[arm.label]
-        if not pairing.num_common:
-            yield f"{arm.label} and {base.label} have no prompt and seed in common: no speedup, no differences, not on the front"
-        for why, number in pairing.refused.items():
-            left = "speedup and differences leave them out" if pairing.keys else "no speedup, no differences, not on the front"
-            yield f"{arm.label}: {number} of {pairing.num_common} videos have {why}: {left}"
+    why = [(arm, (told,)) for arm in others for told in _obstacles(pairings[arm.label], base)]
+    return [f"{arms}: {told}" for arms, (told,) in _grouped(why)]
+
+
+def _obstacles(pairing: Pairing, base: Arm) -> Iterable[str]:
+    nothing = "no speedup, no differences, not on the front"
+    if not pairing.num_common:
+        yield f"no prompt and seed in common with {base.label}: {nothing}"
+    for why, number in pairing.refused.items():
+        left = "speedup and differences leave them out" if pairing.keys else nothing
+        yield f"{number} of {pairing.num_common} videos have {why}: {left}"
 
 
 def _machines(others: Sequence[Arm], base: Arm) -> Iterable[str]:

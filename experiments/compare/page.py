@@ -85,13 +85,15 @@ def _facts(comparison: Comparison) -> Iterable[tuple[str, str]]:
 def _fronts(comparison: Comparison, colours: Mapping[str, int]) -> Iterable[FrontChart]:
     if comparison.quality is None:
         return
-    unit = _unit(comparison.rows)
-    yield _front(comparison, colours, "latency p50, seconds", lambda arm: arm.stats.latency_p50_s)
-    yield _front(comparison, colours, f"{unit} seconds per video", lambda arm: arm.stats.device_s)
+    costs: dict[str, Callable[[Arm], float]] = {
+        "latency p50, seconds": lambda arm: arm.stats.latency_p50_s,
+        f"{_unit(comparison.rows)} seconds per video": lambda arm: arm.stats.device_s,
+    }
+    yield from filter(None, (_front(comparison, colours, x_label, cost) for x_label, cost in costs.items()))
 
 
-def _front(comparison: Comparison, colours: Mapping[str, int], x_label: str, cost: Callable[[Arm], float]) -> FrontChart:
-    """An arm that others are measured against has no figure of its own: a dashed line."""
+def _front(comparison: Comparison, colours: Mapping[str, int], x_label: str, cost: Callable[[Arm], float]) -> FrontChart | None:
+    """An arm that others are measured against has no figure of its own: a dashed line. None without a point."""
     name = comparison.quality or ""
     metric = comparison.metrics[name]
     arms = [row.arm for row in comparison.rows if row.comparable and math.isfinite(cost(row.arm))]
@@ -101,9 +103,9 @@ def _front(comparison: Comparison, colours: Mapping[str, int], x_label: str, cos
     told = {label: f"{label}: {cells.seconds(costs[label])} s, {metric.form.format(y)}" for label, y in values.items()}
     points = [Point(costs[label], y, told[label], colours[label], label=label) for label, y in values.items()]
     rules = [(cost(arm), arm.label) for arm in arms if goodness(arm, name) == math.inf]
-    chart = scatter(
-        f"{metric.label} against {x_label}", x_label, f"{metric.label}, {metric.better} is better", points, rules, True
-    )
+    if not points:
+        return None
+    chart = scatter(f"{metric.label} against {x_label}", x_label, metric.label, points, rules, zero_x=True)
     line = sorted((mark.x, mark.y) for mark in chart.marks if mark.point.label in on_front)
     return FrontChart(chart, " ".join(f"{x},{y}" for x, y in line))
 

@@ -177,7 +177,7 @@ def test_no_prompts_in_common_is_told(tmp_path: Path) -> None:
     write_run(tmp_path / "b", [r for r in arm_records(("dvg",), num_seeds=4) if r.seed > 1])
     comparison = of(tmp_path / "a", tmp_path / "b")
     assert row(comparison, "b/dvg").speedup is None
-    assert told(comparison, "b/dvg and a/full have no prompt and seed in common")
+    assert told(comparison, "b/dvg: no prompt and seed in common with a/full")
 
 
 def test_another_text_under_the_same_id_is_left_out_and_told(tmp_path: Path) -> None:

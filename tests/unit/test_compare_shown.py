@@ -125,6 +125,15 @@ def test_a_page_and_tables_without_quality_are_whole(tmp_path: Path, vbench: dic
     assert "front" not in shown(comparison, 80)
 
 
+def test_arms_that_cannot_be_compared_are_shown_without_a_front(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", arm_records(("full",)))
+    write_run(tmp_path / "b", [r for r in arm_records(num_seeds=4) if r.seed > 1])
+    comparison = compare(read_runs([str(tmp_path / "a"), str(tmp_path / "b")]))
+    assert comparison.quality is None
+    assert "b/tiny" in html_text(comparison)
+    assert "b/tiny" in shown(comparison, 80)
+
+
 def test_whiskers_stay_inside_their_chart_and_zero_is_where_nothing_differs() -> None:
     entries = [Entry("a", "", 1, 0.5, 0.25, 2.0), Entry("b", "", 2, 0.125)]
     chart = forest("metric", "", entries, of_differences=True)
