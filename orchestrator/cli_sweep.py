@@ -185,7 +185,8 @@ class _Run:
             cluster = start_or_join(self.sweep.cluster.address)
             try:
                 run_on_ray(self.sweep, todo, scheduler, runbook, on_event, cluster=cluster)
-                if beside is not None:
+                if beside is not None and beside.num_left:
+                    self.console.print(f"measuring {beside.num_left} videos that are not measured yet")
                     beside.drain()
             finally:
                 cluster.leave()

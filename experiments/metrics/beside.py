@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -50,8 +50,15 @@ class Beside:
     def __init__(self, measurements: Measurements, tasks_per_node: int, records: Iterable[Record] = ()) -> None:
         """``records``: the videos that are there already."""
         self.measurements, self.tasks_per_node = measurements, tasks_per_node
-        self._records = {record.item_key: record for record in records}
-        self._waiting = deque(job for job in measurements.todo(self._records.values()) if _ready(job))
+        records = list(records)
+        self._of_scene: defaultdict[tuple[str, int], dict[str, Record]] = defaultdict(dict)
+        """By prompt and seed, then by item: the videos that may be compared."""
+        self._waiting: defaultdict[str, deque[Job]] = defaultdict(deque)
+        """By the host that made the video. A host that is here made some of the run's."""
+        for record in records:
+            self._note(record)
+        for job in measurements.todo(records):
+            self._queue(job)
         self._running: dict[Any, tuple[Job, str]] = {}
         """By Ray's reference: the job and the node it is on."""
         self._looked_s = 0.0
@@ -60,22 +67,35 @@ class Beside:
 
     def on_record(self, record: Record) -> None:
         """A video is finished: it can be measured, and those that wait for it as their reference."""
-        self._records[record.item_key] = record
-        same = [r for r in self._records.values() if (r.prompt_id, r.seed) == (record.prompt_id, record.seed)]
-        theirs = partners(same, self.measurements.wish.against)
-        for other in same:
+        self._note(record)
+        same = self._of_scene[record.prompt_id, record.seed]
+        theirs = partners(same.values(), self.measurements.wish.against)
+        for other in same.values():
             if other is record or theirs.get(other.item_key) is record:
-                self._queue(other, theirs.get(other.item_key))
+                self._queue(self.measurements.job(other, theirs.get(other.item_key)))
 
-    def _queue(self, record: Record, reference: Record | None) -> None:
+    @property
+    def num_left(self) -> int:
+        """Videos that are being measured, or wait for it."""
+        return len(self._running) + sum(map(len, self._waiting.values()))
+
+    def _note(self, record: Record) -> None:
+        self._of_scene[record.prompt_id, record.seed][record.item_key] = record
+        self._waiting[record.host]
+
+    def _queue(self, job: Job | None) -> None:
         """A video is looked at once: one that is compared waits for its reference."""
-        job = self.measurements.job(record, reference)
-        if job is not None and _ready(job):
-            self._waiting.append(job)
+        if job is not None and (job.reference is not None or not job.compares):
+            self._waiting[job.record.host].append(job)
+
+    def _next(self, host: str) -> Job | None:
+        """A job that waits: of a video made on this host, else of the host with the most."""
+        queue = self._waiting.get(host) or max(self._waiting.values(), key=len, default=None)
+        return queue.popleft() if queue else None
 
     def look(self, *_: Any) -> None:
         """Take what is measured, and have more measured. Never waits."""
-        if not (self._waiting or self._running) or time.monotonic() < self._looked_s + LOOK_S:
+        if not self.num_left or time.monotonic() < self._looked_s + LOOK_S:
             return
         self._looked_s = time.monotonic()
         import ray
@@ -90,9 +110,8 @@ class Beside:
 
         task = ray.remote(num_cpus=CPUS, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD")(measure_alone)
         most = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-        while self._waiting or self._running:
-            while self._waiting and len(self._running) < most:
-                job = self._waiting.popleft()
+        while self.num_left:
+            while len(self._running) < most and (job := self._next("")):
                 self._running[task.remote(job)] = (job, "")
             self._collect(timeout_s=1.0, on_row=on_row)
 
@@ -101,15 +120,13 @@ class Beside:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         busy = Counter(node for _, node in self._running.values())
-        nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-        hosts = {record.host for record in self._records.values()}
-        free = {node: host for node, host in nodes.items() if host in hosts and busy[node] < self.tasks_per_node}
-        for node, host in free.items():
-            for job in _nearest(self._waiting, host, self.tasks_per_node - busy[node]):
-                self._waiting.remove(job)
-                where = NodeAffinitySchedulingStrategy(node, soft=True)
-                task = ray.remote(num_cpus=0, max_retries=MAX_RETRIES, scheduling_strategy=where)(measure_idly)
-                self._running[task.remote(job)] = (job, node)
+        for node in ray.nodes() if any(self._waiting.values()) else ():
+            name, host = node["NodeID"], node["NodeManagerHostname"]
+            where = NodeAffinitySchedulingStrategy(name, soft=True)
+            task = ray.remote(num_cpus=0, max_retries=MAX_RETRIES, scheduling_strategy=where)(measure_idly)
+            while node["Alive"] and host in self._waiting and busy[name] < self.tasks_per_node and (job := self._next(host)):
+                self._running[task.remote(job)] = (job, name)
+                busy[name] += 1
 
     def _collect(self, timeout_s: float, on_row: Callable[[Row], None] = lambda row: None) -> None:
         import ray
@@ -127,15 +144,6 @@ class Beside:
             self.num_measured += 1
             self.measurements.add(row)
             on_row(row)
-
-
-def _ready(job: Job) -> bool:
-    return job.reference is not None or not job.compares
-
-
-def _nearest(waiting: Iterable[Job], host: str, most: int) -> list[Job]:
-    """Of the jobs that wait, those to do on a host: first of the videos that were made there."""
-    return sorted(waiting, key=lambda job: job.record.host != host)[:most]
 
 
 def _told(error: Exception) -> str:

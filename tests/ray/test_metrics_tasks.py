@@ -115,9 +115,9 @@ def test_a_video_waits_for_its_reference_and_one_elsewhere_for_a_node_of_the_run
     beside = Beside(Measurements(ledger, WISH), tasks_per_node=1)
     beside.on_record(dataclasses.replace(dvg, host="no node of this cluster"))
     beside.look()
-    assert not beside._waiting
+    assert beside.num_left == 0
     beside.on_record(dataclasses.replace(full, host="no node of this cluster"))
     beside._looked_s = 0.0
     beside.look()
-    assert [job.record.arm for job in beside._waiting] == ["dvg", "full"]
+    assert beside.num_left == 2
     assert not beside._running

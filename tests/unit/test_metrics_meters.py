@@ -215,3 +215,28 @@ def test_names_of_the_spec_are_those_that_there_are() -> None:
     assert resolve(["flicker", "reference", "psnr"]) == ("psnr", "ssim", "lpips", "latent_cosine", "flicker")
     with pytest.raises(ValueError, match=r"'lpip' is not known; choices: all, reference, free, semantic, psnr"):
         resolve(["psnr", "lpip"])
+
+
+@pytest.mark.parametrize("model", ["hunyuanvideo", "hunyuanvideo-1.5", "wan2.2-ti2v-5b"])
+def test_latents_of_every_family_are_those_of_its_stock_vae(model: str) -> None:
+    import diffusers
+    import torch
+
+    from orchestrator.geometry import model as geometry_of
+    from stages.models.checkpoint import FAMILIES
+    from tests.checkpoints import checkpoint
+
+    folder = checkpoint(model)
+    vae = getattr(diffusers, FAMILIES[geometry_of(model).family].vae).from_pretrained(folder / "vae")
+    torch.manual_seed(0)
+    video = torch.rand(1, 3, 5, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        stock = vae.encode(video).latent_dist.mode()
+        ours = latents.encoder(model, str(folder), "cpu")(video)
+    assert ours.shape == stock.shape
+    scale = getattr(vae.config, "scaling_factor", None)
+    if scale is not None:
+        torch.testing.assert_close(ours, stock * scale, rtol=1e-3, atol=1e-4)
+    else:
+        mean, std = (torch.tensor(rows).view(1, -1, 1, 1, 1) for rows in (vae.config.latents_mean, vae.config.latents_std))
+        torch.testing.assert_close(ours, (stock - mean) / std, rtol=1e-3, atol=1e-3)

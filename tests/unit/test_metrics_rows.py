@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.metrics import completing, measure
@@ -223,3 +224,28 @@ def test_the_spec_says_what_is_wished_for(spec: dict[str, Any], names: tuple[str
     assert (wish.names, wish.against, wish.weights) == (names, against, {"full": None, "dvg": "here"})
     with pytest.raises(ValueError, match=r"arm 'dgv' is not one of the run's; arms: full, dvg"):
         wish_of(whole, against="dgv")
+
+
+def test_memory_does_not_grow_with_the_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tracemalloc
+
+    frame = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    place = tmp_path / "0.mp4"
+    place.touch()
+
+    def peak(num_frames: int) -> int:
+        monkeypatch.setattr(measure, "read_frames", lambda path: (frame.copy() for _ in range(num_frames)))
+        record = make_record("dvg", num_frames=num_frames, height=64, width=64)
+        names = ("psnr", "latent_cosine", "flicker", "motion", "static")
+        monkeypatch.setattr(measure.latents, "encoder", lambda *_: lambda video: video.mean((3, 4)))
+        tracemalloc.start()
+        row = measure.measure(Job(record, record, names, place, place))
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert row["flicker"] == 1.0
+        assert row["latent_cosine"] == pytest.approx(1.0)
+        return held
+
+    compare(frame[None], frame[None])  # imports are not counted
+    short, long = peak(49), peak(201)
+    assert long < short + 40 * frame.nbytes, "152 frames more"
