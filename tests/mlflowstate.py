@@ -12,22 +12,22 @@ from orchestrator.paths import RunPaths
 LEVELS = ("sweep", "arm", "prompt")
 
 
-def runs(paths: RunPaths, experiment: str = "dvg", uri: str | None = None) -> list[Run]:
+def runs(paths: RunPaths, uri: str | None = None, experiment: str = "dvg") -> list[Run]:
     client = MlflowClient(tracking_uri=uri or paths.mlflow_uri)
     found = client.get_experiment_by_name(experiment)
     return list(client.search_runs([found.experiment_id])) if found else []
 
 
-def by_level(paths: RunPaths, uri: str | None = None) -> dict[str, list[Run]]:
-    found = runs(paths, uri=uri)
+def by_level(paths: RunPaths, uri: str | None = None, experiment: str = "dvg") -> dict[str, list[Run]]:
+    found = runs(paths, uri, experiment)
     return {level: [run for run in found if run.data.tags["level"] == level] for level in LEVELS}
 
 
-def arms(paths: RunPaths, uri: str | None = None) -> dict[str, Run]:
-    return {run.info.run_name: run for run in by_level(paths, uri)["arm"]}
+def arms(paths: RunPaths, uri: str | None = None, experiment: str = "dvg") -> dict[str, Run]:
+    return {run.info.run_name: run for run in by_level(paths, uri, experiment)["arm"]}
 
 
-def state(paths: RunPaths, uri: str | None = None) -> dict[str, Any]:
+def state(paths: RunPaths, uri: str | None = None, experiment: str = "dvg") -> dict[str, Any]:
     """Everything of every run that a repeated mirror could wrongly change or add."""
     client = MlflowClient(tracking_uri=uri or paths.mlflow_uri)
     return {
@@ -43,5 +43,20 @@ def state(paths: RunPaths, uri: str | None = None) -> dict[str, Any]:
             sorted(file.path for file in client.list_artifacts(run.info.run_id)),
             sorted(file.path for file in client.list_artifacts(run.info.run_id, "images")),
         )
-        for run in runs(paths, uri=uri)
+        for run in runs(paths, uri, experiment)
+    }
+
+
+def outline(paths: RunPaths, uri: str, experiment: str) -> dict[str, Any]:
+    """:func:`state` in a few requests: without histories and without what prompt runs carry as files."""
+    client, found = MlflowClient(tracking_uri=uri), runs(paths, uri, experiment)
+    listed = {run.info.run_id: run.data.tags["level"] for run in found if run.data.tags["level"] != "prompt"}
+    files = {run_id: sorted(file.path for file in client.list_artifacts(run_id, "images")) for run_id in listed}
+    return {
+        run.info.run_id: (
+            *(run.info.status, run.info.start_time, run.info.end_time, dict(run.data.params), dict(run.data.tags)),
+            *(dict(run.data.metrics), sorted(each.dataset.digest for each in run.inputs.dataset_inputs)),
+            files.get(run.info.run_id),
+        )
+        for run in found
     }
