@@ -7,7 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from experiments.vbench.arm_videos import finished_records
 from experiments.vbench.board import Shard
 from experiments.vbench.dimensions import GROUPS, STATIC_FILTER, chosen
 from experiments.vbench.evaluate import Evaluation, Session
-from experiments.vbench.integrity import check_view
+from experiments.vbench.integrity import Flaw, Integrity, check_view
 from experiments.vbench.pool import LocalPool, Make, Pool, RayPool
 from experiments.vbench.process import Row, Runtime, VBenchWorker
 from experiments.vbench.reduce import SINGLE_PROCESS
@@ -68,6 +68,8 @@ class Campaign:
         self.views: dict[str, View] = {}
         self.dimensions: tuple[str, ...] = ()
         self._measuring = work.measuring(self.found.version, (), os.environ)
+        self.integrity: dict[str, Integrity] = {}
+        """What was found of each arm's videos before anything was measured."""
         self.unsound: dict[str, dict[str, str]] = {}
         """Why, by arm and name in its view, a video must not be measured."""
         self._asked_s = -STATUS_S
@@ -135,13 +137,21 @@ class Campaign:
         return sweep_over(self.paths)
 
     def _ask(self, view: View) -> None:
-        sound = check_view(view) if not self.options.follow else None
-        self.unsound[view.arm] = {flaw.name: flaw.reason for flaw in (*sound.broken, *sound.wrong_frames)} if sound else {}
+        flaws = () if self.options.follow else self._checked(view)
+        self.unsound[view.arm] = {flaw.name: flaw.reason for flaw in flaws}
         for dimension in self.dimensions:
             if dimension != work.FLICKERING or not self._filtered:
                 self._ask_sound(view, dimension, work.tasks(view, dimension, self._measuring))
         if self._filtered:
             self._ask_sound(view, STATIC_FILTER, work.candidates(view, self._measuring))
+
+    def _checked(self, view: View) -> tuple[Flaw, ...]:
+        """What is there and not whole. Of a sweep that goes on nothing is checked before its end."""
+        found = self.integrity[view.arm] = check_view(view)
+        if not found.ok or found.notes:
+            for line in found.lines():
+                self.tell(line)
+        return (*found.broken, *found.wrong_frames)
 
     def _ask_sound(self, view: View, dimension: str, tasks: list[Task]) -> None:
         """What is not whole is not measured, and told with its reason."""
@@ -169,13 +179,23 @@ class Campaign:
         return work.tasks(view, dimension, self._measuring)
 
     def _conclude(self, view: View) -> outcome.ArmOutcome:
-        note = ""
-        if self.views and self._filters and not self._filtered:
-            note = f"the first five videos of each prompt, static or not: {self.evaluation.unavailable[STATIC_FILTER]}"
+        note, unjudged = self._static_note(view) if self._filters else ("", {})
         about = self.about | {"reduce": self.options.reduce}
-        found = outcome.of_arm(view, self.evaluation, self.dimensions, partial(self.tasks_of, view), about, note)
+        checked = self.integrity.get(view.arm) or check_view(view)
+        found = outcome.of_arm(view, self.evaluation, self.dimensions, partial(self.tasks_of, view), about, note, unjudged)
+        found = replace(found, integrity=checked.as_json())
         outcome.write(self.paths, found)
         return found
+
+    def _static_note(self, view: View) -> tuple[str, dict[str, str]]:
+        """What is to be known of the filter beside temporal flickering, and why videos could not be judged, by name."""
+        if not self._filtered:
+            return f"the first five videos of each prompt, static or not: {self.evaluation.unavailable[STATIC_FILTER]}", {}
+        found = [(task, self.evaluation.rows.get(task.key)) for task in work.candidates(view, self._measuring)]
+        failed = {Path(task.video.path).name: f"static filter: {row.failed}" for task, row in found if row and row.failed}
+        number = len(view.of(work.FLICKERING))
+        few = number - work.num_full(view, self._static(view))
+        return (f"{few} of {number} prompts have fewer than five static videos" if few else ""), failed
 
     def _session(self, stack: contextlib.ExitStack) -> Session:
         pool = stack.enter_context(self._pool())

@@ -64,6 +64,8 @@ class ArmOutcome:
     """VBench's own form."""
     work: Sequence[Mapping[str, Any]]
     """VBench's own list of the work."""
+    integrity: Mapping[str, Any] = field(default_factory=dict)
+    """What is missing, extra, broken or of the wrong length."""
 
     @property
     def whole(self) -> bool:
@@ -84,7 +86,8 @@ class ArmOutcome:
 
     def as_json(self) -> dict[str, Any]:
         told = {name: asdict(found) for name, found in self.dimensions.items()}
-        return {"suite": self.suite, "digest": self.digest, "arm": self.arm, **self.about, "dimensions": told}
+        where = {"suite": self.suite, "digest": self.digest, "arm": self.arm}
+        return {**where, **self.about, "dimensions": told, "integrity": dict(self.integrity)}
 
 
 def _more(number: int) -> str:
@@ -98,8 +101,12 @@ def of_arm(
     tasks_of: Callable[[str], Sequence[Task]],
     about: Mapping[str, str],
     note: str = "",
+    unjudged: Mapping[str, str] | None = None,
 ) -> ArmOutcome:
-    """Of the dimensions asked for, and of those that an earlier command measured. ``note``: on temporal flickering."""
+    """Of the dimensions asked for, and of those that an earlier command measured.
+
+    ``note`` is on temporal flickering, and ``unjudged`` are videos that its filter could not read.
+    """
     dimensions, results = {}, {}
     for name in view.suite.dimensions:
         tasks = list(tasks_of(name))
@@ -118,12 +125,16 @@ def of_arm(
             num_videos=len(tasks),
             num_missing=len(missing(view, name)),
             num_left_out=sum(row.failed is None and row.record is None for task in tasks if (row := rows.get(task.key))),
-            failed={Path(task.video.path).name: why for task in tasks if task.key in rows and (why := rows[task.key].failed)},
+            failed=_failed(tasks, rows) | dict((unjudged or {}) if name == FLICKERING else {}),
             unavailable=evaluation.unavailable.get(name),
             requested=name in requested,
             note=note if name == FLICKERING else "",
         )
     return ArmOutcome(view.suite.name, view.suite.digest, view.arm, about, dimensions, results, work_of(view))
+
+
+def _failed(tasks: Sequence[Task], rows: Mapping[str, Row]) -> dict[str, str]:
+    return {Path(task.video.path).name: why for task in tasks if task.key in rows and (why := rows[task.key].failed)}
 
 
 def _record(task: Task, row: Row) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,12 @@ def static(view: View, measuring: Measuring, verdicts: Mapping[str, bool]) -> li
         kept = judged if line.entry.num_videos > NUM_VIDEOS else list(line.there)
         found += [_task(view, line, video, FLICKERING, measuring) for video in kept[:NUM_VIDEOS]]
     return found
+
+
+def num_full(view: View, chosen: Sequence[Task]) -> int:
+    """Prompts of temporal flickering with all five of their videos."""
+    counts = Counter(task.video.prompt for task in chosen)
+    return sum(counts[line.entry.prompt] >= NUM_VIDEOS for line in view.of(FLICKERING))
 
 
 def missing(view: View, dimension: str) -> list[str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 
 from experiments.vbench import campaign
 from experiments.vbench.campaign import Campaign, Options, only_one
+from experiments.vbench.integrity import check_view
 from experiments.vbench.outcome import ArmOutcome
 from experiments.vbench.probe import VARIABLE, interpreter
 from experiments.vbench.results import load_all
@@ -22,12 +22,10 @@ from orchestrator.cli_evaluate import vbench_findings
 from orchestrator.ledger import Ledger
 from orchestrator.mistakes import ConfigError
 from orchestrator.paths import RunPaths
-from orchestrator.types import Record
 from tests.fakerun import make_record, make_spec
-from tests.fakevbench import loads, write_environment, write_weights
+from tests.fakevbench import PROMPTS, loads, text_record, text_run, write_environment, write_weights
 
 FLICKERING = "temporal_flickering"
-PROMPTS = ["a red circle", "a blue square", "a green star", "a white dot", "an orange ring", "a cyan cross", "a pink heart"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,32 +35,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     runtime = write_environment(root)
     monkeypatch.setenv(VARIABLE, runtime.python)
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(campaign, "check_view", lambda view: None)
+    monkeypatch.setattr(campaign, "check_view", lambda view: dataclasses.replace(check_view(view), broken=(), wrong_frames=()))
     return root
-
-
-def text_run(root: Path, contents: Sequence[str], arms: Sequence[str] = ("full",)) -> RunPaths:
-    """A run whose videos are text files that say their score."""
-    records = [text_record(root, arm, index, text) for arm in arms for index, text in enumerate(contents)]
-    return finished(root, records, make_spec(records) if records else {})
-
-
-def text_record(root: Path, arm: str, index: int, text: str) -> Record:
-    record = make_record(arm, f"p{index}", prompt=PROMPTS[index])
-    path = root / record.video
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return dataclasses.replace(record, sha256=hashlib.sha256(text.encode()).hexdigest(), num_bytes=len(text))
-
-
-def finished(root: Path, records: Sequence[Record], spec: dict[str, Any]) -> RunPaths:
-    paths = RunPaths(root)
-    paths.root.mkdir(parents=True, exist_ok=True)
-    paths.config.write_text(json.dumps(spec))
-    ledger = Ledger(paths)
-    for record in records:
-        ledger.append(record)
-    return paths
 
 
 def measure(
@@ -153,13 +127,21 @@ def test_a_video_cut_short_after_its_record_is_named_and_not_scored(tmp_path: Pa
 def test_videos_that_are_not_whole_are_told_by_the_check_before_and_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from experiments.vbench.integrity import check_view
-
     monkeypatch.setattr(campaign, "check_view", check_view)
     paths = text_run(tmp_path / "run", ["0.25"])
     found = measure(paths)["full"].dimensions[FLICKERING]
     assert found.score is None
     assert list(found.failed) == [f"{PROMPTS[0]}-0.mp4"]
+
+
+def test_files_that_no_record_accounts_for_are_counted_for_people_and_in_the_json(tmp_path: Path) -> None:
+    paths = text_run(tmp_path / "run", ["0.25", "0.5"])
+    (paths.root / Ledger(paths).records()[0].video).with_name("stranger.mp4").write_text("0.9")
+    told: list[str] = []
+    found = measure(paths, tell=told.append)["full"]
+    assert any("stranger.mp4" in line for line in told)
+    assert found.as_json()["integrity"]["counts"]["extra"] == 1
+    assert found.dimensions[FLICKERING].num_videos == 2
 
 
 def test_dimensions_that_cannot_run_are_told_with_where_their_weights_go_and_never_score_zero(tmp_path: Path) -> None:
