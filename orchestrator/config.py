@@ -175,16 +175,28 @@ def _points(spec: SweepSpec, with_weights: bool, mistakes: list[str]) -> tuple[t
     if shared["device_name"] is None and not spec.cluster.gpus_per_rank:
         shared["device_name"] = device_name(on_gpu=False)
     named = spec.arms or {spec.planner or "dvg": ArmOptions()}
+    return tuple(
+        point
+        for name, options in named.items()
+        for point in _points_of(name, merge(shared, options.model_dump()), spec.sweep, with_weights, mistakes)
+    )
+
+
+def _points_of(
+    name: str, settings: Mapping[str, Any], sweep: Mapping[str, list[Any]], with_weights: bool, mistakes: list[str]
+) -> list[tuple[Arm, str | None]]:
+    """One arm's. Where nothing that is swept matters to it, its name is the plain one."""
+    points = list(expand_points(settings, sweep, mistakes))
     found: dict[Any, tuple[Arm, str | None]] = {}
-    for name, options in named.items():
-        settings = merge(shared, options.model_dump())
-        for suffix, point in expand_points(settings, spec.sweep, mistakes):
-            legal = _legal(name + suffix, point, mistakes)
-            arm = legal and resolve_arm(name + suffix, legal, mistakes, with_weights)
-            if legal and arm:
-                same = (name, legal["image"], arm.model_copy(update={"name": name}).model_dump_json())
-                found.setdefault(same, (arm, legal["image"]))
-    return tuple(found.values())
+    for suffix, point in points:
+        legal = _legal(name + suffix, point, mistakes)
+        arm = legal and resolve_arm(name + suffix, legal, mistakes, with_weights)
+        if legal and arm:
+            plain = arm.model_copy(update={"name": name})
+            found.setdefault((legal["image"], plain.model_dump_json()), (arm, legal["image"]))
+    if len(points) > 1 == len(found):
+        return [(arm.model_copy(update={"name": name}), image) for arm, image in found.values()]
+    return list(found.values())
 
 
 def _legal(name: str, point: Mapping[str, Any], mistakes: list[str]) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ starts with one.
     sweep:
       budget: [0.4, 0.5, 0.7]
 
-That is four arms: `full` has no budget, so its three points are one, and `dvg` becomes `dvg-budget0.4`, `dvg-budget0.5` and
+That is four arms: `full`, which has no budget, so that its three points are one, and `dvg-budget0.4`, `dvg-budget0.5` and
 `dvg-budget0.7`. What an arm does not say is inherited from the spec, and what neither says is the model's default: that is what
 **None** means below, a key left out.
 

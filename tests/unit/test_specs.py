@@ -109,6 +109,16 @@ def test_only_makes_the_arms_it_names_and_looks_at_no_other(only: str | list[str
     assert [arm.name for arm in sweep.arms] == ["b", "c"]
 
 
+def test_an_arm_that_nothing_swept_matters_to_keeps_its_name_and_may_be_the_reference() -> None:
+    arms = {"full": {"planner": "full"}, "dvg": {}, "once": {"budget": 0.5}}
+    data = {"prompts": ["a red circle"], "arms": arms, "reference": "full"}
+    sweep = build_sweep({**data, "sweep": {"budget": [0.4, 0.5]}}, FOLDER)
+    assert [arm.name for arm in sweep.arms] == ["full", *(f"{name}-budget{b}" for name in ("dvg", "once") for b in (0.4, 0.5))]
+    assert sweep.reference == "full"
+    alone = build_sweep({**data, "arms": {"dvg": {}}, "sweep": {"budget": [0.4]}, "reference": None}, FOLDER)
+    assert [arm.name for arm in alone.arms] == ["dvg-budget0.4"]
+
+
 @pytest.mark.parametrize(
     "only, told",
     [("x", "unknown arm in only: 'x'; choices: a"), ([], "should have at least 1 item"), ([["a"]], "only.0")],
