@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -121,3 +124,12 @@ def test_a_video_waits_for_its_reference_and_one_elsewhere_for_a_node_of_the_run
     beside.look()
     assert beside.num_left == 2
     assert not beside._running
+
+
+def test_the_command_has_a_running_cluster_do_it(ledger: Ledger, cluster: Cluster) -> None:
+    wanted = expected(ledger)
+    command = [sys.executable, "-m", "orchestrator", "metrics", str(ledger.paths.root), "--address", cluster.address]
+    done = subprocess.run([*command, "--names", ",".join(WISH.names), "--json"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["arms"]["dvg"]["ssim"]["num_videos"] == 3
+    assert figures(load_quality(ledger.paths)) == {key: pytest.approx(row, rel=1e-5) for key, row in wanted.items()}
