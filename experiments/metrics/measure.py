@@ -24,8 +24,8 @@ from orchestrator.store import Destination, fetched
 from orchestrator.types import Record
 from stages.video import Frames, read_frames
 
-PIXELS_AT_ONCE = 4_000_000
-"""Of one video as floats; a 720p clip is compared four frames at a time."""
+PIXELS_AT_ONCE = 2_000_000
+"""Of one video as floats; a 720p clip is compared two frames at a time."""
 
 
 class Meter(Protocol):
