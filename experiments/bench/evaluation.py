@@ -178,7 +178,7 @@ def _start(num_cpus: int) -> None:
 
 def prepared(python: str, cache: Path) -> Runtime:
     """VBench with random weights in ``cache``, written as its tests write them."""
-    from tests.vbench.conftest import official
+    from tests.vbench.rig import official
 
     os.environ["DVG_VBENCH_PYTHON"] = python
     official(cache, "weights", str(cache))
@@ -188,7 +188,7 @@ def prepared(python: str, cache: Path) -> Runtime:
 def clips(folder: Path, scale: float) -> dict[str, list[Video]]:
     """Small videos for each real dimension: large frames for flickering, which decodes; few for the networks."""
     from tests.fakerun import write_video
-    from tests.vbench.conftest import clip
+    from tests.vbench.rig import clip
 
     sizes = {"temporal_flickering": (33, 480), "motion_smoothness": (9, 192), "dynamic_degree": (5, 128)}
     work: dict[str, list[Video]] = {}

@@ -13,7 +13,7 @@ from experiments.vbench.campaign import Campaign, Options
 from experiments.vbench.view import build_view
 from orchestrator.mistakes import ConfigError
 from orchestrator.paths import RunPaths
-from tests.vbench.conftest import official, records_of
+from tests.vbench.rig import official, records_of
 
 DIMENSIONS = ("temporal_flickering", "motion_smoothness", "dynamic_degree")
 
