@@ -118,6 +118,7 @@ def _tiles(chart: Scatter, plane: list[list[str]], style: Mapping[str, tuple[int
         column = 0
         for name, group in groupby(names):
             num = len(list(group))
-            x, y = chart.left + column * width, chart.bottom - (row + 1) * height
-            yield Tile(round(x, 1), round(y, 1), round(num * width, 1), round(height + 0.2, 1), style[name][0], name)
+            left, right = (round(chart.left + at * width, 1) for at in (column, column + num))
+            top, bottom = (round(chart.bottom - at * height, 1) for at in (row + 1, row))
+            yield Tile(left, top, round(right - left, 1), round(bottom - top, 1), style[name][0], name)
             column += num

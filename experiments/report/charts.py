@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 46
-_CHAR = 7.5
+_CHAR = 8.5
 """About the width of a letter of a label."""
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.report.radar import Scores
+from experiments.report.remarks import Remarks, read_remarks
 from experiments.report.spans import Log, read_logs
 from experiments.summary import arm_of
 from experiments.vbench.results import load_all
 from orchestrator.config import read_yaml
 from orchestrator.mistakes import ConfigError, unknown
-from orchestrator.paths import RunPaths
+from orchestrator.paths import RunPaths, file_name
 from orchestrator.store import FolderStore, Store
 from orchestrator.types import Record
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Material:
     scores: Scores
     logs: Sequence[tuple[str, Log]] = field(default=())
     """Of every start of every run, with a title where there are several."""
+    remarks: Remarks = field(default_factory=dict)
 
 
 def gather(sources: Sequence[Source], base: str | None = None) -> Material:
@@ -71,10 +74,6 @@ def gather(sources: Sequence[Source], base: str | None = None) -> Material:
     arms = sorted({record.arm for record in records} | {arm_of(failure) for failure in failures})
     if base is not None and base not in arms:
         raise ConfigError([unknown("arm (--base)", base, arms)])
-    scores: dict[str, dict[str, Mapping[str, float]]] = {}
-    for material in found:
-        for suite, by_arm in material.scores.items():
-            scores.setdefault(suite, {}).update(by_arm)
     return Material(
         records=records,
         quality=[row for material in found for row in material.quality],
@@ -82,7 +81,8 @@ def gather(sources: Sequence[Source], base: str | None = None) -> Material:
         spec={**spec, "reference": base} if base else spec,
         commits=[commit for material in found for commit in material.commits],
         homes={key: home for material in found for key, home in material.homes.items()},
-        scores=scores,
+        scores=_merged([material.scores for material in found]),
+        remarks=_merged([material.remarks for material in found]),
         logs=[log for material in found for log in material.logs],
     )
 
@@ -91,8 +91,8 @@ def _one(source: Source, is_one_of_many: bool) -> Material:
     spec = read_yaml(source.paths.config) if source.paths.config.exists() else {}
     prefix = f"{source.name}/" if is_one_of_many else ""
     records = [replace(r, arm=prefix + r.arm, item_key=prefix + r.item_key) for r in source.records]
+    labels = {file_name(r.arm): prefix + r.arm for r in source.records}
     homes = {prefix + r.item_key: _home(source.store, r) for r in source.records}
-    named = {suite: {prefix + arm: raw for arm, raw in arms.items()} for suite, arms in load_all(source.paths.root).items()}
     return Material(
         records=records,
         quality=[_renamed(row, prefix, "item_key", "arm", "reference_arm") for row in source.quality],
@@ -100,9 +100,23 @@ def _one(source: Source, is_one_of_many: bool) -> Material:
         spec={**spec, **_prefixed(spec, prefix)} if prefix else spec,
         commits=_commits(source.paths),
         homes=homes,
-        scores=named,
+        scores=_under(labels, prefix, load_all(source.paths.root)),
+        remarks=_under(labels, prefix, read_remarks(source.paths.root)),
         logs=list(_titled(source.name, [_renamed_log(log, prefix) for log in read_logs(_rows(source.paths))])),
     )
+
+
+def _under(labels: Mapping[str, str], prefix: str, found: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
+    """By suite and arm, the arms called as the page calls them."""
+    return {suite: {labels.get(arm, prefix + arm): value for arm, value in arms.items()} for suite, arms in found.items()}
+
+
+def _merged(parts: Sequence[Mapping[str, Mapping[str, T]]]) -> dict[str, dict[str, T]]:
+    merged: dict[str, dict[str, T]] = {}
+    for part in parts:
+        for suite, arms in part.items():
+            merged.setdefault(suite, {}).update(arms)
+    return merged
 
 
 def _home(store: Store, record: Record) -> Home:

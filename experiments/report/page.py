@@ -60,7 +60,7 @@ def build_page(material: Material) -> Page:
     with_videos = [stats for stats in arms if stats.num_videos]
     names = [stats.arm for stats in arms]
     colours = _colours(names, reference)
-    scores = totals_of(material.scores, names)
+    scores = totals_of(material.scores)
     found, table = measured(records, quality, scores), table_rows(arms)
     prompts = tuple(prompts_of(records, quality, failures, spec, colours, names, reference))
     return Page(
@@ -78,7 +78,7 @@ def build_page(material: Material) -> Page:
         actions=tuple(chosen_actions(prompts)),
         timelines=tuple(_timelines(material, colours)),
         num_starts=len(material.logs),
-        boards=tuple(boards(scores, colours)),
+        boards=tuple(boards(scores, material.remarks, colours)),
         prompts=prompts,
         failures=tuple(failures),
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.report.remarks import Remarks
 from experiments.vbench.score import Totals, normalised, totals
-from orchestrator.paths import file_name
 
-SIZE_X, SIZE_Y, RADIUS = 520, 400, 140
+SIZE_X, SIZE_Y, RADIUS = 600, 350, 138
 RINGS = (0.25, 0.5, 0.75, 1.0)
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -30,11 +30,12 @@ class Spoke:
 
 @dataclass(frozen=True)
 class Outline:
-    """One arm. ``points`` are of an SVG polygon; ``dots`` are (x, y, title)."""
+    """One arm. ``path`` is SVG's, closed where ``is_whole``: no dimension is missing; ``dots`` are (x, y, title)."""
 
     arm: str
     colour: int
-    points: str
+    path: str
+    is_whole: bool
     dots: tuple[tuple[float, float, str], ...]
 
 
@@ -50,26 +51,30 @@ class Board:
     heads: tuple[str, ...]
     totals: tuple[tuple[str, ...], ...]
     rows: tuple[tuple[str, ...], ...]
+    remarks: tuple[tuple[str, str, str], ...]
+    """(dimension, arms, what of it was not measured and why)."""
     width: int = SIZE_X
     height: int = SIZE_Y
 
 
-def totals_of(scores: Scores, arms: Sequence[str]) -> dict[str, dict[str, Totals]]:
-    """By suite and arm, the arms called by their own names, which a folder's need not be."""
-    names = {file_name(arm): arm for arm in arms}
-    return {suite: {names.get(arm, arm): totals(raw, suite) for arm, raw in found.items()} for suite, found in scores.items()}
+def totals_of(scores: Scores) -> dict[str, dict[str, Totals]]:
+    """By suite and arm."""
+    return {suite: {arm: totals(raw, suite) for arm, raw in found.items()} for suite, found in scores.items()}
 
 
-def boards(found: Mapping[str, Mapping[str, Totals]], colours: Mapping[str, int]) -> list[Board]:
-    return [_board(suite, arms, colours) for suite, arms in found.items() if any(t.dimensions for t in arms.values())]
+def boards(found: Mapping[str, Mapping[str, Totals]], remarks: Remarks, colours: Mapping[str, int]) -> list[Board]:
+    """One for each suite that was evaluated, also without success."""
+    suites = dict.fromkeys([*found, *remarks])
+    every = [_board(suite, found.get(suite, {}), colours, remarks.get(suite, {})) for suite in suites]
+    return [board for board in every if board.rows or board.remarks]
 
 
-def _board(suite: str, arms: Mapping[str, Totals], colours: Mapping[str, int]) -> Board:
+def _board(suite: str, arms: Mapping[str, Totals], colours: Mapping[str, int], remarks: Mapping[str, Mapping[str, str]]) -> Board:
     order = [arm for arm in colours if arm in arms] + [arm for arm in arms if arm not in colours]
     dims = list(dict.fromkeys(dim for arm in order for dim in arms[arm].dimensions))
     counted = {arm: normalised(arms[arm].dimensions) for arm in order}
     spokes = tuple(_spoke(dim, index, len(dims)) for index, dim in enumerate(dims)) if len(dims) >= 3 else ()
-    names = list(next(iter(arms.values())).counts)
+    names = list(next(iter(arms.values())).counts) if arms else []
     return Board(
         suite=suite,
         spokes=spokes,
@@ -78,7 +83,18 @@ def _board(suite: str, arms: Mapping[str, Totals], colours: Mapping[str, int]) -
         heads=("", *order),
         totals=tuple((_title(name), *(arms[arm].told(name) for arm in order)) for name in names),
         rows=tuple((dim.replace("_", " "), *(_cell(arms[arm], counted[arm], dim) for arm in order)) for dim in dims),
+        remarks=tuple(_told(remarks)),
     )
+
+
+def _told(remarks: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """What several arms share is told once."""
+    arms: dict[tuple[str, str], list[str]] = {}
+    for arm, by_dim in remarks.items():
+        for dim, text in by_dim.items():
+            arms.setdefault((dim, text), []).append(arm)
+    for (dim, text), of in arms.items():
+        yield dim.replace("_", " "), ", ".join(of), text
 
 
 def _title(name: str) -> str:
@@ -98,15 +114,17 @@ def _spoke(dim: str, index: int, num: int) -> Spoke:
 
 
 def _outline(arm: str, dims: Sequence[str], counted: Mapping[str, float], colour: int) -> Outline:
-    """A dimension that the arm lacks lies in the middle, without a dot."""
-    values = [min(max(counted.get(dim, 0.0), 0.0), 1.0) for dim in dims]
-    places = [_at(value, index, len(dims)) for index, value in enumerate(values)]
-    dots = [
-        (x, y, f"{arm}, {dim.replace('_', ' ')}: {100 * counted[dim]:.1f} %")
-        for dim, (x, y) in zip(dims, places, strict=True)
-        if dim in counted
-    ]
-    return Outline(arm, colour, _polygon(values), tuple(dots))
+    """A line joins neighbours that the arm has both."""
+    places = [_at(min(max(counted[dim], 0.0), 1.0), i, len(dims)) if dim in counted else None for i, dim in enumerate(dims)]
+    steps = [f"{'L' if before else 'M'}{at[0]} {at[1]}" for before, at in zip([None, *places], places, strict=False) if at]
+    ends_meet = bool(places[0] and places[-1])
+    last = f"L{places[0][0]} {places[0][1]}" if ends_meet and places[0] else ""
+    dots = tuple(
+        (at[0], at[1], f"{arm}, {dim.replace('_', ' ')}: {100 * counted[dim]:.1f} %")
+        for dim, at in zip(dims, places, strict=True)
+        if at
+    )
+    return Outline(arm, colour, " ".join([*steps, last]).strip(), None not in places, dots)
 
 
 def _polygon(values: Sequence[float]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.compare.sources import read_run, told_apart
+from experiments.report import remarks
 from experiments.report.material import Source
 from experiments.vbench.results import ENDING
 from orchestrator.mistakes import ConfigError
@@ -57,7 +58,7 @@ def _fetched(store: Store) -> Iterator[Path]:
         paths = RunPaths(Path(folder))
         names = [p.name for p in (paths.config, paths.manifest, paths.records, paths.events, paths.quality)]
         names += store.sizes(paths.failures.name)
-        names += [name for name in store.sizes(paths.vbench.name) if name.endswith(ENDING)]
+        names += [name for name in store.sizes(paths.vbench.name) if name.endswith((ENDING, remarks.ENDING))]
         for name in names:
             if (data := store.read(name)) is not None:
                 path = paths.root / name

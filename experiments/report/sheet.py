@@ -29,7 +29,7 @@ _CHARS = 34
 
 def write_sheet(path: Path, prompts: Sequence[Prompt], homes: Mapping[str, Home], arms: Sequence[str]) -> bool:
     """Whether there was anything to show. Of many prompts, some evenly chosen; a video that cannot be read is a named hole."""
-    shown = _chosen(prompts)
+    shown = chosen(prompts)
     if not shown:
         return False
     buffer = io.BytesIO()
@@ -38,7 +38,7 @@ def write_sheet(path: Path, prompts: Sequence[Prompt], homes: Mapping[str, Home]
     return True
 
 
-def _chosen(prompts: Sequence[Prompt]) -> list[Prompt]:
+def chosen(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Of those with a video, where they suffice those that the most arms have answered."""
     num_made = {prompt.key: sum(clip.record is not None for clip in prompt.clips) for prompt in prompts}
     most = max(num_made.values(), default=0)

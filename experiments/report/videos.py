@@ -18,7 +18,6 @@ EMBED_UP_TO_BYTES = 40_000_000
 
 Num = int | None
 """Prompts whose videos a report holds itself; None: as many as fit ``EMBED_UP_TO_BYTES``."""
-ALL = 1_000_000_000
 
 
 def video_sources(

@@ -15,7 +15,7 @@ from experiments.report.action_map import COLUMNS, ROWS, action_maps
 from experiments.report.material import Source, gather
 from experiments.report.quality import front_of, measured
 from experiments.report.radar import boards, totals_of
-from experiments.report.sheet import MOST_PROMPTS
+from experiments.report.sheet import MOST_PROMPTS, chosen
 from experiments.vbench.normalise import T2V
 from orchestrator.config import build_sweep
 from orchestrator.ledger import Ledger
@@ -75,13 +75,13 @@ def test_only_what_has_a_better_way_is_charted_and_means_are_per_arm() -> None:
 def test_a_board_has_a_spoke_per_dimension_and_refuses_totals_of_parts() -> None:
     raw = {dim: 0.5 + 0.02 * index for index, dim in enumerate(T2V.dimensions)}
     part = {dim: raw[dim] for dim in list(raw)[:2]}
-    (board,) = boards(totals_of({"vbench": {"full": raw, "dvg": part}}, ["full", "dvg"]), {"full": 0, "dvg": 1})
+    (board,) = boards(totals_of({"vbench": {"full": raw, "dvg": part}}), {}, {"full": 0, "dvg": 1})
     assert [spoke.name for spoke in board.spokes] == [dim.replace("_", " ") for dim in T2V.dimensions]
     assert [len(outline.dots) for outline in board.outlines] == [16, 2]
     assert board.heads == ("", "full", "dvg")
     assert all("n/a" in row[2] and "%" in row[1] for row in board.totals)
     assert [row[2] for row in board.rows].count("–") == 14
-    (small,) = boards(totals_of({"vbench": {"dvg": part}}, ["dvg"]), {"dvg": 1})
+    (small,) = boards(totals_of({"vbench": {"dvg": part}}), {}, {"dvg": 1})
     assert small.spokes == ()
 
 
@@ -93,7 +93,29 @@ def test_vbench_results_of_an_arm_with_an_odd_name_are_that_arms(tmp_path: Path)
     path.write_text(json.dumps({"temporal_flickering": [0.97, []], "color": [0.5, []], "scene": [0.4, []]}))
     page = report_of([source(paths)]).page
     assert page.boards[0].heads == ("", "dvg 35 %")
+    other = make_run(tmp_path / "other", make_records(1), videos=False)
+    assert report_of([source(paths, "a"), source(other, "b")]).page.boards[0].heads == ("", "a/dvg 35 %")
     assert len(page.boards[0].spokes) == 3
+
+
+def test_what_an_evaluation_could_not_measure_is_told_once_for_all_arms_also_without_any_score(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, make_records(1), videos=False)
+    row = {"unavailable": "no weights of DINO", "failed": {}, "num_missing": 0, "note": "", "requested": True}
+    cut = {**row, "unavailable": None, "failed": {"a-0.mp4": "cut short", "b-0.mp4": "gone"}, "num_missing": 2}
+    for arm, more in (("full", {}), ("dvg", {"color": cut, "scene": {**row, "requested": False}})):
+        folder = paths.vbench_arm("custom", arm)
+        folder.mkdir(parents=True)
+        (folder / f"{arm}_evaluation.json").write_text(json.dumps({"dimensions": {"subject_consistency": row, **more}}))
+    (folder / "torn_evaluation.json").write_text("{")
+    page = report_of([source(paths)])
+    (board,) = page.page.boards
+    assert board.rows == ()
+    assert set(board.remarks) == {
+        ("subject consistency", "dvg, full", "no weights of DINO"),
+        ("color", "dvg", "2 videos failed, 'a-0.mp4' first: cut short; 2 videos are missing"),
+    }
+    page.write(tmp_path / "page.html")
+    assert "no weights of DINO" in (tmp_path / "page.html").read_text()
 
 
 def test_runs_stand_together_under_names_of_their_own_on_the_same_prompts(tmp_path: Path) -> None:
@@ -140,15 +162,12 @@ def test_the_sheet_shows_frames_of_every_arm_and_names_what_is_missing(tmp_path:
 
 def test_the_sheet_of_a_large_run_has_few_prompts_and_prefers_those_that_all_arms_made(tmp_path: Path) -> None:
     records = [make_record(arm, f"p{n:02d}") for n in range(40) for arm in (("full", "dvg") if n % 2 else ("full",))]
-    paths = make_run(tmp_path, records, videos=False)
-    write_report(paths, records, [], [])
-    with Image.open(paths.sheet) as small:
-        assert small.height < 40 * 100
-        tall = small.height
-    few = [r for r in records if r.prompt_id < f"p{2 * MOST_PROMPTS:02d}"]
-    write_report(paths, few, [], [])
-    with Image.open(paths.sheet) as again:
-        assert again.height == tall
+    prompts = report_of([source(make_run(tmp_path / "many", records, videos=False))]).page.prompts
+    assert len(chosen(prompts)) == MOST_PROMPTS
+    assert all(clip.record for prompt in chosen(prompts) for clip in prompt.clips)
+    few = prompts[: 2 * MOST_PROMPTS - 4]
+    assert len(chosen(few)) == MOST_PROMPTS
+    assert chosen(prompts[:3]) == list(prompts[:3])
 
 
 def test_a_run_without_a_video_has_no_sheet(tmp_path: Path) -> None:
