@@ -15,7 +15,7 @@ ENDING = "_evaluation.json"
 
 
 def read_remarks(root: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """Of dimensions that were asked for; arms as their folders are called. What cannot be read is left out: no score rests on it."""
+    """Of dimensions that were asked for; arms as their folders are called. What cannot be read is left out."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for path in sorted(RunPaths(root).vbench.glob(f"*/*/*{ENDING}")):
         try:
