@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from experiments.vbench import campaign
-from experiments.vbench.campaign import Campaign, Options
+from experiments.vbench.campaign import Campaign, Options, sweep_over
 from experiments.vbench.integrity import check_view
 from experiments.vbench.probe import VARIABLE
 from experiments.vbench.torchrun import run_torchrun
 from orchestrator.mistakes import ConfigError, RunError
+from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
+from orchestrator.store import FolderStore
 from orchestrator.suite_files import load_suite
 from tests.fakerun import make_record, make_spec
 from tests.fakevbench import finished, loads, record_of, text_run, write_environment, write_weights
@@ -105,3 +107,13 @@ def test_a_candidate_that_the_filter_cannot_judge_is_named(tmp_path: Path) -> No
     ((name, why),) = found.dimensions[FLICKERING].failed.items()
     assert name.endswith("-10.mp4")
     assert "static filter" in why
+
+
+def test_a_sweep_is_over_when_nothing_is_left_or_nobody_makes_it(tmp_path: Path) -> None:
+    paths = text_run(tmp_path / "run", ["0.25"])
+    paths.manifest.write_text(json.dumps({"name": "demo", "items": 2, "starts": []}))
+    assert sweep_over(paths)
+    with RunLock(paths, FolderStore(paths.root), silent):
+        assert not sweep_over(paths)
+        paths.manifest.write_text(json.dumps({"name": "demo", "items": 1, "starts": []}))
+        assert sweep_over(paths)
