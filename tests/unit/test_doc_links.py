@@ -23,7 +23,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def prose(path: pathlib.Path) -> str:
     """Without blocks of code, in which a # is no heading and brackets are no link."""
-    return re.sub(r"^```.*?^```$|^ {4}.*$|`[^`\n]*`", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^```.*?^```$|^ {4}[^\n]*$|`[^`\n]*`", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(path: pathlib.Path) -> set[str]:
