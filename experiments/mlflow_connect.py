@@ -10,9 +10,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
+from experiments.mlflow_links import NOTE, experiment_note
+
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """MLflow's pages for runs, not those for chat traces."""
-NOTE = {"mlflow.note.content": "Arms: search for `tags.level = 'arm'`, tick them, Compare. Prompts: `tags.level = 'prompt'`."}
 
 
 def connect(uri: str, experiment: str, artifact_root: Path | None) -> tuple[MlflowClient, str]:
@@ -40,7 +41,9 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> Experi
     if found is not None:
         return found
     try:
-        return client.get_experiment(client.create_experiment(name, artifact_location=location, tags=KIND | NOTE))
+        made = client.create_experiment(name, artifact_location=location, tags=KIND)
+        client.set_experiment_tag(made, NOTE, experiment_note(made))
+        return client.get_experiment(made)
     except MlflowException:
         found = client.get_experiment_by_name(name)  # made by somebody else in between
         if found is None:

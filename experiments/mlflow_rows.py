@@ -35,7 +35,10 @@ METRICS: dict[str, str] = {
     "budget": "budget",
     "num_steps": "num_steps",
 }
-"""Metric name to field of ``Record``. Prompt runs carry the value; arm runs the mean under the same name, ``.p50``, ``.p95``."""
+"""Metric name to field of ``Record``. Prompt runs carry the value; arm runs the mean under the same name."""
+
+SPREAD = ("density", "latency.", "device_s", "demand.", "quality.")
+"""Beginnings of the names that arm runs carry percentiles of."""
 
 QUALITY = "quality."
 """Before the name of every number that a row of ``quality.jsonl`` holds."""
@@ -121,7 +124,7 @@ def prompt_tags(record: Record) -> dict[str, str]:
 
 
 def arm_metrics(records: Sequence[Record], quality: Mapping[str, Mapping[str, Any]], stats: ArmStats) -> dict[str, float]:
-    """Means under the prompt runs' names, so that one chart works at both levels, and the 50th and 95th percentiles.
+    """Means under the prompt runs' names, so that one chart works at both levels, and 50th and 95th percentiles (``SPREAD``).
 
     ``quality`` by item key.
     """
@@ -132,7 +135,9 @@ def arm_metrics(records: Sequence[Record], quality: Mapping[str, Mapping[str, An
     values: dict[str, float | None] = {}
     for name, column in columns.items():
         p50, p95 = np.percentile(column, (50, 95))
-        values |= {name: float(np.mean(column)), f"{name}.p50": float(p50), f"{name}.p95": float(p95)}
+        values[name] = float(np.mean(column))
+        if name.startswith(SPREAD):
+            values |= {f"{name}.p50": float(p50), f"{name}.p95": float(p95)}
     extra = asdict(stats)
     values |= {n: extra[n] for n in ("num_videos", "num_failed", "speedup", "videos_per_device_hour", "busy_s")}
     return _finite(values)

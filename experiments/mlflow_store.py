@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from experiments import mlflow_cohort as cohort
 from experiments import mlflow_rows as rows
+from experiments.mlflow_links import NOTE, sweep_note
 from experiments.mlflow_media import Media
 from experiments.mlflow_plan import Plan
 from experiments.mlflow_prompts import ADDED, UPDATED, PromptRuns, Prompts, PromptSteps, Quality
@@ -23,8 +24,6 @@ from experiments.summary import ArmStats, arm_of, arm_stats
 from orchestrator.paths import RunPaths
 from orchestrator.store import Store
 from orchestrator.types import Record
-
-FIND_ARMS = "Arms are the runs with `tags.level = 'arm'`, prompts of an arm those with `tags.level = 'prompt'`."
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class RunStore:
         name = str(self.spec.get("name", "sweep"))
         software = cohort.software_tags(self.made_with) | {"software": cohort.software_line(self.made_with)}
         workloads = sorted({self._cohort(arm)["workload"] for arm in self.settings})
-        tags = {"workload": rows.as_text("; ".join(workloads), rows.MAX_TAG_CHARS), "mlflow.note.content": FIND_ARMS}
+        tags = {"workload": rows.as_text("; ".join(workloads), rows.MAX_TAG_CHARS)}
         known = self.runs.ensure(SWEEP, "sweep", name, None, start_ms, software | tags | self._told())
         if known.status != RUNNING:
             self.runs.status(known, RUNNING)
@@ -141,7 +140,9 @@ class RunStore:
         known = self.runs.known[SWEEP]
         end_ms = max((rows.milliseconds(record.finished_at) for record in records), default=0)
         counts = {"num_videos": float(len(records)), "num_failed": float(len(failures))}
-        shown = {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])}
+        arm_ids = [arm.run_id for key, arm in self.runs.known.items() if key.startswith("arm:")]
+        note = sweep_note(self.runs.experiment_id, self.plan.sweep_key, sorted(arm_ids))
+        shown = {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]), NOTE: note}
         self.runs.log(known, end_ms, counts, tags=cohort.hardware(records) | shown)
         self.runs.log_text(known, "config.resolved.yaml", yaml.safe_dump(_without_secrets(self.spec), sort_keys=False).encode())
         self.runs.log_text(known, TABLE, json.dumps(table(records, quality, failures)).encode())
