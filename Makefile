@@ -5,7 +5,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= runs/demo
 
-.PHONY: setup demo test check format clean
+# VBench's pins break diffusers, so it has an environment of its own.
+VBENCH_PYTHON ?= $(PYTHON)
+VBENCH_VENV   := .venv-vbench
+VBENCH_BIN    := $(VBENCH_VENV)/bin
+VBENCH_STAMP  := $(VBENCH_VENV)/.installed
+
+.PHONY: setup demo test check format clean vbench-env test-vbench
 
 setup: $(STAMP)
 
@@ -23,6 +29,18 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -q tests
 
+vbench-env: $(VBENCH_STAMP)
+
+$(VBENCH_STAMP): constraints-vbench.txt
+	@$(VBENCH_PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else "VBench needs Python 3.11 (its tokenizers have no wheels for later ones), this is %d.%d; set VBENCH_PYTHON=" % v)'
+	test -x $(VBENCH_BIN)/python || $(VBENCH_PYTHON) -m venv $(VBENCH_VENV)
+	$(VBENCH_BIN)/python -m pip install -q --disable-pip-version-check -c constraints-vbench.txt torch setuptools wheel numpy
+	$(VBENCH_BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -c constraints-vbench.txt vbench torchvision
+	touch $(VBENCH_STAMP)
+
+test-vbench: setup vbench-env
+	DVG_VBENCH_PYTHON=$(CURDIR)/$(VBENCH_BIN)/python $(BIN)/python -m pytest -q tests/vbench
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,4 +52,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VBENCH_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,18 +15,24 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.metrics.quality import load_quality
-from experiments.mlflow_store import RunStore
-from experiments.tracking import FINISH, artifacts, first_ms, one_line, only_writer, open_run
+from experiments.tracking import FINISH, first_ms, one_line, only_writer, open_run
 from orchestrator.config import read_yaml
 from orchestrator.ledger import read_records
 from orchestrator.paths import RunPaths
 from orchestrator.types import Record, record_from_row
 
+if TYPE_CHECKING:
+    from experiments.mlflow_store import RunStore
+
 LOOK_S = 1.0
 """How often new records are looked for."""
+SAMPLES_EVERY_S = 30.0
+"""How often system metrics are sent when there is nothing else."""
+AT_ONCE = 100
+"""Records sent before the next are read."""
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 10.0
 """After a failure, doubled with each one in a row."""
 LAST_PAUSES_S = (0.0, 2.0, 5.0)
@@ -47,13 +53,15 @@ class Follower:
         """Failure files that were sent, and when they were written."""
         self._store: RunStore | None = None
         self._not_before_s, self._pause_s = 0.0, PAUSE_S
+        self._sampled_s = time.monotonic()
         self._reached = False
         self._told: set[str] = set()
 
     def look(self) -> None:
         """Send what is new, unless a failure was just now."""
         self._read()
-        if time.monotonic() >= self._not_before_s and (self._records or self._new_failures() or self._store is None):
+        due = time.monotonic() - self._sampled_s >= SAMPLES_EVERY_S
+        if time.monotonic() >= self._not_before_s and (self._records or due or self._new_failures() or self._store is None):
             self._attempt(self._send)
 
     def finish(self) -> bool:
@@ -87,15 +95,19 @@ class Follower:
 
     def _send(self, store: RunStore) -> None:
         while self._records:
-            store.put(self._records[0])
-            del self._records[0]
+            store.put(self._records[:AT_ONCE])
+            del self._records[:AT_ONCE]
         for path, written in self._new_failures().items():
             store.put_failure(json.loads(path.read_text(encoding="utf-8")))
             self._failures[path] = written
+        store.put_samples()
+        self._sampled_s = time.monotonic()
 
     def _complete(self, store: RunStore) -> None:
         failures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.paths.failures.glob("*.failure.json"))]
-        store.complete(read_records(self.paths.records), load_quality(self.paths), failures, artifacts(self.paths))
+        changes = store.complete(read_records(self.paths.records), load_quality(self.paths), failures)
+        for problem in changes.problems:
+            self.tell({"warn": f"MLflow: {problem}"})
 
     def _attempt(self, work: Callable[[RunStore], object]) -> bool:
         try:

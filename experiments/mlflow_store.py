@@ -1,253 +1,187 @@
-"""Sweep run -> arm runs -> prompt runs in MLflow, each found again by its ``item_key`` tag, so that nothing is made twice."""
+"""A sweep in MLflow: sweep run -> arm runs -> prompts, brought up to date with a run folder at any time."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import MappingProxyType
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import yaml
+from mlflow import MlflowClient
+
+from experiments import mlflow_cohort as cohort
 from experiments import mlflow_rows as rows
+from experiments.mlflow_links import NOTE, sweep_note
+from experiments.mlflow_media import Media
+from experiments.mlflow_plan import Plan
+from experiments.mlflow_prompts import ADDED, UPDATED, PromptRuns, Prompts, PromptSteps, Quality
+from experiments.mlflow_runs import FAILED, FINISHED, KILLED, NOTHING, RUNNING, SWEEP, Known, Runs
+from experiments.mlflow_system import Samples
+from experiments.mlflow_table import TABLE, table
+from experiments.mlflow_traces import put_traces
 from experiments.summary import ArmStats, arm_of, arm_stats
+from orchestrator.paths import RunPaths
 from orchestrator.store import Store
 from orchestrator.types import Record
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-
-from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
-
-FINISHED, FAILED, RUNNING, KILLED = "FINISHED", "FAILED", "RUNNING", "KILLED"
-SWEEP = "sweep"
-"""``item_key`` of the sweep run; an arm's is ``arm:<name>``, a prompt's its item's."""
-
-for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
-    logging.getLogger(_noisy).setLevel(logging.WARNING)
-
-
-@dataclass
-class _Known:
-    """What MLflow already holds of one run."""
-
-    run_id: str
-    status: str
-    tags: dict[str, str] = field(default_factory=dict)
-    params: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What one completion did: prompt runs made, and prompt runs that were there but lacked something."""
+    """What one completion did: prompts new to MLflow, and prompts that were there but lacked something."""
 
     num_records: int
     num_added: int
     num_updated: int
+    problems: tuple[str, ...] = ()
+    """Of videos, scores and traces that could not be sent; everything else was."""
 
 
 class RunStore:
-    """One sweep in one MLflow experiment. Every method may raise whatever MLflow raises; none is thread-safe."""
+    """One run folder in one MLflow experiment. Every method may raise whatever MLflow raises; none is thread-safe."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, sweep_key: str, spec: Mapping[str, Any], videos: Store):
-        self.client, self.experiment_id = client, experiment_id
-        self.sweep_key, self.spec, self.videos = sweep_key, spec, videos
+    def __init__(
+        self, client: MlflowClient, experiment_id: str, paths: RunPaths, spec: Mapping[str, Any], plan: Plan, videos: Store
+    ) -> None:
+        self.client, self.paths, self.spec, self.plan = client, paths, spec, plan
+        self.tracking: Mapping[str, Any] = spec.get("tracking") or {}
         self.settings = rows.arm_settings(spec)
-        self.known = {run.data.tags["item_key"]: _known(run) for run in self._search()}
-        policy = (spec.get("tracking") or {}).get("videos", "auto")
-        pairs = [(prompt["id"], prompt["seed"]) for prompt in spec.get("prompts") or ()]
-        self.upload = rows.videos_to_upload(policy, pairs, len(self.settings))
-
-    def _search(self) -> Iterator[Run]:
-        token: str | None = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment_id], f"tags.sweep_key = '{self.sweep_key}'", max_results=5000, page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
+        self.made_with = cohort.made_with(paths)
+        self.runs = Runs(client, experiment_id, plan.sweep_key)
+        self._arms_seen: set[str] = set()
+        if plan.layout == "steps":
+            self.prompts: Prompts = PromptSteps(self.runs, self._arm_of, plan)
+        else:
+            self.prompts = PromptRuns(self.runs, self._arm_of, self._cohort_of)
+        self.media = Media(self.runs, videos, plan, self.tracking, len(self.settings))
+        self.samples = Samples(self.runs, paths.system)
+        self.problems: list[str] = []
 
     def start(self, start_ms: int | None = None) -> None:
         """Make or reopen the sweep run."""
-        known = self._ensure(SWEEP, "sweep", str(self.spec.get("name", "sweep")), None, start_ms)
+        name = str(self.spec.get("name", "sweep"))
+        software = cohort.software_tags(self.made_with) | {"software": cohort.software_line(self.made_with)}
+        workloads = sorted({self._cohort(arm)["workload"] for arm in self.settings})
+        tags = {"workload": rows.as_text("; ".join(workloads), rows.MAX_TAG_CHARS)}
+        known = self.runs.ensure(SWEEP, "sweep", name, None, start_ms, software | tags | self._told())
         if known.status != RUNNING:
-            self._status(known, RUNNING)
+            self.runs.status(known, RUNNING)
+        self.runs.log_dataset(known, cohort.dataset(self.spec))
 
-    def put(self, record: Record, quality: Mapping[str, Any] | None = None) -> str:
-        """Make a prompt run, or complete one: "added", "updated", or "kept" when it held everything."""
-        known = self.known.get(record.item_key)
-        if known and known.tags.get("sha256", record.sha256) != record.sha256:
-            self._forget(record.item_key)  # the video was made again
-            known = None
-        metrics = rows.prompt_metrics(record, quality)
-        if known and known.status == FINISHED and metrics.items() <= known.metrics.items():
-            return "kept"
-        end_ms = rows.milliseconds(record.finished_at)
-        start_ms = end_ms - int(record.latency_s * 1000)
-        parent = self._arm(record.arm, start_ms).run_id
-        run = self._ensure(record.item_key, "prompt", f"{record.prompt_id}-{record.seed}", parent, start_ms)
-        if run.status == FINISHED:
-            self._log(run, end_ms, metrics)
-        else:
-            self._log(run, end_ms, metrics, rows.prompt_params(record), rows.prompt_tags(record))
-            self._upload_video(run, record)
-            self._status(run, FINISHED, end_ms)
-        return "updated" if known else "added"
+    def _told(self) -> dict[str, str]:
+        reference = self.spec.get("reference")
+        return {"per_prompt": self.plan.layout} | ({"reference": str(reference)} if reference else {})
+
+    def put(self, records: Sequence[Record], quality: Quality = NOTHING) -> list[str]:
+        """Send records, with their strips and videos: "added", "updated" or "kept" for each."""
+        outcomes = self.prompts.put(records, quality)
+        for record in records:
+            self.media.put(record, self._arm(record.arm))
+        return outcomes
 
     def put_failure(self, failure: Mapping[str, Any]) -> None:
-        """A prompt run with status FAILED and its error; a later success completes the same run."""
-        key = str(failure["item_key"])
-        if (found := self.known.get(key)) and found.status in (FINISHED, FAILED):
-            return
-        name = f"{failure.get('prompt_id', key)}-{failure.get('seed', '')}"
-        known = self._ensure(key, "prompt", name, self._arm(arm_of(failure)).run_id)
-        story = "\n".join(map(str, failure.get("story") or ()))
-        tags = {"error": rows.as_text(failure.get("error"), rows.MAX_TAG_CHARS)}
-        params = rows.failure_params(failure) if not known.params else {}
-        self._log(known, 0, {}, params, tags | {"story": rows.as_text(story, rows.MAX_TAG_CHARS)})
-        self._status(known, FAILED)
+        self.prompts.fail(failure, lambda: self._arm(arm_of(failure)))
+
+    def put_samples(self) -> None:
+        """System metrics that were sampled since."""
+        self.samples.put(self.runs.known[SWEEP])
 
     def complete(
-        self,
-        records: Sequence[Record],
-        quality: Sequence[Mapping[str, Any]],
-        failures: Iterable[Mapping[str, Any]] = (),
-        artifacts: Iterable[Path] = (),
+        self, records: Sequence[Record], quality: Sequence[Mapping[str, Any]], failures: Iterable[Mapping[str, Any]] = ()
     ) -> Changes:
         """Bring MLflow up to date with the whole run and close it. Doing so twice adds nothing."""
         failures = list(failures)
         joined = {row["item_key"]: row for row in quality}
-        outcomes = [self.put(record, joined.get(record.item_key)) for record in records]
+        outcomes = self.put(records, joined)
         for failure in failures:
             self.put_failure(failure)
         for stats in arm_stats(records, quality, self.spec.get("reference"), failures):
-            self._finish_arm(stats, [r for r in records if r.arm == stats.arm], quality)
+            self._finish_arm(stats, [r for r in records if r.arm == stats.arm], joined)
         self._fail_other_arms()
-        self._finish_sweep(records, len(failures), artifacts)
-        return Changes(len(records), outcomes.count("added"), outcomes.count("updated"))
+        self.put_samples()
+        if self.tracking.get("traces"):
+            self.problems += put_traces(self.runs, records, self.paths.events)
+        self._finish_sweep(records, joined, failures)
+        return Changes(len(records), outcomes.count(ADDED), outcomes.count(UPDATED), (*self.problems, *self.media.problems))
 
     def abandon(self) -> None:
         """Mark the sweep and arm runs as stopped before their end; the next run of the same sweep reopens them."""
-        for known in self.known.values():
+        for known in self.runs.known.values():
             if known.status == RUNNING:
-                self._status(known, KILLED)
+                self.runs.status(known, KILLED)
 
-    def _finish_arm(self, stats: ArmStats, records: Sequence[Record], quality: Sequence[Mapping[str, Any]]) -> None:
+    def _finish_arm(self, stats: ArmStats, records: Sequence[Record], quality: Quality) -> None:
         """FAILED without a single video."""
         end_ms = max((rows.milliseconds(record.finished_at) for record in records), default=0)
         known = self._arm(stats.arm)
-        self._log(known, end_ms, rows.arm_metrics(records, quality, stats))
-        self._status(known, FINISHED if records else FAILED, end_ms or None)
+        metrics = rows.arm_metrics(records, quality, stats) | self._vbench(stats.arm)
+        self.runs.log(known, end_ms, metrics, tags=cohort.hardware(records))
+        self.runs.status(known, FINISHED if records else FAILED, end_ms or None)
+
+    def _vbench(self, arm: str) -> dict[str, float]:
+        """What ``dvg evaluate`` left in the run folder; a file that cannot be read is told and stops nothing."""
+        from experiments.vbench.results import load_all
+        from experiments.vbench.score import totals
+
+        try:
+            return rows.vbench_metrics(load_all(self.paths.root), totals, arm)
+        except ValueError as error:
+            self.problems.append(f"VBench results were not sent: {error}")
+            return {}
 
     def _fail_other_arms(self) -> None:
         """End arm runs that an earlier start of the run left open and that have neither a video nor a failure now."""
-        for key, known in self.known.items():
+        for key, known in self.runs.known.items():
             if key.startswith("arm:") and known.status == RUNNING:
-                self._log(known, 0, {"num_videos": 0.0, "num_failed": 0.0})
-                self._status(known, FAILED)
+                self.runs.log(known, 0, {"num_videos": 0.0, "num_failed": 0.0})
+                self.runs.status(known, FAILED)
 
-    def _finish_sweep(self, records: Sequence[Record], num_failed: int, artifacts: Iterable[Path]) -> None:
-        known = self.known[SWEEP]
+    def _finish_sweep(self, records: Sequence[Record], quality: Quality, failures: Sequence[Mapping[str, Any]]) -> None:
+        known = self.runs.known[SWEEP]
         end_ms = max((rows.milliseconds(record.finished_at) for record in records), default=0)
-        self._log(known, end_ms, {"num_videos": float(len(records)), "num_failed": float(num_failed)})
-        self.client.log_dict(known.run_id, _without_secrets(self.spec), "config.resolved.yaml")
-        for path in artifacts:
+        counts = {"num_videos": float(len(records)), "num_failed": float(len(failures))}
+        arm_ids = [arm.run_id for key, arm in self.runs.known.items() if key.startswith("arm:")]
+        note = sweep_note(self.runs.experiment_id, self.plan.sweep_key, sorted(arm_ids))
+        shown = {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]), NOTE: note}
+        self.runs.log(known, end_ms, counts, tags=cohort.hardware(records) | shown)
+        self.runs.log_text(known, "config.resolved.yaml", yaml.safe_dump(_without_secrets(self.spec), sort_keys=False).encode())
+        self.runs.log_text(known, TABLE, json.dumps(table(records, quality, failures)).encode())
+        for path in (self.paths.summary, self.paths.report):
             if path.exists():
-                self.client.log_artifact(known.run_id, str(path))
-        self._status(known, FINISHED, end_ms or None)
+                self.runs.log_text(known, path.name, path.read_bytes())
+        self.runs.status(known, FINISHED, end_ms or None)
 
-    def _arm(self, name: str, start_ms: int | None = None) -> _Known:
-        known = self._ensure(f"arm:{name}", "config", name, self.known[SWEEP].run_id, start_ms)
-        if not known.params:
-            self._log(known, 0, {}, rows.arm_params(self.settings.get(name, {"name": name})))
+    def _arm_of(self, record: Record) -> Known:
+        start_ms = rows.milliseconds(record.finished_at) - int(record.latency_s * 1000)
+        return self._arm(record.arm, start_ms, cohort.hardware([record]))
+
+    def _arm(self, name: str, start_ms: int | None = None, hardware: Mapping[str, str] = NOTHING) -> Known:
+        """The arm's run, with settings, cohort and prompts."""
+        key = f"arm:{name}"
+        if key in self._arms_seen:
+            return self.runs.known[key]
+        tags = {**self._cohort(name), **(hardware if key not in self.runs.known else {})}
+        known = self.runs.ensure(key, "arm", name, self.runs.known[SWEEP].run_id, start_ms, tags)
+        self.runs.log(known, 0, params=rows.arm_params(self.settings.get(name, {"name": name})) if not known.params else {})
+        self.runs.log_dataset(known, cohort.dataset(self.spec))
+        self._arms_seen.add(key)
         return known
 
-    def _ensure(self, key: str, level: str, name: str, parent: str | None, start_ms: int | None = None) -> _Known:
-        if key in self.known:
-            return self.known[key]
-        tags = {"level": level, "item_key": key, "sweep_key": self.sweep_key, **rows.software_tags()}
-        if parent:
-            tags["mlflow.parentRunId"] = parent
-        run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=name)
-        self.known[key] = _known(run)
-        return self.known[key]
+    def _cohort(self, arm: str) -> dict[str, str]:
+        return cohort.cohort(self.spec, self.settings.get(arm, {"name": arm}), self.made_with)
 
-    def _log(
-        self,
-        known: _Known,
-        time_ms: int,
-        metrics: Mapping[str, float],
-        params: Mapping[str, str] = MappingProxyType({}),
-        tags: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        """One ``log_batch`` of what is not there yet."""
-        new = {name: value for name, value in metrics.items() if known.metrics.get(name) != value}
-        if not (new or params or tags):
-            return
-        self.client.log_batch(
-            known.run_id,
-            [Metric(name, value, time_ms, 0) for name, value in new.items()],
-            [Param(name, value) for name, value in params.items()],
-            [RunTag(name, value) for name, value in tags.items()],
-        )
-        known.metrics.update(new)
-        known.params.update(params)
-        known.tags.update(tags)
-
-    def _upload_video(self, known: _Known, record: Record) -> None:
-        if (record.prompt_id, record.seed) not in self.upload:
-            return
-        with contextlib.suppress(FileNotFoundError), self.videos.fetched(record.video) as path:
-            self.client.log_artifact(known.run_id, str(path), "video")
-
-    def _status(self, known: _Known, status: str, end_ms: int | None = None) -> None:
-        if status == RUNNING:
-            self.client.update_run(known.run_id, status=RUNNING)
-        elif known.status != status:
-            self.client.set_terminated(known.run_id, status=status, end_time=end_ms)
-        known.status = status
-
-    def _forget(self, key: str) -> None:
-        self.client.delete_run(self.known.pop(key).run_id)
+    def _cohort_of(self, record: Record) -> dict[str, str]:
+        """A prompt run's own; the software is its arm's."""
+        tags = self._cohort(record.arm) | cohort.hardware([record])
+        return {name: tags[name] for name in ("workload", "recipe", "hardware")}
 
 
-def open_store(
-    uri: str, experiment: str, artifact_root: Path | None, sweep_key: str, spec: Mapping[str, Any], videos: Store
-) -> RunStore:
-    """Connect, and find what the experiment already holds of this sweep. ``artifact_root`` None: the server's own place."""
-    client = MlflowClient(tracking_uri=uri)
-    location = artifact_root.resolve().as_uri() if artifact_root else None
-    found = _experiment(client, experiment, location)
-    if found.lifecycle_stage != "active":
-        raise ValueError(f"MLflow experiment {experiment!r} is deleted: restore it, or set tracking.experiment to another")
-    return RunStore(client, found.experiment_id, sweep_key, spec, videos)
+def open_store(uri: str, experiment: str, paths: RunPaths, spec: Mapping[str, Any], plan: Plan, videos: Store) -> RunStore:
+    """Connect, and find what the experiment already holds of this sweep. Artifacts go where the server keeps its own."""
+    from experiments.mlflow_connect import connect
 
-
-def _experiment(client: MlflowClient, name: str, location: str | None) -> Experiment:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found
-    try:
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for runs, not those for chat traces
-        return client.get_experiment(client.create_experiment(name, artifact_location=location, tags=kind))
-    except MlflowException:
-        found = client.get_experiment_by_name(name)  # made by somebody else in between
-        if found is None:
-            raise
-        return found
-
-
-def _known(run: Run) -> _Known:
-    return _Known(run.info.run_id, run.info.status, dict(run.data.tags), dict(run.data.params), dict(run.data.metrics))
+    client, experiment_id = connect(uri, experiment, paths.mlflow_artifacts if uri == paths.mlflow_uri else None)
+    return RunStore(client, experiment_id, paths, spec, plan, videos)
 
 
 def _without_secrets(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from experiments.metrics.names import METRICS, SEMANTIC
 from orchestrator.files import write_atomic
 from orchestrator.paths import RunPaths
 from orchestrator.types import Record, as_row
 
-QUALITY_COLUMNS = ("reference_arm", "psnr", "ssim")
+QUALITY_COLUMNS = ("reference_arm", *METRICS)
 COLUMNS = (*(f.name for f in fields(Record)), *QUALITY_COLUMNS)
-"""Columns of ``summary.csv``, in order: the record's fields, then quality against the reference arm."""
+"""Columns of ``summary.csv``, in order: the record's fields, then what was measured of its video."""
 
 NO_VALUE = "–"
 
@@ -54,6 +55,8 @@ class ArmStats:
     """Denoising of the reference arm over this arm's, in device seconds, on the prompts and seeds that both have."""
     psnr: float | None
     ssim: float | None
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """Every metric that was measured, psnr and ssim among them: its mean over the videos that have it."""
 
 
 def busy_s(record: Record) -> float:
@@ -108,7 +111,7 @@ def arm_stats(
     ``reference_arm`` None takes the one that ``quality`` was measured against, and no speedup without either.
     """
     records, quality = list(records), list(quality)
-    reference = reference_arm or next((row["reference_arm"] for row in quality), None)
+    reference = reference_arm or next((row["reference_arm"] for row in quality if row["reference_arm"]), None)
     failed = [arm_of(failure) for failure in failures]
     names = sorted({r.arm for r in records} | set(failed), key=lambda name: (name != reference, name))
     baseline = {(r.prompt_id, r.seed): r for r in records if r.arm == reference}
@@ -130,7 +133,7 @@ def _stats(
     def mean(field: str) -> float:
         return _mean([getattr(r, field) for r in records])
 
-    measured = [row for row in quality if row["arm"] == name]
+    measured = _metric_means([row for row in quality if row["arm"] == name])
     latency = [r.latency_s for r in records] or [math.nan]
     device_s = mean("device_s")
     return ArmStats(
@@ -143,9 +146,10 @@ def _stats(
         videos_per_device_hour=3600.0 / device_s if device_s > 0 else 0.0,
         on_gpu=on_gpu(records),
         speedup=_speedup(records, baseline),
-        psnr=_mean_or_none(measured, "psnr"),
-        ssim=_mean_or_none(measured, "ssim"),
-        **{field: mean(field) for field in _MEANS},
+        psnr=measured.get("psnr"),
+        ssim=measured.get("ssim"),
+        quality=measured,
+        **{name: mean(name) for name in _MEANS},
     )
 
 
@@ -165,13 +169,14 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def _mean_or_none(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    return float(np.mean([row[name] for row in rows])) if rows else None
+def _metric_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found = {name: [row[name] for row in rows if row.get(name) is not None] for name in METRICS}
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
     """The table a sweep ends with. Seconds are per video; speedup is of denoising (device seconds) against the reference arm."""
-    columns, rows = table_rows(stats)
+    columns, rows = table_rows(stats, with_metrics=False)
     table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, padding=0)
     for column in columns:
         table.add_column(column.replace(" ", "\n"), justify="left" if column == "arm" else "right", overflow="fold")
@@ -180,16 +185,36 @@ def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
     return table
 
 
-def table_rows(stats: Iterable[ArmStats]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Column names and one row of cells per arm, for the terminal and the report alike.
+def table_rows(stats: Iterable[ArmStats], with_metrics: bool = True) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Column names and one row of cells per arm, for the report and, narrower, for the terminal.
 
     "n" is finished, or finished/attempted where an item was given up; "decode s" includes the mp4; "GPU s" (on CPUs "rank s")
-    is per video, and "videos /GPU-h" per hour of one GPU at work.
+    is per video, and "videos /GPU-h" per hour of one GPU at work. Before these two come the other metrics, if wanted.
     """
     stats = list(stats)
     with_videos = [stat for stat in stats if stat.num_videos]
     of = work_unit(bool(with_videos) and all(stat.on_gpu for stat in with_videos))
-    return (*TABLE_COLUMNS, f"{of} s", f"videos /{of}-h"), [_cells(stat) for stat in stats]
+    extra = _extra_columns(stats) if with_metrics else {}
+    rows = [_cells(stat) for stat in stats]
+    at = len(TABLE_COLUMNS)
+    rows = [(*row[:at], *(_metric(stat, name) for name in extra), *row[at:]) for stat, row in zip(stats, rows, strict=True)]
+    return (*TABLE_COLUMNS, *extra.values(), f"{of} s", f"videos /{of}-h"), rows
+
+
+def _extra_columns(stats: Sequence[ArmStats]) -> dict[str, str]:
+    """Metrics beyond PSNR and SSIM that some arm has, with their heads. Those of the prompt's attributes share one."""
+    measured = {name for stat in stats for name in stat.quality}
+    found = {name: METRICS[name].label for name in METRICS if name in measured - {"psnr", "ssim", *SEMANTIC}}
+    if all(stat.quality.get("frames_ok", 1.0) == 1.0 for stat in stats):
+        found.pop("frames_ok", None)
+    return found | ({"semantic": "semantic"} if measured & set(SEMANTIC) else {})
+
+
+def _metric(stat: ArmStats, name: str) -> str:
+    if name != "semantic":
+        return number(stat.quality.get(name), METRICS[name].form)
+    shares = [stat.quality[attribute] for attribute in SEMANTIC if attribute in stat.quality]
+    return number(_mean(shares) if shares else None, "{:.2f}")
 
 
 TABLE_COLUMNS = ("arm", "n", "density", "text s", "sketch s", "refine s", "decode s", "speedup", "PSNR dB", "SSIM")

@@ -14,15 +14,14 @@ import os
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.metrics.quality import load_quality
 from experiments.mlflow_rows import milliseconds
+from experiments.watching import Watch
 from orchestrator.config import read_yaml
-from orchestrator.files import write_atomic
 from orchestrator.ledger import Ledger
 from orchestrator.mistakes import RunError, without_password
 from orchestrator.paths import RunPaths
@@ -31,6 +30,17 @@ from orchestrator.types import Record
 
 if TYPE_CHECKING:
     from experiments.mlflow_store import Changes, RunStore
+
+MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""Unless the environment says otherwise; MLflow reads them when it is imported, which is after this module is."""
+for _name, _value in MLFLOW_SETTINGS.items():
+    os.environ.setdefault(_name, _value)
 
 MAX_STARTS = 4
 """Of the process, in one sweep."""
@@ -55,6 +65,7 @@ class Tracker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._finished = self._closing = self._complete = False
+        self._watch = Watch(paths) if wants_system_metrics(paths) else None
         self._thread = threading.Thread(target=self._look_after, name="mlflow-tracker", daemon=True)
         self._thread.start()
 
@@ -66,12 +77,14 @@ class Tracker:
 
     def finish(self) -> None:
         """The sweep is over: quality, arm figures, artifacts, and whatever an earlier start of the run left out."""
+        self._end_watch()
         with self._lock:
             self._finished = True
             self._say_finish()
 
     def close(self, timeout_s: float = CLOSE_S) -> bool:
         """Wait for the last updates; True if everything was written. Safe to call twice."""
+        self._end_watch()
         with self._lock:
             self._closing = True
             if self._process and self._process.stdin:
@@ -85,6 +98,11 @@ class Tracker:
         if self._finished and not self._complete:
             self._tell(f"MLflow misses updates of this run: `dvg track {self._paths.root}` completes it")
         return self._complete
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     def _look_after(self) -> None:
         """Start the process and pass on what it tells, until it ends well or has ended too often."""
@@ -145,6 +163,13 @@ class Tracker:
             self._warn(message)
 
 
+def wants_system_metrics(paths: RunPaths) -> bool:
+    """Unless the run's config says otherwise; a folder without one is no sweep's."""
+    if not paths.config.exists():
+        return False
+    return bool((read_yaml(paths.config).get("tracking") or {}).get("system_metrics", False))
+
+
 def tracking_uri(paths: RunPaths, spec: Row) -> str:
     """The spec's URI, else MLFLOW_TRACKING_URI, else an sqlite file inside the run folder."""
     return (spec.get("tracking") or {}).get("uri") or os.environ.get("MLFLOW_TRACKING_URI") or paths.mlflow_uri
@@ -152,26 +177,13 @@ def tracking_uri(paths: RunPaths, spec: Row) -> str:
 
 def open_run(paths: RunPaths, spec: Row, start_ms: int | None = None) -> RunStore:
     """The MLflow side of a run folder, its sweep run made or reopened. Raises what MLflow raises."""
-    from experiments.mlflow_store import open_store  # MLflow takes a second to import
+    from experiments.mlflow_plan import Plan  # MLflow takes a second to import
+    from experiments.mlflow_store import open_store
 
-    uri = tracking_uri(paths, spec)
     experiment = str((spec.get("tracking") or {}).get("experiment") or "dvg")
-    local_artifacts = paths.mlflow_artifacts if uri == paths.mlflow_uri else None
-    store = open_store(uri, experiment, local_artifacts, sweep_key(paths), spec, store_of(paths))
+    store = open_store(tracking_uri(paths, spec), experiment, paths, spec, Plan(paths, spec), store_of(paths))
     store.start(start_ms)
     return store
-
-
-def sweep_key(paths: RunPaths) -> str:
-    """A random name of this run folder, kept inside it: how its MLflow runs are found again on any server."""
-    if not paths.tracking.exists():
-        write_atomic(paths.tracking, json.dumps({"sweep_key": uuid.uuid4().hex}) + "\n")
-    return str(json.loads(paths.tracking.read_text(encoding="utf-8"))["sweep_key"])
-
-
-def artifacts(paths: RunPaths) -> tuple[Path, ...]:
-    """What the sweep run carries beside its config."""
-    return paths.summary, paths.report
 
 
 @contextlib.contextmanager
@@ -203,9 +215,12 @@ def mirror(ledger: Ledger, uri: str | None = None) -> Changes:
     try:
         with only_writer(paths):
             store = open_run(paths, spec, first_ms(records))
-            return store.complete(records, load_quality(paths), ledger.failures(), artifacts(paths))
+            changes = store.complete(records, load_quality(paths), ledger.failures())
     except Exception as error:
         raise RunError(f"MLflow could not be written: {one_line(error)}") from error
+    for problem in changes.problems:
+        _log.warning(problem)
+    return changes
 
 
 def first_ms(records: Sequence[Record]) -> int | None:

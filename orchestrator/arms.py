@@ -20,11 +20,12 @@ PlannerName = Literal["full", "dvg", "temporal-only", "spatial-only", "fixed"]
 class LoraSpec(BaseModel):
     """A low-rank adapter merged into the transformer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     path: str = Field(min_length=1)
     """A file, a folder or a repository id."""
     scale: float = Field(1.0, allow_inf_nan=False)
+    """Its strength."""
     expert: Literal["both", "high", "low"] = "both"
     """Which expert takes it, of models with a high-noise and a low-noise one."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from orchestrator.config import ArmOptions, SweepSpec
 from orchestrator.prompts import Prompt, load_prompts
 from orchestrator.submission import EXCLUDES
+from orchestrator.suites import is_suite
 from stages.models.lora import REMOTE
 from stages.models.weights import repository
 
@@ -87,7 +88,8 @@ class Found:
 
 def needed(spec: SweepSpec, base: Path) -> list[Needed]:
     """Every path that a spec names, its prompts' images included; what is wrong with the prompts is not told here."""
-    found = [Needed("prompts", spec.prompts, True)] if isinstance(spec.prompts, str) else []
+    files = {"prompts": spec.prompts, "extended": spec.extended}
+    found = [Needed(key, path, True) for key, path in files.items() if isinstance(path, str) and not is_suite(path)]
     prompts: Sequence[Prompt] = load_prompts(spec.prompts, base, [])
     found += [Needed("image", prompt.image, True) for prompt in prompts if prompt.image]
     found += [*_of_arm("", spec), *(need for name, arm in spec.arms.items() for need in _of_arm(f"arms.{name}.", arm))]

@@ -11,7 +11,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from orchestrator import __version__, cli_ops, cli_simulate_command
+from orchestrator import (
+    __version__,
+    cli_compare,
+    cli_evaluate,
+    cli_metrics,
+    cli_ops,
+    cli_report,
+    cli_schema,
+    cli_score,
+    cli_simulate_command,
+)
 from orchestrator.mistakes import ConfigError, RunError, without_password
 
 app = typer.Typer(
@@ -250,16 +260,14 @@ def track(
     run_track(run, uri)
 
 
-@app.command()
-def report(run: Annotated[str, typer.Argument(help="A run folder, or its URL.")]) -> None:
-    """Write summary.csv and report.html of a run again from its records."""
-    from orchestrator.cli_sweep import run_report
-
-    run_report(run)
-
-
 cli_simulate_command.add_to(app)
 cli_ops.add_to(app)
+cli_compare.register(app)
+cli_evaluate.register(app)
+cli_metrics.register(app)
+cli_report.register(app)
+cli_schema.register(app)
+cli_score.register(app)
 
 
 @app.command()

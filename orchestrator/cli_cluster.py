@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
 from rich.console import Console
 
 from orchestrator.carried import Carried, carried, look, needed
-from orchestrator.config import SweepSpec, read_yaml
+from orchestrator.config import SweepSpec, read_spec, read_yaml
 from orchestrator.expansion import set_dotted
 from orchestrator.following import LOST_S, Follower
 from orchestrator.head import Dropped, Head
-from orchestrator.mistakes import ConfigError, RunError, from_validation, password_mistakes
+from orchestrator.mistakes import ConfigError, RunError, password_mistakes
 from orchestrator.submission import (
     ENDED,
     INTERRUPTED,
@@ -75,7 +74,7 @@ def prepare(path: Path, overrides: Sequence[str], options: SubmitOptions) -> tup
     """The job, and the absolute paths it needs. Raises ConfigError with every mistake that shows without the cluster."""
     given = [*overrides, *([f"name={options.name}"] if options.name else [])]
     root = options.working_dir.resolve()
-    spec = read_spec(path, given)
+    spec = spec_of(path, given)
     places = {"--out": options.out, **({"--work": options.work} if options.work is not None else {})}
     mistakes = [*place_mistakes(places), *password_mistakes(spec.model_dump(mode="json")), *_cluster_mistakes(spec)]
     files = carried(root)
@@ -93,15 +92,12 @@ def prepare(path: Path, overrides: Sequence[str], options: SubmitOptions) -> tup
     return job, found.outside
 
 
-def read_spec(path: Path, overrides: Sequence[str]) -> SweepSpec:
+def spec_of(path: Path, overrides: Sequence[str]) -> SweepSpec:
     """The spec as far as it can be read without its weights. Raises ConfigError."""
     data = read_yaml(path)
     for override in overrides:
         set_dotted(data, override)
-    try:
-        return SweepSpec.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(from_validation(error, SweepSpec)) from error
+    return read_spec(data)
 
 
 def _left_out(spec: PurePosixPath, files: Carried) -> list[str]:

@@ -208,15 +208,16 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
 
 def run_doctor(as_json: bool) -> int:
     """0 when a sweep can run here, 1 when something it needs is broken."""
+    from orchestrator.cli_evaluate import vbench_findings
     from orchestrator.doctor import examine
 
-    findings = examine()
+    findings = [*examine(), *vbench_findings()]
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
         table = Table(header_style="bold")
         for heading in ("what", "state", "found", "gives"):
-            table.add_column(heading)
+            table.add_column(heading, overflow="fold")
         for f in findings:
             table.add_row(f.topic, f"[{STATE_STYLE[f.state]}]{f.state}[/]", escape(f.found), escape(f.gives))
         Console().print(table)

@@ -109,7 +109,8 @@ def _planned(sweep: Sweep, demands: Demands, machines: Machines | None) -> dict[
         report = spec_plan(sweep, demands, sizing, simulated_s(sweep, demands, sizing))
     except ValueError as error:
         raise ConfigError([" ".join(str(error).split())]) from error
-    return report | {"feasibility": feasibility(sweep, sizing, machines)}
+    suite = {} if sweep.suite is None else {"suite": dict(sweep.suite)}
+    return report | suite | {"feasibility": feasibility(sweep, sizing, machines)}
 
 
 def simulated_s(sweep: Sweep, demands: Demands, sizing: Sizing) -> float | None:
@@ -158,6 +159,8 @@ def _least_gb(machines: Machines | None, kind: str) -> float | None:
 def print_spec_plan(report: Mapping[str, Any], console: Console) -> None:
     unit = "GPU" if report["on_gpus"] else "rank"
     console.print(f"[bold]{escape(report['name'])}[/]  {report['items']:,} items  {len(report['arms'])} arms", highlight=False)
+    if "suite" in report:
+        console.print(_suite_line(report["suite"]), highlight=False, soft_wrap=True)
     console.print(_arms_table(report["arms"], unit))
     console.print(f"actions expected {escape(report['demands'])}:", highlight=False, soft_wrap=True)
     for row in report["arms"]:
@@ -168,6 +171,15 @@ def print_spec_plan(report: Mapping[str, Any], console: Console) -> None:
     console.print(_cluster_line(report["feasibility"]), highlight=False, soft_wrap=True)
     for note in report["notes"]:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def _suite_line(suite: Mapping[str, Any]) -> str:
+    """A prompt of two entries needs its videos once."""
+    return (
+        f"prompts: suite {suite['name']} (its list: {suite['digest']}), "
+        f"{suite['entries']:,} entries of {suite['prompts']:,} prompts; it asks for "
+        f"{suite['asked_videos']:,} videos, {suite['videos']:,} files an arm"
+    )
 
 
 def _table(*headings: str) -> Table:

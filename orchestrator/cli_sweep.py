@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from orchestrator.arms import Arm
 from orchestrator.checkpoints import Checkpoints, Found
+from orchestrator.cli_metrics import beside_of, measured
 from orchestrator.config import Sweep, load_sweep, read_yaml
 from orchestrator.files import write_atomic
 from orchestrator.ledger import Ledger
@@ -28,6 +29,7 @@ from orchestrator.types import Item, Record
 from stages.models import embedded
 
 if TYPE_CHECKING:
+    from experiments.metrics.beside import Beside
     from experiments.tracking import Tracker
     from orchestrator.local import OnEvent
 
@@ -137,23 +139,25 @@ class _Run:
         scheduler = Scheduler(scheduler_config(self.sweep), sizing_of(self.sweep.arms, self.sweep.cluster), keep_log=False)
         progress = Progress(self.console, len(todo), scheduler, self.sweep.cluster)
         meters = Meters(self.sweep.name, {arm.name: arm.model for arm in self.sweep.arms}, scheduler)
+        beside = None if self.options.local else beside_of(self.sweep, self.ledger)
         runbook = Runbook(
             self.ledger,
             self.sweep.arms_by_name,
-            on_record=_each(progress.on_record, meters.on_record),
+            on_record=_each(progress.on_record, meters.on_record, *([beside.on_record] if beside else [])),
             on_failure=_each(progress.on_failure, meters.on_failure),
             checkpoints=self.checkpoints,
             found=self._found(todo),
         )
         try:
             with progress:
-                self._shell(todo, scheduler, runbook, _each(progress.on_event, meters.on_event))
+                on_event = _each(progress.on_event, meters.on_event, *([beside.look] if beside else []))
+                self._shell(todo, scheduler, runbook, on_event, beside)
         except KeyboardInterrupt:
             self.console.print("interrupted; the same command goes on from here")
             return True
         return False
 
-    def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, on_event: OnEvent) -> None:
+    def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, on_event: OnEvent, beside: Beside | None) -> None:
         if self.options.local:
             from orchestrator.cli_generate import find_device
             from orchestrator.keeper import Keeper
@@ -175,9 +179,17 @@ class _Run:
             if keeper is not None:
                 keeper.settle()
         else:
+            from orchestrator.cluster import start_or_join
             from orchestrator.driver import run_on_ray
 
-            run_on_ray(self.sweep, todo, scheduler, runbook, on_event)
+            cluster = start_or_join(self.sweep.cluster.address)
+            try:
+                run_on_ray(self.sweep, todo, scheduler, runbook, on_event, cluster=cluster)
+                if beside is not None and beside.num_left:
+                    self.console.print(f"measuring {beside.num_left} videos that are not measured yet")
+                    beside.drain()
+            finally:
+                cluster.leave()
 
     def _warn_unknown_words(self, todo: list[Item]) -> None:
         for arm in {(arm.model, arm.weights): arm for arm in self.sweep.arms}.values():
@@ -233,21 +245,19 @@ def scheduler_config(sweep: Sweep) -> SchedulerConfig:
 def conclude(
     ledger: Ledger, spec: dict[str, Any], records: Sequence[Record], failures: Sequence[dict[str, Any]], console: Console
 ) -> None:
-    """Quality against the reference arm, summary.csv, report.html and the table."""
-    from experiments.metrics.quality import measure_quality
+    """Quality against the reference arm, summary.csv, report.html with its sheet, and the table."""
+    from experiments.metrics.listing import quality_table
+    from experiments.metrics.quality import values_of
     from experiments.report import write_report
     from experiments.summary import arm_stats, arm_table, write_summary
-    from stages.video import read_video
-
-    def read(path: pathlib.Path) -> Any:
-        with ledger.store.fetched(ledger.paths.relative(path)) as here:
-            return read_video(here)
 
     paths, reference = ledger.paths, spec.get("reference")
-    quality = measure_quality(paths, records, reference, read) if reference else ()
+    quality = measured(ledger, spec, records, warner(console))
     write_summary(paths, records, quality)
     write_report(paths, records, quality, failures)
     console.print(arm_table(arm_stats(records, quality, reference, failures)))
+    if any(name not in ("psnr", "ssim") for row in quality for name in values_of(row)):
+        console.print(quality_table(quality))
     console.print(f"report: {escape(str(ledger.store.target(paths.report.name)))}", soft_wrap=True)
 
 

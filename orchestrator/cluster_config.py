@@ -14,7 +14,7 @@ from orchestrator.sizing import SizingConfig
 class ClusterConfig(BaseModel):
     """The workers of a sweep. On a machine without GPUs all of them share its cores."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     sketch_workers: int = Field(1, ge=1)
     """Actors that encode text, run stage 1 and choose the action."""
@@ -29,9 +29,11 @@ class ClusterConfig(BaseModel):
     num_threads: int | None = Field(None, ge=1)
     """Torch threads of a CPU worker; None: the cluster's cores shared out evenly, at least one each."""
     gpus_per_sketch: float = Field(0, ge=0)
+    """GPUs that a sketch worker reserves; 0: CPU."""
     gpus_per_rank: float = Field(0, ge=0)
+    """The same of a rank of a pod."""
     gpus_per_decode: float = Field(0, ge=0)
-    """GPUs a worker of each kind reserves; 0: CPU."""
+    """The same of a decode worker."""
     attention: AttentionName = "auto"
     """Attention kernel of a worker on a GPU; auto: the fastest there, measured when it starts."""
     compile: Literal["auto", True, False] = "auto"

@@ -1,6 +1,6 @@
 """A sweep's YAML: strict to read, expanded into arms and items, every mistake told at once.
 
-What each knob means is documented on its field; the planner's own knobs live in :class:`orchestrator.actions.DvgConfig`.
+What each knob means is documented on its field, in :mod:`orchestrator.spec`.
 """
 
 from __future__ import annotations
@@ -9,96 +9,31 @@ import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from orchestrator.arms import Arm, PlannerName, make_item
+from orchestrator.arms import Arm, make_item
 from orchestrator.calibration import device_name
 from orchestrator.cluster_config import ClusterConfig
-from orchestrator.expansion import expand_points, merge, set_dotted
-from orchestrator.geometry import SolverName
+from orchestrator.expansion import expand_points, keep_arms, merge, set_dotted
+from orchestrator.extended import extended_prompts
 from orchestrator.images import FirstFrames
+from orchestrator.methods import NOT_AVAILABLE, absent_told
+from orchestrator.metrics_config import AFTERWARDS, MetricsConfig, against_mistakes
 from orchestrator.mistakes import ConfigError, from_validation, password_mistakes
-from orchestrator.options import ArmName, BudgetOption, LoraOption, PromptsOption, SweepName
-from orchestrator.prompts import Prompt, Seed, load_prompts
+from orchestrator.prompts import Prompt, load_prompts, suite_named
 from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_budget import device_mistakes
 from orchestrator.resolve_sizing import sizing_mistakes
+from orchestrator.spec import ArmOptions as ArmOptions
+from orchestrator.spec import SweepSpec as SweepSpec
+from orchestrator.tracking_config import TrackingConfig as TrackingConfig
 from orchestrator.types import Item
 
 MEASURED_POINTS = {"cost": {"forwards": {"__all__": {"points"}}}}
 """Not for people to read: they are in the calibration file."""
-
-
-class TrackingConfig(BaseModel):
-    """The MLflow mirror of ``records.jsonl``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    enabled: bool = True
-    uri: str | None = None
-    """None: MLFLOW_TRACKING_URI if set, otherwise an sqlite file in the run folder."""
-    experiment: str = "dvg"
-    videos: Literal["auto", "none", "sample", "all"] = "auto"
-    """Which videos are uploaded: none, one prompt in ten (sample), or all; auto: all of up to 50 items, else a sample."""
-
-
-class ArmOptions(BaseModel):
-    """What an arm may say. None: inherited from the spec, then from the model's defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str | None = None
-    weights: str | None = Field(None, min_length=1)
-    """A folder in diffusers format, or a repository of the hub: ``org/name`` or ``org/name@revision``."""
-    lora: list[LoraOption] | None = None
-    """Low-rank adapters merged into the transformer, each ``{path, scale, expert}`` or ``PATH[:SCALE][:EXPERT]``."""
-    image: str | None = Field(None, min_length=1)
-    """First frame for the prompts that have none of their own."""
-    planner: PlannerName | None = None
-    budget: BudgetOption | None = None
-    """A share of the full run's token-steps in (0, 1], ``speedup=3`` or ``gpu_seconds=120``."""
-    calibration: str | None = Field(None, min_length=1)
-    """A calibration file; None: the one that fits model and device, of ``dvg calibrate``."""
-    device_name: str | None = Field(None, min_length=1)
-    """What the GPU that the run is for calls itself, to predict its cost; None: this machine's."""
-    steps: int | None = Field(None, ge=1)
-    solver: SolverName | None = None
-    """None: the one that the weights ship with."""
-    shift: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Timestep shift of a plain full-grid run; None: the one that the weights ship with."""
-    guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
-    guidance_low: float | None = Field(None, ge=0, allow_inf_nan=False)
-    """Guidance of the low-noise expert, of models with two; None: as ``guidance`` if that is given."""
-    negative: str | None = None
-    frames: int | None = Field(None, ge=1)
-    height: int | None = Field(None, ge=1)
-    width: int | None = Field(None, ge=1)
-    fps: int | None = Field(None, ge=1, le=1000)
-    dvg: dict[str, Any] = Field(default_factory=dict)
-    """Knobs of :class:`orchestrator.dvg_config.DvgConfig`; those not given have the model's or the released value."""
-
-
-class SweepSpec(ArmOptions):
-    """One YAML file: what to make, with which arms, on which workers."""
-
-    name: SweepName = "sweep"
-    prompts: PromptsOption
-    """A list, or the path of a text file (one prompt a line) or a JSONL file (``{"prompt": ..., "id": ..., "seed": ...,
-    "image": ...}``)."""
-    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
-    arms: dict[ArmName, ArmOptions] = Field(default_factory=dict)
-    """Named partial settings; without any, one arm named after the planner."""
-    sweep: dict[str, list[Any]] = Field(default_factory=dict)
-    """Knob (dotted for nested ones) to values: every arm is repeated for every combination."""
-    reference: str | None = None
-    """The arm that quality and speedup are measured against; None: the first arm whose planner is ``full``."""
-    max_attempts: int = Field(3, ge=1)
-    """Attempts of an item before it is given up."""
-    cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
 
 
 @dataclass(frozen=True)
@@ -112,6 +47,10 @@ class Sweep:
     max_attempts: int
     cluster: ClusterConfig
     tracking: TrackingConfig
+    prompts: tuple[Prompt, ...] = ()
+    suite: Mapping[str, Any] | None = None
+    """Name, digest and counts of the suite that the prompts are of."""
+    metrics: MetricsConfig = AFTERWARDS
 
     @property
     def arms_by_name(self) -> dict[str, Arm]:
@@ -124,22 +63,38 @@ class Sweep:
             "reference": self.reference,
             "max_attempts": self.max_attempts,
             "arms": [arm.model_dump(mode="json", exclude=MEASURED_POINTS) for arm in self.arms],
-            "prompts": _prompt_rows(self.items),
+            **({"suite": dict(self.suite)} if self.suite else {}),
+            "prompts": _prompt_rows(self.items, self.prompts),
             "cluster": self.cluster.model_dump(mode="json"),
             "tracking": self.tracking.model_dump(mode="json"),
+            "metrics": self.metrics.model_dump(mode="json"),
         }
 
 
-def _prompt_rows(items: Sequence[Item]) -> list[dict[str, Any]]:
+def _prompt_rows(items: Sequence[Item], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    more = {prompt.id: _evaluated(prompt) for prompt in prompts}
     rows: dict[Any, dict[str, Any]] = {}
     for item in items:
-        row = rows.setdefault((item.prompt_id, item.seed), {"id": item.prompt_id, "prompt": item.prompt, "seed": item.seed})
+        said = {"id": item.prompt_id, "prompt": item.prompt, "seed": item.seed, **more.get(item.prompt_id, {})}
+        row = rows.setdefault((item.prompt_id, item.seed), said)
         if item.image is not None:
             row.setdefault("images", {})[item.arm] = item.image
     return list(rows.values())
 
 
-class _StrictLoader(yaml.SafeLoader):
+def _evaluated(prompt: Prompt) -> dict[str, Any]:
+    """What evaluation wants to know of a prompt."""
+    said = {"original": prompt.original, "dimensions": " ".join(prompt.dimensions)}
+    return {key: value for key, value in said.items() if value}
+
+
+if TYPE_CHECKING:
+    from yaml import SafeLoader
+else:  # the resolved spec of 5,000 videos takes 6 s in Python and half a second in C
+    SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _StrictLoader(SafeLoader):
     """Refuses a key that a mapping has twice, of which YAML itself would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -173,16 +128,29 @@ def load_sweep(path: pathlib.Path, overrides: Sequence[str] = (), with_weights: 
     return build_sweep(data, path.resolve().parent, with_weights)
 
 
+def read_spec(data: Mapping[str, Any]) -> SweepSpec:
+    """The spec as it is written, of ``only`` the arms asked for. Raises ConfigError with everything wrong with its form."""
+    mistakes: list[str] = []
+    kept = keep_arms(data, mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
+    try:
+        return SweepSpec.model_validate(kept)
+    except ValidationError as error:
+        absent = absent_told(error, kept.get("arms") or ())
+        raise ConfigError([*absent, *from_validation(error, SweepSpec, skip=NOT_AVAILABLE if absent else "")]) from error
+
+
 def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool = True) -> Sweep:
     """Validate and expand; relative prompt and image files are looked up in ``base``, then in the working directory."""
-    try:
-        spec = SweepSpec.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(from_validation(error, SweepSpec)) from error
+    spec = read_spec(data)
     if secrets := password_mistakes(spec.model_dump(mode="json")):
         raise ConfigError(secrets)  # alone: other mistakes repeat what is wrong
     mistakes: list[str] = []
+    suite = suite_named(spec.prompts, [])
     prompts = load_prompts(spec.prompts, base, mistakes)
+    if spec.extended is not None:
+        prompts = extended_prompts(spec.extended, prompts, suite, base, mistakes)
     points = _points(spec, with_weights, mistakes)
     arms = tuple(arm for arm, _ in points)
     reference = _reference(spec, arms, mistakes)
@@ -193,9 +161,12 @@ def build_sweep(data: Mapping[str, Any], base: pathlib.Path, with_weights: bool 
     frames.tell_missing()
     mistakes += device_mistakes(arms, on_gpu=spec.cluster.gpus_per_rank > 0)
     mistakes += sizing_mistakes(arms, spec.cluster)
+    mistakes += against_mistakes(spec.metrics, [arm.name for arm in arms])
     if mistakes := mistakes or _twice(items):
         raise ConfigError(mistakes)
-    return Sweep(spec.name, arms, items, reference, spec.max_attempts, spec.cluster, spec.tracking)
+    told = None if suite is None else suite.told | {"extended": spec.extended is not None}
+    how = (spec.max_attempts, spec.cluster, spec.tracking)
+    return Sweep(spec.name, arms, items, reference, *how, tuple(prompts), told, spec.metrics)
 
 
 def _points(spec: SweepSpec, with_weights: bool, mistakes: list[str]) -> tuple[tuple[Arm, str | None], ...]:
@@ -204,16 +175,28 @@ def _points(spec: SweepSpec, with_weights: bool, mistakes: list[str]) -> tuple[t
     if shared["device_name"] is None and not spec.cluster.gpus_per_rank:
         shared["device_name"] = device_name(on_gpu=False)
     named = spec.arms or {spec.planner or "dvg": ArmOptions()}
+    return tuple(
+        point
+        for name, options in named.items()
+        for point in _points_of(name, merge(shared, options.model_dump()), spec.sweep, with_weights, mistakes)
+    )
+
+
+def _points_of(
+    name: str, settings: Mapping[str, Any], sweep: Mapping[str, list[Any]], with_weights: bool, mistakes: list[str]
+) -> list[tuple[Arm, str | None]]:
+    """One arm's. Where nothing that is swept matters to it, its name is the plain one."""
+    points = list(expand_points(settings, sweep, mistakes))
     found: dict[Any, tuple[Arm, str | None]] = {}
-    for name, options in named.items():
-        settings = merge(shared, options.model_dump())
-        for suffix, point in expand_points(settings, spec.sweep, mistakes):
-            legal = _legal(name + suffix, point, mistakes)
-            arm = legal and resolve_arm(name + suffix, legal, mistakes, with_weights)
-            if legal and arm:
-                same = (name, legal["image"], arm.model_copy(update={"name": name}).model_dump_json())
-                found.setdefault(same, (arm, legal["image"]))
-    return tuple(found.values())
+    for suffix, point in points:
+        legal = _legal(name + suffix, point, mistakes)
+        arm = legal and resolve_arm(name + suffix, legal, mistakes, with_weights)
+        if legal and arm:
+            plain = arm.model_copy(update={"name": name})
+            found.setdefault((legal["image"], plain.model_dump_json()), (arm, legal["image"]))
+    if len(points) > 1 == len(found):
+        return [(arm.model_copy(update={"name": name}), image) for arm, image in found.values()]
+    return list(found.values())
 
 
 def _legal(name: str, point: Mapping[str, Any], mistakes: list[str]) -> dict[str, Any] | None:
@@ -241,7 +224,7 @@ def _twice(items: Sequence[Item]) -> list[str]:
 
 
 def _items(
-    points: Sequence[tuple[Arm, str | None]], prompts: Sequence[Prompt], seeds: Sequence[int], frames: FirstFrames
+    points: Sequence[tuple[Arm, str | None]], prompts: Sequence[Prompt], seeds: Sequence[int] | None, frames: FirstFrames
 ) -> tuple[Item, ...]:
     """Prompt by prompt, so that the arms of one prompt finish together and can be compared early."""
     return tuple(
@@ -254,6 +237,13 @@ def _items(
             deadline_s=prompt.deadline_s,
         )
         for prompt in prompts
-        for seed in ([prompt.seed] if prompt.seed is not None else seeds)
+        for seed in seeds_of(prompt, seeds)
         for arm, image in points
     )
+
+
+def seeds_of(prompt: Prompt, seeds: Sequence[int] | None) -> Sequence[int]:
+    """Its own, the spec's, or as many from 0 as it asks for."""
+    if prompt.seed is not None:
+        return [prompt.seed]
+    return seeds or range(prompt.num_videos or 1)

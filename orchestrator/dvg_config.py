@@ -48,7 +48,7 @@ NUM_FITTED = 10
 class DvgConfig(BaseModel):
     """Every knob of DVG. The defaults are the authors' released behaviour, except where a field says otherwise."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     transition_rates: tuple[float, ...] = Field((0.28, 0.50, 0.72), min_length=1, max_length=NUM_STAGES - 1)
     """Shares of the steps after which the grid changes; strictly increasing, in (0, 1)."""

@@ -48,6 +48,16 @@ def _put(data: dict[str, Any], path: list[str], value: Any, what: str) -> None:
     data[path[-1]] = value
 
 
+def keep_arms(data: Mapping[str, Any], mistakes: list[str]) -> dict[str, Any]:
+    """A spec with those arms alone that its ``only`` names; what is of another form is left for validation to refuse."""
+    only, arms = data.get("only"), data.get("arms") or {}
+    names = [name.strip() for name in only.split(",")] if isinstance(only, str) else only
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not isinstance(arms, Mapping):
+        return dict(data)
+    mistakes.extend(unknown("arm in only:", name, map(str, arms)) for name in names if name not in arms)
+    return {**data, "arms": {name: arm for name, arm in arms.items() if name in names}}
+
+
 def expand_points(
     settings: Mapping[str, Any], sweep: Mapping[str, list[Any]], mistakes: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:

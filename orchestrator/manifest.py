@@ -27,6 +27,7 @@ def update_manifest(paths: RunPaths, sweep: Sweep, command: Sequence[str]) -> No
     start = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "command": ["dvg", "sweep", *command], **software()}
     manifest = {
         "name": sweep.name,
+        **({"suite": dict(sweep.suite)} if sweep.suite else {}),
         "items": len(sweep.items),
         "item_keys": " ".join(sorted({short_key(item.item_key) for item in sweep.items})),
         "arms": {arm.name: {"model": arm.model, "weights": arm.weights, "revision": arm.revision} for arm in sweep.arms},

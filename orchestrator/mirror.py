@@ -123,8 +123,8 @@ def _files(paths: RunPaths) -> list[Path]:
 
 def _named(paths: RunPaths) -> tuple[Path, ...]:
     """Records last: a reader of the URL then finds what they are about."""
-    about = (paths.config, paths.manifest, paths.tracking, paths.events, paths.quality, paths.summary, paths.report)
-    return *about, paths.records
+    about = (paths.config, paths.manifest, paths.tracking, paths.events, paths.quality, paths.system)
+    return *about, paths.summary, paths.report, paths.sheet, paths.records
 
 
 def _state(path: Path) -> State | None:

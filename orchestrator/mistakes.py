@@ -90,9 +90,9 @@ def unknown(what: str, word: str, choices: Iterable[str]) -> str:
     return f"unknown {what} {word!r}{nearest(word, names)}; choices: {', '.join(names)}"
 
 
-def from_validation(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
-    """One line for each thing pydantic refused; an unknown key is answered with the keys there are."""
-    return [_line(dict(detail), model, where) for detail in error.errors()]
+def from_validation(error: ValidationError, model: type[BaseModel], where: str = "", skip: str = "") -> list[str]:
+    """One line for each thing pydantic refused, but those of type ``skip``; an unknown key is answered with those there are."""
+    return [_line(dict(detail), model, where) for detail in error.errors() if detail["type"] != skip]
 
 
 def _line(detail: dict[str, typing.Any], model: type[BaseModel], where: str) -> str:

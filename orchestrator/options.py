@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Tag, WithJsonSchema
 
-from orchestrator.arms import LoraSpec
-from orchestrator.budgets import Target, parse_target
+from orchestrator.arms import LoraSpec, PlannerName
+from orchestrator.budgets import Kind, Target, parse_target
+from orchestrator.methods import accelerator, refuse_absent
 from orchestrator.mistakes import FORM
 from orchestrator.prompts import Prompt
 
@@ -19,6 +20,7 @@ Backend = Literal["auto", "native", "peer", "ulysses", "usp"]
 
 
 MAX_NAME_BYTES = 100
+ARM_NAME = r"^(?!\.)[A-Za-z0-9_.-]{1,60}$"
 
 
 def _one_folder(name: str) -> str:
@@ -32,7 +34,7 @@ def _one_folder(name: str) -> str:
 
 def _file_safe(name: str) -> str:
     """Arm names are folder names."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", name) or name.startswith("."):
+    if not re.fullmatch(ARM_NAME, name):
         raise ValueError("an arm's name may hold letters, digits, '_', '-' and '.', at most 60, and not start with '.'")
     return name
 
@@ -51,6 +53,11 @@ def _lora_fields(value: Any) -> Any:
     return {"path": value, **fields}
 
 
+def _words(value: Any) -> Any:
+    """``a,b``, as on a command line, or a list of names."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
 def _prompt_fields(value: Any) -> Any:
     return {"prompt": value} if isinstance(value, str) else value
 
@@ -62,11 +69,28 @@ def _prompts_form(value: Any) -> str | None:
     return FILE if isinstance(value, str) else LIST if isinstance(value, list) else None
 
 
-ArmName = Annotated[str, AfterValidator(_file_safe)]
+BUDGET_FORMS: dict[str, Any] = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        {"type": "string", "pattern": r"^ *((density|speedup|gpu_seconds) *= *)?[0-9.eE+-]+ *$"},
+        {
+            "type": "object",
+            "properties": {kind: {"type": "number", "exclusiveMinimum": 0} for kind in get_args(Kind)},
+            "additionalProperties": False,
+            "minProperties": 1,
+            "maxProperties": 1,
+        },
+    ]
+}
+"""What ``parse_target`` reads, for editors."""
+ArmName = Annotated[str, AfterValidator(_file_safe), WithJsonSchema({"type": "string", "pattern": ARM_NAME})]
+ArmNames = Annotated[list[str], BeforeValidator(_words, json_schema_input_type=list[str] | str)]
+PlannerOption = Annotated[PlannerName, BeforeValidator(refuse_absent)]
+AcceleratorOption = Annotated[str, BeforeValidator(refuse_absent), AfterValidator(accelerator), WithJsonSchema({"not": {}})]
 SweepName = Annotated[str, AfterValidator(_one_folder)]
-BudgetOption = Annotated[Target, BeforeValidator(parse_target)]
-LoraOption = Annotated[LoraSpec, BeforeValidator(_lora_fields)]
-PromptOption = Annotated[Prompt, BeforeValidator(_prompt_fields)]
+BudgetOption = Annotated[Target, BeforeValidator(parse_target), WithJsonSchema(BUDGET_FORMS)]
+LoraOption = Annotated[LoraSpec, BeforeValidator(_lora_fields, json_schema_input_type=str | LoraSpec)]
+PromptOption = Annotated[Prompt, BeforeValidator(_prompt_fields, json_schema_input_type=str | Prompt)]
 PromptsOption = Annotated[
     Annotated[list[PromptOption], Tag(LIST)] | Annotated[str, Tag(FILE)],
     Discriminator(

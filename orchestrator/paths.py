@@ -48,8 +48,18 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def sheet(self) -> Path:
+        """The contact sheet."""
+        return self.root / "sheet.png"
+
+    @property
     def tracking(self) -> Path:
         return self.root / "tracking.json"
+
+    @property
+    def system(self) -> Path:
+        """What the nodes were doing: one row per node and sample."""
+        return self.root / "system.jsonl"
 
     @property
     def lock(self) -> Path:
@@ -100,6 +110,26 @@ class RunPaths:
     @property
     def videos(self) -> Path:
         return self.root / VIDEOS
+
+    @property
+    def vbench(self) -> Path:
+        """Scores, by suite and arm."""
+        return self.root / "vbench"
+
+    def vbench_suite(self, suite: str) -> Path:
+        """What the suite is: its list's digest and counts."""
+        return self.vbench / file_name(suite) / "suite.json"
+
+    def vbench_arm(self, suite: str, arm: str) -> Path:
+        """One arm's view, shards and results under one suite."""
+        return self.vbench / file_name(suite) / file_name(arm)
+
+    def vbench_view(self, suite: str, arm: str) -> Path:
+        """Links to the arm's videos under the benchmark's names, and nothing else."""
+        return self.vbench_arm(suite, arm) / "view"
+
+    def vbench_results(self, suite: str, arm: str) -> Path:
+        return self.vbench_arm(suite, arm) / f"{file_name(arm)}_eval_results.json"
 
     def video(self, arm: str, prompt_id: str, seed: int) -> Path:
         return self.root / video_name(arm, prompt_id, seed)

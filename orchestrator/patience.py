@@ -18,7 +18,7 @@ from orchestrator.types import Decision, Item, Stage
 class PatienceConfig(BaseModel):
     """After which silence a worker is taken for hung, killed and replaced, and what it did is tried again, twice as patiently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     factor: float = Field(20, ge=2, allow_inf_nan=False)
     """Times the predicted seconds of a step, or the longest seen of a sketch or a decode."""

@@ -20,7 +20,7 @@ Order = Literal["arrival", "longest"]
 class SizingConfig(BaseModel):
     """How many ranks a clip is given, stage by stage. No rule takes a wider slice that is slower."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     rule: Rule = "throughput"
     """throughput: most videos per hour; narrow slices while the backlog fills the ranks, wider ones where ranks would idle.

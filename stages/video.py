@@ -75,18 +75,25 @@ def _flush_to_disk(path: str | Path) -> None:
 
 def read_video(path: Path) -> Frames:
     """All frames of a video. Raises ValueError for a file that cannot be decoded to its end."""
+    return np.stack(list(read_frames(path)))
+
+
+def read_frames(path: Path) -> Iterator[Frames]:
+    """The frames ``[H, W, 3]`` of a video, one by one. Raises ValueError where the file cannot be decoded further."""
+    num_frames = 0
     try:
         with av.open(str(path)) as container:
             decoder = container.streams.video[0].codec_context
             if decoder is None:
                 raise ValueError(f"{path} is no whole video: its header is torn")
             decoder.options = {"err_detect": "explode"}
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+                num_frames += 1
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is no whole video: {error}") from error
-    if not frames:
+    if not num_frames:
         raise ValueError(f"{path} is no whole video: it has no frames")
-    return np.stack(frames)
 
 
 def verify(path: Path, num_frames: int) -> str | None:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import requests
 
+AUTHORIZE = "authorization_function = mlflow.server.auth:authenticate_request_basic_auth"
+
 
 class MlflowServer:
-    """Its port and its database outlive it."""
+    """Its port and its database outlive it. With a ``password`` it lets ``admin`` in alone, by MLflow's basic-auth app."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, password: str | None = None) -> None:
+        self.root, self.password = root, password
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
@@ -33,6 +35,13 @@ class MlflowServer:
             str(self.root / "art"),
         ]
         environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        if self.password is not None:
+            options += ["--app-name", "basic-auth"]
+            config = self.root / "auth.ini"  # without a cache, every request takes as long as a hash that is slow on purpose
+            told = "database_uri = sqlite:///basic_auth.db\ndefault_permission = READ\nadmin_username = admin\n"
+            config.write_text(f"[mlflow]\n{told}auth_cache_ttl_seconds = 600\n{AUTHORIZE}\n")
+            environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(config)}
+            environment |= {"MLFLOW_AUTH_ADMIN_PASSWORD": self.password, "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests"}
         self._process = subprocess.Popen(
             [
                 sys.executable,

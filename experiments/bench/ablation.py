@@ -44,7 +44,7 @@ from experiments.bench.studies_common import (
 )
 from experiments.embedded.captions import caption
 from experiments.embedded.scenes import held_out_scenes
-from experiments.metrics.quality import compare_many
+from experiments.metrics.likeness import compare_many
 from orchestrator.actions import DvgConfig, density_executed
 from stages.denoise import run_stages, start
 from stages.models import embedded

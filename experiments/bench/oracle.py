@@ -42,7 +42,7 @@ from experiments.bench.studies_common import (
     write,
 )
 from experiments.embedded.scenes import held_out_scenes, training_scenes
-from experiments.metrics.quality import compare_many
+from experiments.metrics.likeness import compare_many
 from orchestrator.actions import DvgConfig, action_list
 from orchestrator.matching import decide
 from orchestrator.types import Action, Decision, Demand

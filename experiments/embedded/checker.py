@@ -36,11 +36,20 @@ def classify(video: NDArray[np.uint8]) -> Observed:
     """The attributes of a video [F, H, W, 3], from its pixels alone; ValueError unless it is uint8 of that shape, F >= 5."""
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or len(video) < 5:
         raise ValueError(f"video is {video.dtype} {list(video.shape)}: must be uint8 [at least 5, height, width, 3]")
-    picks = np.unique(np.linspace(0, len(video) - 1, min(len(video), MAX_FRAMES)).round().astype(int))
-    frames = video[picks].astype(np.float32) / 255
-    times = picks / (len(video) - 1)
-    planes = opponents(frames)
-    luma, free = frames.mean(-1), _free(planes)
+    picks = sampled(len(video))
+    return observe(video[picks], picks / (len(video) - 1))
+
+
+def sampled(num_frames: int) -> NDArray[np.int64]:
+    """Which frames of a video are looked at."""
+    return np.unique(np.linspace(0, num_frames - 1, min(num_frames, MAX_FRAMES)).round().astype(np.int64))
+
+
+def observe(frames: NDArray[np.uint8], times: NDArray[np.float64]) -> Observed:
+    """`classify` of the frames that were `sampled`, shown at `times` in [0, 1] of the clip."""
+    shown = frames.astype(np.float32) / 255
+    planes = opponents(shown)
+    luma, free = shown.mean(-1), _free(planes)
     background = background_class(luma, free)
     camera = "unseen" if background == "plain" else camera_class(luma, free, times)
     return Observed(find_things(planes, times), background, camera)

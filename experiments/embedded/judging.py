@@ -13,7 +13,7 @@ from torch import Tensor
 from experiments.embedded.checker import ATTRIBUTES, check
 from experiments.embedded.render import render
 from experiments.embedded.scenes import Scene
-from experiments.metrics.quality import compare
+from experiments.metrics.likeness import compare
 from orchestrator.geometry import model as geometry_of
 from stages.models import embedded
 

@@ -1,148 +1,112 @@
-"""How close a video is to the reference arm's video of the same prompt and seed: PSNR and SSIM.
+"""``quality.jsonl``: what was measured of which file against which, one line at a time, and what its lines come to.
 
-Both are means over frames of the per-frame figure on RGB in [0, 1], as the caching and reduced-resolution papers report
-them (SSIM: Wang et al. 2004, 11x11 Gaussian window, sigma 1.5).
+A row says whose it is (``IDENTITY``), holds one finite number per metric of ``names.METRICS`` that was measured, and under
+``unavailable`` why others were not. Several lines of an item add up; a video made again, or compared with another, starts anew.
+Loads no torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
-
-from orchestrator.files import append_whole, write_atomic
+from experiments.metrics.names import METRICS
+from orchestrator.files import append_whole
 from orchestrator.paths import RunPaths
 from orchestrator.types import Record
 
-if TYPE_CHECKING:
-    import torch
-
-PSNR_CAP_DB = 100.0
-"""PSNR of identical frames, so that every figure stays a finite number that JSON, CSV and MLflow can hold."""
-
-FRAMES_AT_ONCE = 8
-"""Bounds the memory of the Gaussian windows: a 720p clip never sits in memory as floats at once."""
-
-ReadVideo = Callable[[Path], np.ndarray]
 Row = dict[str, Any]
 
-
-def compare(video: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """PSNR (dB, at most ``PSNR_CAP_DB``) and SSIM of two uint8 videos [F, H, W, 3].
-
-    Raises ValueError when they differ in shape, hold no frame, or are no uint8 RGB videos.
-    """
-    _check(video, reference)
-    chunks = [slice(start, start + FRAMES_AT_ONCE) for start in range(0, len(video), FRAMES_AT_ONCE)]
-    psnr, ssim = zip(*(_per_frame(video[chunk], reference[chunk]) for chunk in chunks), strict=True)
-    return {"psnr": float(np.concatenate(psnr).clip(max=PSNR_CAP_DB).mean()), "ssim": float(np.concatenate(ssim).mean())}
+IDENTITY = ("item_key", "arm", "prompt_id", "seed", "sha256", "reference_arm", "reference_sha256")
+"""The two files compared; the last two are None for a video that is compared with none."""
+UNAVAILABLE = "unavailable"
 
 
-def compare_many(videos: np.ndarray, references: np.ndarray, device: str) -> list[dict[str, float]]:
-    """:func:`compare` of each pair of videos [B, F, H, W, 3] on a device."""
-    return [
-        {"psnr": float(psnr.clip(max=PSNR_CAP_DB).mean()), "ssim": float(ssim.mean())}
-        for psnr, ssim in (_per_frame(*pair, device) for pair in zip(videos, references, strict=True))
-    ]
-
-
-def _per_frame(frames: np.ndarray, reference: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
-    """PSNR and SSIM of each frame [F]. torch is imported here, so that reading stored figures does not load it."""
-    import torch
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
-    ours, theirs = _tensor(frames).to(device), _tensor(reference).to(device)
-    with torch.backends.cudnn.flags(allow_tf32=False):  # variances are small differences of large numbers
-        psnr = peak_signal_noise_ratio(ours, theirs, data_range=1.0, reduction="none", dim=(1, 2, 3))
-        ssim = structural_similarity_index_measure(ours, theirs, data_range=1.0, reduction="none")
-    return psnr.reshape(-1).cpu().numpy(), ssim.reshape(-1).cpu().numpy()
-
-
-def _check(video: np.ndarray, reference: np.ndarray) -> None:
-    if video.shape != reference.shape or video.ndim != 4 or not len(video):
-        raise ValueError(f"videos of shape {video.shape} and {reference.shape}: both must be the same [F, H, W, 3], F > 0")
-    if video.dtype != np.uint8 or reference.dtype != np.uint8 or video.shape[-1] != 3:
-        raise ValueError(f"videos are {video.dtype} {video.shape} and {reference.dtype}: both must be uint8 [F, H, W, 3]")
-
-
-def _tensor(frames: np.ndarray) -> torch.Tensor:
-    """Float [F, 3, H, W] in [0, 1]."""
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255.0
-
-
-def quality_rows(
-    records: Iterable[Record], reference_arm: str, read_video: Callable[[Record], np.ndarray], known: Iterable[Row] = ()
-) -> Iterator[Row]:
-    """One row per record that has a reference video of the same prompt, seed and shape; ``known`` rows are not redone.
-
-    Lazy: a row is yielded as soon as it is computed. Each reference video is decoded once.
-    """
-    done = {_fingerprint(row) for row in known}
-    cached: tuple[str, np.ndarray] | None = None
-    for record, reference in pairs(records, reference_arm):
-        row = _row(record, reference)
-        if _fingerprint(row) in done:
-            continue
-        if cached is None or cached[0] != reference.item_key:
-            cached = (reference.item_key, read_video(reference))
-        yield row | compare(read_video(record), cached[1])
-
-
-def pairs(records: Iterable[Record], reference_arm: str) -> list[tuple[Record, Record]]:
-    """(record, reference) of the same prompt, seed and shape, neighbours sharing their reference."""
-    records = sorted(records, key=lambda r: (r.prompt_id, r.seed, r.arm))
-    references = {(r.prompt_id, r.seed, _shape(r)): r for r in records if r.arm == reference_arm}
-    candidates = ((r, references.get((r.prompt_id, r.seed, _shape(r)))) for r in records if r.arm != reference_arm)
-    return [(record, reference) for record, reference in candidates if reference is not None]
-
-
-def _shape(record: Record) -> tuple[int, int, int]:
-    return record.num_frames, record.height, record.width
-
-
-def _row(record: Record, reference: Record) -> Row:
+def row_of(record: Record, reference: Record | None) -> Row:
+    """A row in which nothing is measured yet."""
     return {
         "item_key": record.item_key,
         "arm": record.arm,
         "prompt_id": record.prompt_id,
         "seed": record.seed,
-        "reference_arm": reference.arm,
         "sha256": record.sha256,
-        "reference_sha256": reference.sha256,
+        "reference_arm": reference.arm if reference else None,
+        "reference_sha256": reference.sha256 if reference else None,
+        UNAVAILABLE: {},
     }
 
 
-def _fingerprint(row: Row) -> tuple[str, str, str]:
-    """The two files compared: a video made again is measured again."""
-    return row["item_key"], row["sha256"], row["reference_sha256"]
+def values_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that a row holds, in the order of ``METRICS``."""
+    return {name: float(row[name]) for name in METRICS if row.get(name) is not None}
 
 
-def measure_quality(paths: RunPaths, records: Sequence[Record], reference_arm: str, read_video: ReadVideo) -> tuple[Row, ...]:
-    """Measure what ``quality.jsonl`` does not hold yet, append it row by row, and return every row that applies.
+def append(paths: RunPaths, row: Row) -> None:
+    """One whole line, on disk when this returns."""
+    append_whole(paths.quality, (json.dumps(row, allow_nan=False) + "\n").encode(), sync=True)
 
-    ``read_video`` maps an mp4's path to uint8 [F, H, W, 3]. A run killed in the middle loses at most one row.
+
+def load_quality(paths: RunPaths, against: str | None = None) -> list[Row]:
+    """One row per item: what its lines come to, compared with ``against`` (None: with whatever it was compared with last).
+
+    A line torn by a crash is left out, no file means no rows. See :func:`current` for videos made again since.
     """
-    wanted = {_fingerprint(_row(*pair)) for pair in pairs(records, reference_arm)}
-    rows = [row for row in load_quality(paths) if _fingerprint(row) in wanted]
-    write_atomic(paths.quality, "".join(_line(row) for row in rows))
-    for row in quality_rows(records, reference_arm, lambda r: read_video(paths.root / r.video), tuple(rows)):
-        append_whole(paths.quality, _line(row).encode(), sync=False)
-        rows.append(row)
-    return tuple(rows)
-
-
-def _line(row: Row) -> str:
-    return json.dumps(row) + "\n"
-
-
-def load_quality(paths: RunPaths) -> list[Row]:
-    """Every whole row of ``quality.jsonl``; a line torn by a crash is left out, no file means no rows."""
     if not paths.quality.exists():
         return []
     lines = paths.quality.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    return folded((json.loads(line) for line in lines if line.endswith("}\n")), against)
+
+
+def folded(lines: Iterable[Row], against: str | None = None) -> list[Row]:
+    rows: dict[str, Row] = {}
+    for line in lines:
+        row = line if None in (against, line.get("reference_arm")) or line["reference_arm"] == against else uncompared(line)
+        held = rows.get(row["item_key"])
+        rows[row["item_key"]] = row if held is None or held["sha256"] != row["sha256"] else merged(held, row)
+    return list(rows.values())
+
+
+def merged(held: Row, row: Row) -> Row:
+    """Two rows of one file as one: the later has the last word."""
+    if row.get("reference_sha256") is None:
+        row = {**row, **{name: held.get(name) for name in IDENTITY[-2:]}}
+    elif any(held.get(name) != row[name] for name in IDENTITY[-2:]):
+        held = uncompared(held)
+    both = {**held, **row}
+    unavailable = {**held.get(UNAVAILABLE, {}), **row.get(UNAVAILABLE, {})}
+    return {**both, UNAVAILABLE: {name: why for name, why in unavailable.items() if name not in both}}
+
+
+def uncompared(row: Row) -> Row:
+    """A row without what was measured against a reference."""
+    of_reference = {name for name, metric in METRICS.items() if metric.of_reference}
+    unavailable = {name: why for name, why in row.get(UNAVAILABLE, {}).items() if name not in of_reference}
+    kept = {name: value for name, value in row.items() if name not in of_reference}
+    return {**kept, "reference_arm": None, "reference_sha256": None, UNAVAILABLE: unavailable}
+
+
+def current(rows: Iterable[Row], records: Iterable[Record]) -> list[Row]:
+    """The rows of these records' files: none of a video made again since, nothing measured against such a one."""
+    by_key = {record.item_key: record for record in records}
+    files = {(record.arm, record.prompt_id, record.seed, record.sha256) for record in by_key.values()}
+    return [
+        row if _compared_with(row) in files or row.get("reference_arm") is None else uncompared(row)
+        for row in rows
+        if row["item_key"] in by_key and by_key[row["item_key"]].sha256 == row["sha256"]
+    ]
+
+
+def _compared_with(row: Row) -> tuple[Any, ...]:
+    return row.get("reference_arm"), row["prompt_id"], row["seed"], row.get("reference_sha256")
+
+
+def partners(records: Iterable[Record], against: str | None) -> dict[str, Record]:
+    """The video to compare each item's with: of the arm ``against``, of the same prompt, seed and shape."""
+    records = list(records)
+    references = {_scene(record): record for record in records if record.arm == against}
+    return {r.item_key: references[_scene(r)] for r in records if r.arm != against and _scene(r) in references}
+
+
+def _scene(record: Record) -> tuple[str, int, int, int, int]:
+    return record.prompt_id, record.seed, record.num_frames, record.height, record.width

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 46
-_CHAR = 7.5
+_CHAR = 8.5
 """About the width of a letter of a label."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A datum. ``colour`` and ``shape`` index the page's palette and markers; a ``label`` makes it a large, named mark."""
+    """A datum. ``colour`` and ``shape`` index the page's palette and markers; a ``label`` makes it a large, named mark.
+
+    ``go`` is the key of the prompt that a click on it leads to.
+    """
 
     x: float
     y: float
@@ -22,6 +28,7 @@ class Point:
     colour: int
     shape: int = 0
     label: str = ""
+    go: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,26 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """From values to SVG coordinates, and values as text."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    decimals: int
+
+    def at(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def text(self, value: float) -> str:
+        return f"{value:.{self.decimals}f}" if value else "0"
+
+
+@dataclass(frozen=True)
 class Scatter:
-    """A scatter chart; ``rules`` are vertical dashed lines with a name."""
+    """A scatter chart; ``rules`` are vertical dashed lines with a name, ``front`` the SVG points of a line, if there is one."""
 
     title: str
     x_label: str
@@ -51,7 +76,10 @@ class Scatter:
     marks: tuple[Mark, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
+    x_scale: Scale
+    y_scale: Scale
     rules: tuple[Tick, ...] = ()
+    front: str = ""
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -68,8 +96,12 @@ def scatter(
     rules: Sequence[tuple[float, str]] = (),
     zero_x: bool = False,
     min_span: tuple[float, float] = (0.0, 0.0),
+    front: Sequence[tuple[float, float]] = (),
 ) -> Scatter:
-    """Lay out at least one point; ``zero_x`` starts the x axis at zero, ``min_span`` is the least range of each axis."""
+    """Lay out at least one point; ``zero_x`` starts the x axis at zero, ``min_span`` is the least range of each axis.
+
+    ``front``: values that a line joins, from left to right.
+    """
     x_ticks = ticks([p.x for p in points] + [x for x, _ in rules] + ([0.0] if zero_x else []), min_span[0])
     y_ticks = ticks([p.y for p in points], min_span[1])
     place_x, place_y = _scale(x_ticks, LEFT, WIDTH - RIGHT), _scale(y_ticks, HEIGHT - BOTTOM, TOP)
@@ -81,7 +113,10 @@ def scatter(
         tuple(_apart(marks)),
         tuple(Tick(place_x.at(value), place_x.text(value)) for value in x_ticks),
         tuple(Tick(place_y.at(value), place_y.text(value)) for value in y_ticks),
+        place_x,
+        place_y,
         tuple(Tick(place_x.at(x), name) for x, name in rules),
+        " ".join(f"{place_x.at(x)},{place_y.at(y)}" for x, y in sorted(front)) if len(front) > 1 else "",
     )
 
 
@@ -101,25 +136,9 @@ def ticks(values: Sequence[float], min_span: float = 0.0, about: int = 5) -> lis
     return [index * step for index in range(first, last + 1)]
 
 
-@dataclass(frozen=True)
-class _Scale:
-    low: float
-    high: float
-    start: float
-    end: float
-    decimals: int
-
-    def at(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-    def text(self, value: float) -> str:
-        return f"{value:.{self.decimals}f}" if value else "0"
-
-
-def _scale(values: Sequence[float], start: float, end: float) -> _Scale:
+def _scale(values: Sequence[float], start: float, end: float) -> Scale:
     step = values[1] - values[0]
-    return _Scale(values[0], values[-1], start, end, max(0, -math.floor(math.log10(step) + 1e-9)))
+    return Scale(values[0], values[-1], start, end, max(0, -math.floor(math.log10(step) + 1e-9)))
 
 
 def _mark(point: Point, x: float, y: float) -> Mark:
@@ -131,16 +150,18 @@ def _mark(point: Point, x: float, y: float) -> Mark:
 def _apart(marks: Sequence[Mark], gap: float = 15.0) -> list[Mark]:
     """Move labels that would overprint each other up, one over the other."""
     placed: list[Mark] = []
-    for mark in sorted(marks, key=lambda m: (bool(m.point.label), -m.label_y)):
+    for mark in sorted((mark for mark in marks if mark.point.label), key=lambda m: -m.label_y):
         y = mark.label_y
         for other in placed:
             reach = _CHAR * (len(mark.point.label) + len(other.point.label)) / 2 + 6
-            if (
-                mark.point.label
-                and other.point.label
-                and abs(other.label_x - mark.label_x) < reach
-                and abs(other.label_y - y) < gap
-            ):
+            if abs(other.label_x - mark.label_x) < reach and abs(other.label_y - y) < gap:
                 y = other.label_y - gap
         placed.append(Mark(mark.point, mark.x, mark.y, mark.label_x, y))
-    return placed
+    return [*(mark for mark in marks if not mark.point.label), *placed]
+
+
+def thinned(values: Sequence[T], most: int) -> list[T]:
+    """At most ``most`` of them, evenly spread and in order."""
+    if len(values) <= most:
+        return list(values)
+    return [values[index * len(values) // most] for index in range(most)]

@@ -1,10 +1,9 @@
-"use strict";
 /* The clips of one prompt play as one: they start together, and play, pause and seek on one is done to all. */
 (() => {
-  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const prompts = all(".prompt");
+  const { all } = report;
   const DRIFT_S = 0.12;
   let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  let rate = 1;
 
   const videos = (prompt) => all("video", prompt).filter((video) => !video.closest("[hidden]"));
   const start = (video) => video.play().catch(() => {});  // a browser that forbids autoplay leaves the controls
@@ -30,17 +29,7 @@
     }
   }
 
-  for (const prompt of prompts) {
-    for (const video of all("video", prompt)) {
-      const touched = () => video.matches(":hover, :focus, :focus-within");
-      video.addEventListener("play", () => touched() && videos(prompt).forEach(start));
-      video.addEventListener("pause", () => touched() && !video.seeking && videos(prompt).forEach((other) => other.pause()));
-      video.addEventListener("seeking", () => touched() && video.paused && follow(prompt, video));
-      video.addEventListener("timeupdate", () => video === videos(prompt)[0] && !video.paused && follow(prompt, video));
-    }
-  }
-
-  /* Only what is on screen plays: a report may hold thousands of clips. */
+  /* Only what is on screen plays. */
   const watcher = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       target.visible = isIntersecting;
@@ -48,49 +37,40 @@
       else videos(target).forEach((video) => video.pause());
     }
   }, { rootMargin: "100px" });
-  prompts.forEach((prompt) => watcher.observe(prompt));
 
-  const shown = () => prompts.filter((prompt) => prompt.visible && !prompt.hidden);
+  function adopt(prompt) {
+    for (const video of all("video", prompt)) {
+      const touched = () => video.matches(":hover, :focus, :focus-within");
+      video.playbackRate = video.defaultPlaybackRate = rate;
+      if (!playing) { video.autoplay = false; video.pause(); }
+      video.addEventListener("play", () => touched() && videos(prompt).forEach(start));
+      video.addEventListener("pause", () => touched() && !video.seeking && videos(prompt).forEach((other) => other.pause()));
+      video.addEventListener("seeking", () => touched() && video.paused && follow(prompt, video));
+      video.addEventListener("timeupdate", () => video === videos(prompt)[0] && !video.paused && follow(prompt, video));
+    }
+  }
+
+  const onScreen = () => all(".prompt").filter((prompt) => prompt.visible);
+  report.watch = (prompt) => watcher.observe(prompt);
+  report.leave = (prompt) => {
+    watcher.unobserve(prompt);
+    prompt.visible = false;
+    all("video", prompt).forEach((video) => video.pause());
+  };
+  report.adopt = adopt;
+  report.rejoin = () => onScreen().forEach((prompt) => playing && together(prompt));
+
   const play = document.getElementById("play");
   const name = () => { play.textContent = playing ? "Pause all" : "Play all"; play.setAttribute("aria-pressed", String(playing)); };
   play.addEventListener("click", () => {
     playing = !playing;
     name();
-    shown().forEach((prompt) => videos(prompt).forEach((video) => (playing ? start(video) : video.pause())));
+    onScreen().forEach((prompt) => videos(prompt).forEach((video) => (playing ? start(video) : video.pause())));
   });
-  document.getElementById("restart").addEventListener("click", () => { playing = true; name(); shown().forEach(together); });
+  document.getElementById("restart").addEventListener("click", () => { playing = true; name(); onScreen().forEach(together); });
   document.getElementById("rate").addEventListener("change", ({ target }) => {
-    all("video").forEach((video) => { video.playbackRate = video.defaultPlaybackRate = Number(target.value); });
+    rate = Number(target.value);
+    all("video").forEach((video) => { video.playbackRate = video.defaultPlaybackRate = rate; });
   });
-
-  const list = document.getElementById("list");
-  const count = document.getElementById("shown");
-  const tell = () => {
-    const number = prompts.filter((prompt) => !prompt.hidden).length;
-    count.textContent = number === prompts.length ? `${number} prompts` : `${number} of ${prompts.length} prompts`;
-  };
-  document.getElementById("sort").addEventListener("change", ({ target }) => {
-    const up = target.value === "order" || target.value === "ssim" ? 1 : -1;
-    const by = (prompt) => Number(prompt.dataset[target.value]);
-    prompts.sort((a, b) => up * (by(a) - by(b)) || a.dataset.order - b.dataset.order).forEach((prompt) => list.append(prompt));
-  });
-  document.getElementById("find").addEventListener("input", ({ target }) => {
-    const words = target.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const prompt of prompts) {
-      const text = prompt.textContent.toLowerCase();
-      prompt.hidden = !words.every((word) => text.includes(word));
-    }
-    tell();
-  });
-  all("input.arm").forEach((box) => box.addEventListener("change", () => {
-    all(".clip").filter((clip) => clip.dataset.arm === box.value).forEach((clip) => {
-      clip.hidden = !box.checked;
-      if (!box.checked) all("video", clip).forEach((video) => video.pause());
-    });
-    shown().forEach((prompt) => playing && together(prompt));
-  }));
-
   name();
-  tell();
-  if (!playing) all("video").forEach((video) => { video.autoplay = false; video.pause(); });
 })();

@@ -110,8 +110,8 @@ def test_mlflow_holds_one_prompt_run_per_item_under_its_arm(resumed: tuple[RunPa
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = {run.info.run_id: run for run in client.search_runs(experiments)}
     levels = Counter(run.data.tags["level"] for run in runs.values())
-    assert levels == {"sweep": 1, "config": 2, "prompt": 4}
+    assert levels == {"sweep": 1, "arm": 2, "prompt": 4}
     for run in runs.values():
         if run.data.tags["level"] == "prompt":
-            assert runs[run.data.tags["mlflow.parentRunId"]].data.tags["level"] == "config"
+            assert runs[run.data.tags["mlflow.parentRunId"]].data.tags["level"] == "arm"
             assert {"density", "latency.denoise_s"} <= set(run.data.metrics)

@@ -9,23 +9,28 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.report import write_report
-from experiments.report.charts import Point, scatter, ticks
-from experiments.report.page import Clip, build_page
+from experiments.report import Options, write_report
+from experiments.report.charts import Point, scatter, thinned, ticks
+from experiments.report.clips import Clip
+from experiments.report.html import PER_PAGE
+from experiments.report.material import Material
+from experiments.report.page import Page, build_page
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
+from orchestrator.types import Record
 from tests.fakerun import make_failure, make_record, make_records, make_run, make_spec, quality_row
 
 
 class _Page(HTMLParser):
     """Start tags with their attributes, open tags at the end, and all visible text."""
 
-    VOID = frozenset({"meta", "link", "input", "br", "img", "circle", "rect", "path", "line"})
+    VOID = frozenset({"meta", "link", "input", "br", "img"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -55,9 +60,13 @@ class _Page(HTMLParser):
 def write(paths: RunPaths, **options: int) -> _Page:
     records = Ledger(paths).records()
     quality = [quality_row(r) for r in records if r.arm != "full"]
-    page = _Page(write_report(paths, records, quality, Ledger(paths).failures(), **options).read_text())
+    page = _Page(write_report(paths, records, quality, Ledger(paths).failures(), Options(**options)).read_text())
     assert page.open == []
     return page
+
+
+def page_of(records: list[Record], failures: list[dict[str, Any]] = [], spec: dict[str, Any] = {}) -> Page:  # noqa: B006
+    return build_page(Material(records, [], failures, spec, [], {}, {}))
 
 
 def test_the_report_loads_nothing_from_any_network(tmp_path: Path) -> None:
@@ -91,7 +100,7 @@ def test_text_of_prompts_and_errors_is_shown_and_never_run(tmp_path: Path) -> No
     evil = '</title><script>alert("x")</script><img src="http://x/y.png" onerror=alert(1)>'
     paths = make_run(tmp_path, [make_record(prompt=evil, why=evil)], videos=False)
     page = write(paths)
-    assert len(page.all("script")) == 1
+    assert [attrs.get("type") for attrs in page.all("script")] == ["application/json", None]
     assert page.all("img") == []
     assert evil in page.text
 
@@ -124,6 +133,40 @@ def test_failures_show_their_story_and_leave_a_named_hole_in_their_prompt(tmp_pa
         assert line in page.text
 
 
+def test_prompts_beyond_a_page_are_data_that_cannot_end_their_script(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><!--"
+    num = PER_PAGE + 3
+    page = write(make_run(tmp_path, [make_record("full", f"p{n:02d}", prompt=f"{n} {evil}") for n in range(num)], videos=False))
+    assert len(page.all("article")) == PER_PAGE
+    assert len(page.all("script")) == 2
+    data = json.loads(re.search(r"{\"perPage.*", page.text)[0])  # type: ignore[index]
+    assert [row["order"] for row in data["prompts"]] == list(range(1, num + 1))
+    later = _Page(data["prompts"][-1]["html"])
+    assert later.all("script") == []
+    assert f"{num - 1} {evil}" in later.text
+
+
+def test_of_a_large_run_the_first_prompts_are_held_and_the_others_linked(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, make_records(3))
+    held = [str(video["src"]).startswith("data:") for video in write(paths, num_held=2).all("video")]
+    assert held == [True] * 4 + [False] * 2
+    first = sum(path.stat().st_size for path in paths.videos.glob("*/still-circle/0.mp4"))
+    held = [str(video["src"]).startswith("data:") for video in write(paths, embed_up_to_bytes=first).all("video")]
+    assert held == [True] * 2 + [False] * 4
+
+
+def test_rows_without_psnr_or_ssim_are_shown_by_what_they_have(tmp_path: Path) -> None:
+    record = make_record("full")
+    row = {**quality_row(record), "reference_arm": None, "reference_sha256": None, "flicker": 0.9512, "unavailable": {}}
+    del row["psnr"], row["ssim"]
+    page = _Page(
+        write_report(make_run(tmp_path, [record]), [record], [row | {"semantic_colour": 1.0, "semantic_shape": 0.0}]).read_text()
+    )
+    assert "0.9512" in page.text
+    assert "1 of 2" in page.text
+    assert "lowest SSIM" not in page.text
+
+
 def test_a_missing_video_file_is_named_instead_of_a_broken_player(tmp_path: Path) -> None:
     paths = make_run(tmp_path, make_records(1))
     (tmp_path / "videos/dvg/still-circle/0.mp4").unlink()
@@ -148,7 +191,7 @@ def test_the_commit_shown_is_the_runs_and_not_the_readers(tmp_path: Path) -> Non
 
 def test_prompts_keep_the_order_of_the_spec() -> None:
     records = make_records(5)
-    page = build_page(records[::-1], [], [], make_spec(records))
+    page = page_of(records[::-1], [], make_spec(records))
     assert [prompt.prompt_id for prompt in page.prompts] == [r.prompt_id for r in records[::2]]
 
 
@@ -161,6 +204,13 @@ def test_ticks_enclose_the_data_evenly_and_are_few(values: list[float]) -> None:
     assert 2 <= len(found) <= 8
     steps = [b - a for a, b in pairwise(found)]
     assert max(steps) == pytest.approx(min(steps), rel=1e-3)
+
+
+@given(st.lists(st.integers(), max_size=50), st.integers(1, 20))
+def test_thinning_keeps_order_ends_evenly_and_few_enough(values: list[int], most: int) -> None:
+    found = thinned(list(enumerate(values)), most)
+    assert len(found) == min(len(values), most)
+    assert found == sorted(found)
 
 
 def test_a_range_too_small_to_matter_is_not_blown_up() -> None:
@@ -196,10 +246,10 @@ def test_a_clip_that_several_ranks_made_says_how_many_each_stage_had_and_why(tmp
 
 def test_the_report_tells_gpu_time_and_videos_per_gpu_hour(tmp_path: Path) -> None:
     records = [dataclasses.replace(r, device="NVIDIA H200", device_s=72.0) for r in make_records(2)]
-    cards = {card.label: card.value for card in build_page(records, [], [], {}).cards}
+    cards = {card.label: card.value for card in page_of(records).cards}
     assert cards["GPU time"] == "4.8 min"
     assert cards["videos per GPU-hour"] == "50"
-    on_cpu = {card.label for card in build_page(make_records(2), [], [], {}).cards}
+    on_cpu = {card.label for card in page_of(make_records(2)).cards}
     assert {"rank time", "videos per rank-hour"} <= on_cpu
 
 
@@ -210,5 +260,5 @@ def test_an_arm_of_which_every_item_was_given_up_has_a_row_and_is_no_headline(tm
     page = write(paths)
     assert re.search(r"doomed\s*0/1\s*–", page.text)
     assert "nan" not in paths.report.read_text().lower().replace("banana", "")
-    cards = build_page(Ledger(paths).records(), [], Ledger(paths).failures(), make_spec([])).cards
+    cards = page_of(Ledger(paths).records(), Ledger(paths).failures(), make_spec([])).cards
     assert all("doomed" not in card.note for card in cards)

@@ -137,6 +137,7 @@ def test_a_run_behind_a_url_has_its_videos_and_files_there_and_goes_on_from_ther
 def test_the_report_behind_a_url_links_the_videos_beside_it_and_measures_them(
     tmp_path: Path, sweep: Sweep, url: UrlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stages.worker.ClipWorker", lambda arms, **options: VideoWorker(size=144))
     whole = {"arms": {"full": {"planner": "full"}, "dvg": {}}, "reference": "full"}
     sweep(URL, work=tmp_path, **whole)
     monkeypatch.undo()

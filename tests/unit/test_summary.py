@@ -19,7 +19,9 @@ GOLDEN_COLUMNS = (
     "spatial_demand,temporal_demand,spatial_weight,temporal_weight,neutral_demand,action,s2,f2,why,density,"
     "density_executed,tokens_full,stage_grids,stage_s,text_s,sketch_s,refine_s,denoise_s,decode_s,encode_s,latency_s,"
     "device_s,degree,attempts,device,host,video,num_bytes,sha256,finished_at,"
-    "target,predicted_s,cost_label,cost_device,image,solver,stage_degrees,sizing,reference_arm,psnr,ssim"
+    "target,predicted_s,cost_label,cost_device,image,solver,stage_degrees,sizing,reference_arm,psnr,ssim,"
+    "lpips,latent_cosine,flicker,motion,static,frames_ok,semantic_colour,semantic_shape,semantic_size,semantic_direction,"
+    "semantic_speed,semantic_background,semantic_camera"
 )
 
 
@@ -106,3 +108,19 @@ def test_an_arm_of_which_every_item_was_given_up_is_a_row_without_figures() -> N
 def test_a_run_without_a_single_video_has_a_table_of_what_was_given_up() -> None:
     _, rows = table_rows(arm_stats([], failures=[{"arm": "dvg"}, {}]))
     assert [row[:2] for row in rows] == [("dvg", "0/1"), ("unknown", "0/1")]
+
+
+def test_every_metric_has_its_mean_and_those_beside_psnr_and_ssim_a_column_where_there_is_room() -> None:
+    records = make_records(2)
+    dvg = [r for r in records if r.arm == "dvg"]
+    rows = [quality_row(r) | {"flicker": 0.5 + 0.25 * n, "semantic_colour": 1.0} for n, r in enumerate(dvg)]
+    rows += [{"item_key": records[0].item_key, "arm": "full", "reference_arm": None, "flicker": 1.0}]
+    full, fast = arm_stats(records, rows)
+    assert (full.arm, full.quality, full.psnr) == ("full", {"flicker": 1.0}, None)
+    assert fast.quality == {"psnr": 27.5, "ssim": 0.91, "flicker": 0.625, "semantic_colour": 1.0}
+    columns, (first, second) = table_rows([full, fast])
+    at = columns.index("flicker")
+    assert columns[at : at + 2] == ("flicker", "semantic")
+    assert (first[at : at + 2], second[at : at + 2]) == (("1.0000", "–"), ("0.6250", "1.00"))
+    assert len(columns) == len(first) == len(second)
+    assert "flicker" not in table_rows([full, fast], with_metrics=False)[0]

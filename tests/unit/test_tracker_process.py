@@ -27,7 +27,7 @@ from tests.fakerun import make_failure, make_records, make_run, make_spec
 from tests.mlflowserver import MlflowServer
 
 ROOT = Path(__file__).parents[2]
-WHOLE = {"sweep": 1, "config": 2, "prompt": 8}
+WHOLE = {"sweep": 1, "arm": 2, "prompt": 8}
 """Runs by level of the run that these tests track."""
 DRIVER = """
 import sys, time
@@ -74,7 +74,7 @@ def until(condition: Callable[[], bool]) -> None:
 def half_made(root: Path, **settings: str) -> tuple[RunPaths, list[Record]]:
     """A run folder with two of eight records, and the others."""
     records = make_records(4)
-    return make_run(root, records[:2], make_spec(records, **settings), videos=False), records[2:]
+    return make_run(root, records[:2], make_spec(records, videos="none", **settings), videos=False), records[2:]
 
 
 def test_a_tracker_killed_again_and_again_is_started_again_and_nothing_is_written_twice(tmp_path: Path) -> None:

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
-from experiments import following, tracking
+from experiments import following, mlflow_runs, tracking
 from experiments.following import Follower, follow
-from experiments.mlflow_rows import METRICS, videos_to_upload
+from experiments.mlflow_rows import METRICS, chosen_pairs
 from experiments.mlflow_store import Changes
 from experiments.tracking import FINISH, open_run, tracking_uri
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
 from orchestrator.types import Record
 from tests.fakerun import make_failure, make_record, make_records, make_run, make_spec, quality_row
+from tests.mlflowstate import by_level, runs, state
 
 
 @pytest.fixture(scope="module")
@@ -40,33 +40,6 @@ def _no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_database: 
     shutil.copy(empty_database, tmp_path)
 
 
-def runs(paths: RunPaths, experiment: str = "dvg") -> list[Run]:
-    client = MlflowClient(tracking_uri=paths.mlflow_uri)
-    found = client.get_experiment_by_name(experiment)
-    return list(client.search_runs([found.experiment_id])) if found else []
-
-
-def by_level(paths: RunPaths) -> dict[str, list[Run]]:
-    return {level: [r for r in runs(paths) if r.data.tags["level"] == level] for level in ("sweep", "config", "prompt")}
-
-
-def state(paths: RunPaths) -> dict[str, Any]:
-    """Everything of every run that a repeated mirror could wrongly change or add."""
-    client = MlflowClient(tracking_uri=paths.mlflow_uri)
-    return {
-        run.info.run_id: (
-            run.info.status,
-            run.info.start_time,
-            run.info.end_time,
-            sorted(run.data.params.items()),
-            sorted(run.data.tags.items()),
-            {name: len(client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics},
-            sorted(run.data.metrics.items()),
-        )
-        for run in runs(paths)
-    }
-
-
 def mirror(root: Path, uri: str | None = None) -> Changes:
     return tracking.mirror(Ledger(RunPaths(root)), uri)
 
@@ -79,7 +52,7 @@ def tracked(paths: RunPaths, records: list[Record], spec: dict[str, Any] | None 
     told: list[dict[str, Any]] = []
     follow(Follower(paths, told.append), lambda timeout_s: FINISH, told.append)
     warnings = [row["warn"] for row in told if "warn" in row]
-    assert told[-1] == {"complete": not warnings}
+    assert told[-1] == {"complete": not any("cannot be written" in line for line in warnings)}
     return warnings
 
 
@@ -88,10 +61,10 @@ def test_sixteen_prompt_runs_nest_under_two_arm_runs_under_one_sweep_run(tmp_pat
     paths = make_run(tmp_path, records)
     assert tracked(paths, records) == []
     levels = by_level(paths)
-    assert {level: len(found) for level, found in levels.items()} == {"sweep": 1, "config": 2, "prompt": 16}
+    assert {level: len(found) for level, found in levels.items()} == {"sweep": 1, "arm": 2, "prompt": 16}
     parents = Counter(run.data.tags["mlflow.parentRunId"] for run in levels["prompt"])
-    assert parents == {arm.info.run_id: 8 for arm in levels["config"]}
-    assert {arm.data.tags["mlflow.parentRunId"] for arm in levels["config"]} == {levels["sweep"][0].info.run_id}
+    assert parents == {arm.info.run_id: 8 for arm in levels["arm"]}
+    assert {arm.data.tags["mlflow.parentRunId"] for arm in levels["arm"]} == {levels["sweep"][0].info.run_id}
     assert {run.info.status for run in runs(paths)} == {"FINISHED"}
 
 
@@ -103,7 +76,7 @@ def test_prompt_runs_carry_typed_metrics_params_quality_and_their_own_times(tmp_
     dvg, record = found["dvg"], records[1]
     assert set(dvg.data.metrics) == {*METRICS, "quality.psnr", "quality.ssim"}
     assert dvg.data.metrics["latency.denoise_s"] == record.denoise_s
-    assert set(found["full"].data.metrics) == set(METRICS) - {"demand.spatial", "demand.temporal"}
+    assert set(found["full"].data.metrics) == set(METRICS) - {"demand.spatial", "demand.temporal", "budget"}
     assert (dvg.data.params["action"], dvg.data.params["f2"]) == (record.action, str(record.f2))
     assert dvg.data.tags["item_key"] == record.item_key
     assert dvg.info.end_time - dvg.info.start_time == int(record.latency_s * 1000)
@@ -114,7 +87,7 @@ def test_arm_runs_carry_settings_means_percentiles_and_speedup(tmp_path: Path) -
     records += [make_record("full", p, denoise_s=8.0) for p in ("orbit", "drift")]
     paths = make_run(tmp_path, records, videos=False)
     tracked(paths, records)
-    arm = next(run for run in by_level(paths)["config"] if run.info.run_name == "dvg")
+    arm = next(run for run in by_level(paths)["arm"] if run.info.run_name == "dvg")
     assert arm.data.metrics["density"] == pytest.approx(0.45)
     assert arm.data.metrics["density.p95"] == pytest.approx(0.495)
     assert arm.data.metrics["speedup"] == 2.0
@@ -127,7 +100,7 @@ def test_mirroring_twice_adds_nothing(tmp_path: Path) -> None:
     make_failure(paths)
     assert mirror(tmp_path).num_added == 4
     before = state(paths)
-    assert dataclasses.astuple(mirror(tmp_path)) == (4, 0, 0)
+    assert mirror(tmp_path) == Changes(4, 0, 0)
     assert state(paths) == before
 
 
@@ -135,27 +108,29 @@ def test_mirroring_a_tracked_run_adds_nothing(tmp_path: Path) -> None:
     records = make_records(2)
     paths = make_run(tmp_path, records)
     tracked(paths, records)
-    paths.quality.write_text("")
     before = state(paths)
-    assert (mirror(tmp_path).num_added, mirror(tmp_path).num_updated) == (0, 0)
+    assert mirror(tmp_path) == mirror(tmp_path) == Changes(4, 0, 0)
     assert state(paths) == before
+    paths.quality.write_text("")
+    assert mirror(tmp_path) == Changes(4, 0, 0)
 
 
 def test_a_tracker_killed_in_the_middle_of_a_run_is_completed_without_a_second_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mlflow_runs, "sqlite_store", lambda client: None)  # as a server, which knows no whole batches
     records = make_records(2)
     paths = make_run(tmp_path, records)
     store = open_run(paths, make_spec(records))
-    store.put(records[0])
+    store.put(records[:1])
     monkeypatch.setattr(store.client, "log_batch", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     store._arm("full")
     with pytest.raises(KeyboardInterrupt):
-        store.put(records[2])  # leaves a run that was created and never written
+        store.put(records[2:3])  # leaves a run that was created and never written
     assert Counter(run.info.status for run in runs(paths)) == {"RUNNING": 3, "FINISHED": 1}
     report = mirror(tmp_path)
     assert (report.num_added, report.num_updated) == (2, 1)
-    assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "config": 2, "prompt": 4}
+    assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "arm": 2, "prompt": 4}
     assert {run.info.status for run in runs(paths)} == {"FINISHED"}
     assert all("density" in run.data.metrics for run in by_level(paths)["prompt"])
 
@@ -164,11 +139,11 @@ def test_a_stopped_sweep_is_marked_killed_and_reopened_by_the_next_start(tmp_pat
     records = make_records(2)
     paths = make_run(tmp_path, records[:1])
     follow(Follower(paths, print), lambda timeout_s: "", print)
-    assert {run.info.status for level in ("sweep", "config") for run in by_level(paths)[level]} == {"KILLED"}
+    assert {run.info.status for level in ("sweep", "arm") for run in by_level(paths)[level]} == {"KILLED"}
     for record in records[1:]:
         Ledger(paths).append(record)
     tracked(paths, records, make_spec(records))
-    assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "config": 2, "prompt": 4}
+    assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "arm": 2, "prompt": 4}
     assert {run.info.status for run in runs(paths)} == {"FINISHED"}
 
 
@@ -198,6 +173,7 @@ def test_records_are_sent_as_they_are_written_and_none_twice(tmp_path: Path) -> 
 
 def test_a_run_whose_making_was_not_answered_is_found_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "PAUSE_S", 0.0)
+    monkeypatch.setattr(mlflow_runs, "sqlite_store", lambda client: None)
     records = make_records(2)
     paths = make_run(tmp_path, records, make_spec(records), videos=False)
     told: list[dict[str, Any]] = []
@@ -213,7 +189,7 @@ def test_a_run_whose_making_was_not_answered_is_found_and_not_made_again(tmp_pat
     while not told or MlflowClient.create_run is lost:
         follower.look()
     follower.look()
-    assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "config": 2, "prompt": 4}
+    assert Counter(run.data.tags["level"] for run in runs(paths)) == {"sweep": 1, "arm": 2, "prompt": 4}
     assert len(told) == 1
 
 
@@ -255,7 +231,8 @@ def test_videos_summary_and_config_are_artifacts_without_the_tracking_uri(tmp_pa
     for run in levels["prompt"]:
         assert [a.path for a in client.list_artifacts(run.info.run_id, "video")] == ["video/0.mp4"]
     sweep = levels["sweep"][0]
-    assert {a.path for a in client.list_artifacts(sweep.info.run_id)} == {"config.resolved.yaml", "summary.csv"}
+    names = {a.path for a in client.list_artifacts(sweep.info.run_id)}
+    assert names == {"config.resolved.yaml", "summary.csv", "per_prompt.json"}
     copy = client.download_artifacts(sweep.info.run_id, "config.resolved.yaml", str(tmp_path / "copy"))
     assert "sqlite" not in Path(copy).read_text()
     assert "tolerance" in Path(copy).read_text()
@@ -272,13 +249,13 @@ def test_the_uri_is_the_specs_then_the_environments_then_the_run_folders(tmp_pat
 
 def test_the_video_sample_is_the_same_for_every_arm_and_every_call() -> None:
     pairs = [(f"p{i}", seed) for i in range(20) for seed in (0, 1)]
-    sample = videos_to_upload("sample", pairs, 2)
+    sample = chosen_pairs("sample", pairs, 2)
     assert len(sample) == 4
-    assert sample == videos_to_upload("auto", reversed(pairs), 2)
-    assert videos_to_upload("auto", pairs[:25], 2) == set(pairs[:25])
-    assert videos_to_upload("none", pairs, 2) == frozenset()
+    assert sample == chosen_pairs("auto", reversed(pairs), 2)
+    assert chosen_pairs("auto", pairs[:25], 2) == set(pairs[:25])
+    assert chosen_pairs("none", pairs, 2) == frozenset()
     with pytest.raises(ValueError, match="'some'; choices: auto, none, sample, all"):
-        videos_to_upload("some", pairs, 2)
+        chosen_pairs("some", pairs, 2)
 
 
 def test_a_file_system_without_locks_is_written_to_mlflow_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +274,7 @@ def test_an_arm_of_which_every_item_was_given_up_ends_as_failed_with_their_numbe
     make_failure(paths, "dvg", "drift", 0)
     open_run(paths, make_spec(make_records(1)))._arm("left-open")
     mirror(tmp_path)
-    arms = {run.info.run_name: run for run in by_level(paths)["config"]}
+    arms = {run.info.run_name: run for run in by_level(paths)["arm"]}
     assert {name: run.info.status for name, run in arms.items()} == {"full": "FINISHED", "dvg": "FAILED", "left-open": "FAILED"}
     assert {name: arms[name].data.metrics["num_failed"] for name in arms} == {"full": 0.0, "dvg": 2.0, "left-open": 0.0}
     before = state(paths)

@@ -1,0 +1,163 @@
+"""Every spec that ships: what it says it costs, and that it can be made, or is refused by the name of what is missing."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import jsonschema
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.config import build_sweep, load_sweep, read_yaml
+from orchestrator.methods import ABSENT, AVAILABLE
+from orchestrator.mistakes import ConfigError
+from orchestrator.spec_schema import spec_schema
+from orchestrator.suite_files import I2V_VARIABLE, NUM_I2V_ENTRIES
+from stages.models import embedded
+from stages.vocabulary import unknown_words
+
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "specs"
+SPECS = sorted(FOLDER.glob("*.yaml"))
+TABLES = {
+    "paper_table1": "hunyuanvideo,dvg-50,fewer-steps,dvg-25-steps",
+    "paper_table2": "wan22,wan22-dvg,wan22-dvg-25-steps,hunyuan15,hunyuan15-dvg-70,hunyuan15-dvg-50,hunyuan15-dvg-25-steps",
+    "paper_table3": "hunyuan15,cfg-distilled,cfg-dvg-70,cfg-dvg-50,meanflow,meanflow-dvg-70,meanflow-dvg-50",
+}
+"""Those with methods that are not there, and the arms that need none of them."""
+FEW = "vbench-100"
+COSTS = re.compile(r"Costs, by `dvg plan`:.*? ([\d,.]+) (?:GPU|core)-hours of work")
+WITHIN = 0.06
+"""Of what a comment says; figures below 1 have two digits."""
+
+
+@pytest.fixture(autouse=True)
+def vbench_i2v(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as VBench-I2V's users have it, with as many entries and one image."""
+    folder = tmp_path / "vbench2_beta_i2v"
+    images = folder / "data" / "crop" / "16-9"
+    images.mkdir(parents=True)
+    Image.new("RGB", (32, 18)).save(images / "a.jpg")
+    rows = [{"prompt_en": f"scene {n}", "dimension": ["i2v_subject"], "image_name": "a.jpg"} for n in range(NUM_I2V_ENTRIES)]
+    (folder / "vbench2_i2v_full_info.json").write_text(json.dumps(rows))
+    monkeypatch.setenv(I2V_VARIABLE, str(folder))
+
+
+def chosen(spec: pathlib.Path) -> list[str]:
+    """The override that leaves out what is not there."""
+    return [f"only={TABLES[spec.stem]}"] if spec.stem in TABLES else []
+
+
+def few(spec: pathlib.Path) -> list[str]:
+    """A prompt of each dozen is as good, and read sooner."""
+    return [f"prompts={FEW}"] if read_yaml(spec)["prompts"] in ("vbench", "vbench-filtered") else []
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
+def test_what_can_be_made_of_a_spec_resolves(spec: pathlib.Path) -> None:
+    sweep = load_sweep(spec, [*chosen(spec), *few(spec)], with_weights=False)
+    assert sweep.items
+    assert len({item.item_key for item in sweep.items}) == len(sweep.items)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_method_that_is_not_there_is_refused_in_one_line_with_what_is(name: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_sweep(FOLDER / f"{name}.yaml", with_weights=False)
+    (line,) = refused.value.mistakes
+    arms = read_yaml(FOLDER / f"{name}.yaml")["arms"]
+    absent = {word for arm in arms.values() for word in [arm.get("planner"), *arm.get("accelerators", [])] if word in ABSENT}
+    assert absent
+    for word in absent:
+        assert f"{word} ({ABSENT[word].source}; for " in line
+    for arm in set(arms) - set(TABLES[name].split(",")):
+        assert re.search(rf"for [^)]*\b{re.escape(arm)}\b", line), arm
+    assert f"planners: {', '.join(AVAILABLE['planner'])}; accelerators: none" in line
+    assert line.endswith(f"only={TABLES[name]}")
+
+
+def test_a_method_that_is_not_there_is_refused_wherever_it_is_asked_for() -> None:
+    everywhere = ({"planner": "fresco"}, {"arms": {"a": {"planner": "fresco"}}}, {"sweep": {"planner": ["full", "fresco"]}})
+    for where in everywhere:
+        with pytest.raises(ConfigError, match=r"fresco \(Fresco, arXiv 2601.07462.* planners: full, dvg"):
+            build_sweep({"prompts": ["a red circle"], **where}, FOLDER)
+    done = CliRunner().invoke(app, ["generate", "a red circle", "--planner", "fresco"])
+    assert "fresco (Fresco, arXiv 2601.07462) is not available in this version; planners: full" in str(done.exception)
+
+
+def test_a_method_that_nobody_knows_is_unknown_and_no_method_is_no_mistake() -> None:
+    with pytest.raises(ConfigError, match="unknown accelerator 'turbo'; choices: none in this version"):
+        build_sweep({"prompts": ["a red circle"], "accelerators": ["turbo"]}, FOLDER)
+    assert build_sweep({"prompts": ["a red circle"], "accelerators": []}, FOLDER).items
+
+
+def test_other_mistakes_are_told_beside_a_method_that_is_not_there() -> None:
+    with pytest.raises(ConfigError) as refused:
+        build_sweep({"prompts": ["a red circle"], "stepz": 3, "arms": {"a": {"planner": "vgdfr"}}}, FOLDER)
+    assert len(refused.value.mistakes) == 2
+    assert "did you mean 'steps'?" in refused.value.mistakes[1]
+
+
+@pytest.mark.parametrize("only", ["b,c", ["b", "c"], " b , c "])
+def test_only_makes_the_arms_it_names_and_looks_at_no_other(only: str | list[str]) -> None:
+    data = {"prompts": ["a red circle"], "arms": {"a": {"planner": "vgdfr", "steps": "x"}, "b": {}, "c": {"planner": "full"}}}
+    sweep = build_sweep({**data, "only": only}, FOLDER)
+    assert [arm.name for arm in sweep.arms] == ["b", "c"]
+
+
+def test_an_arm_that_nothing_swept_matters_to_keeps_its_name_and_may_be_the_reference() -> None:
+    arms = {"full": {"planner": "full"}, "dvg": {}, "once": {"budget": 0.5}}
+    data = {"prompts": ["a red circle"], "arms": arms, "reference": "full"}
+    sweep = build_sweep({**data, "sweep": {"budget": [0.4, 0.5]}}, FOLDER)
+    assert [arm.name for arm in sweep.arms] == ["full", *(f"{name}-budget{b}" for name in ("dvg", "once") for b in (0.4, 0.5))]
+    assert sweep.reference == "full"
+    alone = build_sweep({**data, "arms": {"dvg": {}}, "sweep": {"budget": [0.4]}, "reference": None}, FOLDER)
+    assert [arm.name for arm in alone.arms] == ["dvg-budget0.4"]
+
+
+@pytest.mark.parametrize(
+    "only, told",
+    [("x", "unknown arm in only: 'x'; choices: a"), ([], "should have at least 1 item"), ([["a"]], "only.0")],
+)
+def test_only_is_refused_for_arms_that_there_are_not(only: object, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        build_sweep({"prompts": ["a red circle"], "arms": {"a": {}}, "only": only}, FOLDER)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
+def test_a_spec_says_what_it_costs_as_it_is_planned(spec: pathlib.Path) -> None:
+    text = " ".join(line.removeprefix("#") for line in spec.read_text().splitlines() if line.startswith("#"))
+    (said,) = COSTS.findall(" ".join(text.split()))
+    done = CliRunner().invoke(app, ["plan", str(spec), *chosen(spec), *few(spec), "--json"])
+    report = json.loads(done.stdout)
+    whole = load_sweep(spec, chosen(spec), with_weights=False).items if few(spec) else range(report["items"])
+    hours = report["gpu_hours"]["total"] * len(whole) / report["items"]
+    assert float(said.replace(",", "")) == pytest.approx(hours, rel=WITHIN)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
+def test_editors_accept_what_can_be_made_and_mark_what_cannot(spec: pathlib.Path) -> None:
+    data = read_yaml(spec)
+    wanted = TABLES[spec.stem].split(",") if spec.stem in TABLES else list(data["arms"])
+    validator = jsonschema.Draft202012Validator(spec_schema())
+    made = {**data, "arms": {name: arm for name, arm in data["arms"].items() if name in wanted}}
+    assert [error.message for error in validator.iter_errors(made)] == []
+    assert validator.is_valid(data) == (spec.stem not in TABLES)
+
+
+def test_captions_of_specs_for_the_embedded_model_are_in_its_words() -> None:
+    captions = {line for spec in SPECS for line in captions_of(read_yaml(spec)) if read_yaml(spec).get("model") == embedded.NAME}
+    assert len(captions) >= 24
+    assert {caption: unknown_words(caption, pathlib.Path(embedded.FOLDER)) for caption in captions} == dict.fromkeys(captions, ())
+
+
+def captions_of(data: dict[str, object]) -> list[str]:
+    given = data["prompts"]
+    if isinstance(given, str):
+        return [line for line in (FOLDER / given).read_text().splitlines() if not line.startswith("#")] if "." in given else []
+    return [prompt["prompt"] for prompt in yaml.safe_load(json.dumps(given))]
