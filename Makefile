@@ -26,8 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/dvg sweep experiments/specs/demo.yaml --out $(OUT)
 
+# Files of unit tests on two processes; what starts clusters, one after the other.
 test: setup
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest -q tests --ignore tests/unit
 
 vbench-env: $(VBENCH_STAMP)
 
