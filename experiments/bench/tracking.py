@@ -1,6 +1,6 @@
 """What it costs to bring a run into MLflow: prompts as runs and as steps, and the same again, which must add nothing.
 
-``python -m experiments.bench.tracking [--num 5000] [--layouts steps runs] [--uri URI] [--out experiments/results/tracking_cpu_202611.json]``
+``python -m experiments.bench.tracking [--num 5000] [--layouts steps runs] [--uri URI] [--out FILE.json]``
 
 Records are made up, with quality figures and without videos; the store is an sqlite file of its own unless ``--uri`` says so.
 """
