@@ -78,6 +78,10 @@ class PromptRuns:
         tags = rows.prompt_tags(record) | self._tags(record)
         name = f"{record.prompt_id}-{record.seed}"
         run = self.runs.ensure(record.item_key, "prompt", name, parent.run_id, start_ms, tags)
+        if (
+            self.runs.sqlite is not None
+        ):  # in one transaction the order is free, and MLflow reads back all that a run it ends holds
+            self.runs.status(run, FINISHED, end_ms)
         self.runs.log(run, end_ms, metrics, rows.prompt_params(record))
         self.runs.status(run, FINISHED, end_ms)
 

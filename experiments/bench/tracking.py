@@ -1,6 +1,6 @@
 """What it costs to bring a run into MLflow: prompts as runs and as steps, and the same again, which must add nothing.
 
-``python -m experiments.bench.tracking [--num 5000] [--layouts steps runs] [--uri URI] [--out experiments/results/tracking.json]``
+``python -m experiments.bench.tracking [--num 5000] [--layouts steps runs] [--uri URI] [--out FILE.json]``
 
 Records are made up, with quality figures and without videos; the store is an sqlite file of its own unless ``--uri`` says so.
 """
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=5000)
     parser.add_argument("--layouts", nargs="+", choices=tuple(LIMITS_S), default=list(LIMITS_S))
     parser.add_argument("--uri")
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/tracking.json"))
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/tracking_cpu_202611.json"))
     options = parser.parse_args()
     figures = {layout: measure(layout, options.num, options.uri) for layout in options.layouts}
     save(options.out, "tracking", {"layouts": figures, "load_average": os.getloadavg()[0], "store": options.uri or "sqlite"})
