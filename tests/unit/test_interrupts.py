@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from orchestrator.interrupts import kept_interrupts
+
+
+@pytest.fixture(autouse=True)
+def handled() -> Iterator[None]:
+    """Ctrl-C is Python's own, whoever runs the tests: parallel ones ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def press() -> None:
