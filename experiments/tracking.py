@@ -65,6 +65,8 @@ class Tracker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._finished = self._closing = self._complete = False
+        self._given_up = False
+        """The sweep's end waits no longer: nobody is started again."""
         self._watch = Watch(paths) if wants_system_metrics(paths) else None
         self._thread = threading.Thread(target=self._look_after, name="mlflow-tracker", daemon=True)
         self._thread.start()
@@ -92,6 +94,7 @@ class Tracker:
                     self._process.stdin.close()
         self._thread.join(timeout_s)
         with self._lock:
+            self._given_up = True
             if self._process and self._process.poll() is None:
                 self._process.kill()
         self._thread.join(timeout_s)
@@ -112,7 +115,7 @@ class Tracker:
             for line in process.stdout or ():
                 self._hear(line)
             code = process.wait()
-            if code == 0 or (self._closing and not self._finished):
+            if code == 0 or self._given_up or (self._closing and not self._finished):
                 return
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         self._tell(
@@ -138,6 +141,8 @@ class Tracker:
                 self._say_finish()
             if self._closing and self._process.stdin:
                 self._process.stdin.close()
+            if self._given_up:
+                self._process.kill()
             return self._process
 
     def _say_finish(self) -> None:

@@ -148,6 +148,7 @@ def test_a_server_that_never_answers_does_not_keep_the_run_from_ending(tmp_path:
     assert not tracker.close(timeout_s=0.5)
     assert warnings == [f"MLflow misses updates of this run: `dvg track {tmp_path}` completes it"]
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    assert tracker.pid is None, "another was started"
 
 
 @pytest.mark.slow
