@@ -96,6 +96,11 @@ class Clock:
         return sum(made.stages[n].steps for n in range(command.begin, command.stop)) * 0.1 / (width * EFFICIENCY[width])
 
     def step(self) -> None:
+        self.answer()
+        self.scheduler.check()
+
+    def answer(self) -> None:
+        """The next command is done."""
         self.now_s, _, command = heapq.heappop(self.queue)
         made = Decision(ACTIONS[self.items[command.item_key].arm], "because")
         key, attempt = command.item_key, command.attempt
@@ -105,7 +110,6 @@ class Clock:
             self.tell(events.PhaseDone(self.now_s, key, attempt, command.stop, {}))
         else:
             self.tell(events.Decoded(self.now_s, key, attempt, Clip("x.mp4", 1, "0")))
-        self.scheduler.check()
 
     def run(self) -> float:
         while self.queue:
@@ -240,9 +244,7 @@ def test_an_event_costs_as_many_calls_with_thirty_times_the_items_and_pods() -> 
         clock = Clock(sizing(), pods=pods, ranks=2, sketchers=2 * pods, decoders=pods, max_ahead=8 * pods)
         clock.arrive(*(item(n, ("short", "long")[n % 2]) for n in range(24 * pods)))
         for _ in range(12 * pods):
-            clock.now_s, _, command = clock.queue[0]
-            Clock.step.__globals__["heapq"].heappop(clock.queue)
-            _answer(clock, command)
+            clock.answer()
         counted = 0
 
         def count(frame: object, what: str, argument: object) -> None:
@@ -252,24 +254,12 @@ def test_an_event_costs_as_many_calls_with_thirty_times_the_items_and_pods() -> 
         sys.setprofile(count)
         try:
             for _ in range(40):
-                clock.now_s, _, command = heapq.heappop(clock.queue)
-                _answer(clock, command)
+                clock.answer()
         finally:
             sys.setprofile(None)
         return counted / 40
 
     assert calls(60) < 2.0 * calls(2)
-
-
-def _answer(clock: Clock, command: events.Command) -> None:
-    made = Decision(ACTIONS[clock.items[command.item_key].arm], "because")
-    key, attempt = command.item_key, command.attempt
-    if isinstance(command, StartSketch):
-        clock.tell(events.Sketched(clock.now_s, key, attempt, made, {}))
-    elif isinstance(command, StartPhase):
-        clock.tell(events.PhaseDone(clock.now_s, key, attempt, command.stop, {}))
-    else:
-        clock.tell(events.Decoded(clock.now_s, key, attempt, Clip("x.mp4", 1, "0")))
 
 
 tickets = st.tuples(st.booleans(), st.integers(0, 5).map(float), st.sampled_from("abc"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,7 @@ from orchestrator.types import Record
 from tests.fakerun import make_failure, make_record, make_records, make_run, make_spec, quality_row
 from tests.mlflowstate import by_level, runs, state
 
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to lay out a new one."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_database: Path) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty_database, tmp_path)
+pytestmark = pytest.mark.usefixtures("own_mlflow")
 
 
 def mirror(root: Path, uri: str | None = None) -> Changes:
