@@ -26,7 +26,7 @@ import yaml
 
 from experiments.bench.chaos_checks import losses, mistakes_of, rows_of
 from experiments.bench.chaos_report import report
-from experiments.bench.chaos_rig import ENVIRONMENT, ROOT, Rig, wait_until
+from experiments.bench.chaos_rig import ENVIRONMENT, ROOT, Rig, last_error, wait_until
 from experiments.bench.common import save
 from orchestrator.cli_sweep import scheduler_config
 from orchestrator.config import Sweep, load_sweep
@@ -267,11 +267,6 @@ class Rampage:
         self.tally.kills[kind] += 1
         self.tally.story.append((round(time.monotonic() - self.began_s, 1), kind, self.num_records))
         print(f"{self.tally.story[-1]}", flush=True)
-
-
-def last_error(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error:")]
-    return lines[-1][:400] if lines else "no word"
 
 
 def concluded(options: Options, root: Path, sweep: Sweep, tally: Tally) -> dict[str, Any]:

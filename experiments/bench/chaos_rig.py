@@ -130,3 +130,8 @@ def wait_until(condition: Any, timeout_s: float, what: str) -> None:
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"{what} did not come within {timeout_s:.0f} s")
         time.sleep(0.1)
+
+
+def last_error(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error:")]
+    return lines[-1][:400] if lines else "no word"
