@@ -14,7 +14,14 @@ from orchestrator.cost import CostModel
 from orchestrator.geometry import ModelGeometry, SolverName, model
 from orchestrator.types import Item, VideoShape
 
-PlannerName = Literal["full", "dvg", "temporal-only", "spatial-only", "fixed"]
+
+class MethodUse(BaseModel):
+    """A method with every setting that it needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    settings: dict[str, Any] = {}
 
 
 class LoraSpec(BaseModel):
@@ -42,7 +49,13 @@ class Arm(BaseModel):
     revision: str = ""
     """Fingerprint of weights and adapters, so that changed weights are not mistaken for finished work."""
     lora: tuple[LoraSpec, ...] = ()
-    planner: PlannerName
+    planner: str
+    planner_settings: dict[str, Any] = {}
+    """Of a planner that has settings of its own; ``dvg`` and its ablations have ``dvg``."""
+    accelerators: tuple[MethodUse, ...] = ()
+    """What makes the steps on a grid cheaper."""
+    reconstructed: tuple[str, ...] = ()
+    """Which of these follow no released code."""
     budget: float | None = None
     """Share of the full run's token-steps, in (0, 1], which fixes stage 1; None where the planner has no budget."""
     target: Target | None = None
@@ -92,7 +105,8 @@ def item_key(arm: Arm, prompt: str, seed: int, image_sha256: str = "") -> str:
     """
     if arm.cost is not None:
         arm = arm.model_copy(update={"cost": arm.cost.alone})
-    idle: dict[str, Any] = {"weights": True, "lora": {"__all__": {"path"}}}
+    idle: dict[str, Any] = {"weights": True, "lora": {"__all__": {"path"}}, "reconstructed": True}
+    idle |= {name: True for name in ("planner_settings", "accelerators") if not getattr(arm, name)}
     if arm.target is None:
         idle |= {"target": True, "cost": True}
     elif arm.cost is not None:

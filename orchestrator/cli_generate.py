@@ -22,11 +22,12 @@ from orchestrator.config import ArmOptions
 from orchestrator.cost import denoise_s
 from orchestrator.geometry import model
 from orchestrator.images import NONE, FirstFrames
+from orchestrator.methods import named
 from orchestrator.mistakes import ConfigError, RunError, from_validation, unknown
 from orchestrator.options import AttentionName
 from orchestrator.prompts import Prompt
 from orchestrator.resolve import resolve_arm
-from orchestrator.resolve_budget import WITHOUT_BUDGET
+from orchestrator.resolve_budget import BUDGETED
 from orchestrator.types import Clip, Decision, Item, Stage
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ def _resolve(prompt: str, seed: int, settings: Mapping[str, Any], machine: Machi
         options = ArmOptions.model_validate(settings)
     except ValidationError as error:
         raise ConfigError([*mistakes, *from_validation(error, ArmOptions)]) from error
-    if options.budget is not None and options.planner in WITHOUT_BUDGET:
-        mistakes.append(f"budget: planner {options.planner} spends what it spends; drop one of the two")
+    planner, _ = named(options.planner or "dvg")
+    if options.budget is not None and planner not in BUDGETED:
+        mistakes.append(f"budget: planner {planner} spends what it spends; drop one of the two")
     device = device_name(on_gpu=False) if machine.device == "cpu" else None
     arm = resolve_arm("generate", {**options.model_dump(), "device_name": device}, mistakes)
     frames = FirstFrames(pathlib.Path.cwd(), mistakes)

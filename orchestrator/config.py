@@ -21,6 +21,7 @@ from orchestrator.expansion import expand_points, keep_arms, merge, set_dotted
 from orchestrator.extended import extended_prompts
 from orchestrator.images import FirstFrames
 from orchestrator.methods import NOT_AVAILABLE, absent_told
+from orchestrator.methods import named as method_named
 from orchestrator.metrics_config import AFTERWARDS, MetricsConfig, against_mistakes
 from orchestrator.mistakes import ConfigError, from_validation, password_mistakes
 from orchestrator.prompts import Prompt, load_prompts, suite_named
@@ -174,10 +175,10 @@ def _points(spec: SweepSpec, with_weights: bool, mistakes: list[str]) -> tuple[t
     shared = {key: value for key, value in spec.model_dump().items() if key in ArmOptions.model_fields}
     if shared["device_name"] is None and not spec.cluster.gpus_per_rank:
         shared["device_name"] = device_name(on_gpu=False)
-    named = spec.arms or {spec.planner or "dvg": ArmOptions()}
+    arms = spec.arms or {method_named(spec.planner or "dvg")[0]: ArmOptions()}
     return tuple(
         point
-        for name, options in named.items()
+        for name, options in arms.items()
         for point in _points_of(name, merge(shared, options.model_dump()), spec.sweep, with_weights, mistakes)
     )
 

@@ -18,6 +18,8 @@ from orchestrator.actions import decide, full_action, uniform_action
 from orchestrator.arms import Arm
 from orchestrator.budgets import Target, actions_for
 from orchestrator.geometry import model
+from orchestrator.methods import Request, find, read_settings
+from orchestrator.resolve_budget import BUDGETED
 from orchestrator.types import Action, Decision, Demand
 
 MAX_DEMANDS = 500
@@ -114,6 +116,10 @@ def actions_of(arm: Arm) -> tuple[Action, ...]:
     task = (geometry, arm.shape, arm.num_steps)
     if arm.planner == "full":
         return (full_action(*task),)
+    if arm.planner not in (*BUDGETED, "fixed"):
+        method = find(arm.planner, "planner")
+        request = Request(geometry, arm.shape, arm.num_steps, arm.guidance, arm.planner, arm.dvg, arm.solver)
+        return method.actions(read_settings(method, arm.planner_settings), request)
     if arm.planner != "dvg":
         return (uniform_action(arm.planner, *task, arm.budget, arm.dvg),)
     target = arm.target or Target(value=arm.budget if arm.budget is not None else 1.0)

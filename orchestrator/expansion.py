@@ -17,11 +17,12 @@ MAX_SUFFIX = 40
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``, nested mappings merged; None in ``over`` leaves what ``base`` says."""
+    """``over`` on top of ``base``, nested mappings merged, but for those of two planners; None in ``over`` leaves what ``base`` says."""
     result = dict(copy.deepcopy(base))
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-            result[key] = merge(result[key], value)
+        held = result.get(key)
+        if isinstance(value, Mapping) and isinstance(held, Mapping) and (key != "planner" or value.keys() == held.keys()):
+            result[key] = merge(held, value)
         elif value is not None:
             result[key] = copy.deepcopy(value)
     return result

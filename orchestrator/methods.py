@@ -1,64 +1,188 @@
-"""Methods that published comparisons name and this version does not have: what is said to a spec that asks for one."""
+"""Methods by name: planners, which decide what grid a step runs on, and accelerators, which make the steps on a grid cheaper.
+
+A method is one file that says all about itself (``METHOD``), and one line here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
-from orchestrator.arms import PlannerName
-from orchestrator.mistakes import unknown
+from orchestrator.dvg_config import DvgConfig
+from orchestrator.mistakes import from_validation, unknown
+from orchestrator.model_geometry import ModelGeometry, SolverName
+from orchestrator.types import Action, VideoShape
 
 Kind = Literal["planner", "accelerator"]
+Follows = Literal["release", "paper", "reconstructed"]
+"""What the code here goes by: a published implementation, a paper that gives all of it, or what was pieced together."""
+Lever = Literal["grid", "steps", "cache", "attention", "tokens"]
+"""What a method saves on. Two of the same lever exclude each other."""
 NOT_AVAILABLE = "method_not_available"
 """What the error of an absent method is called."""
+
+PLANNERS: Mapping[str, str] = {
+    "full": "stages.planners.full",
+    "dvg": "stages.planners.dvg",
+    "temporal-only": "stages.planners.uniform",
+    "spatial-only": "stages.planners.uniform",
+    "fixed": "stages.planners.uniform",
+}
+"""Where each planner lives, by the name that a spec writes."""
+ACCELERATORS: Mapping[str, str] = {}
+"""Where each accelerator lives."""
+
+
+class Settings(BaseModel):
+    """What a method lets its user set; every field documented."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a method is asked for, known before any device is touched."""
+
+    geometry: ModelGeometry
+    shape: VideoShape
+    num_steps: int
+    guidance: float
+    planner: str
+    config: DvgConfig
+    solver: SolverName | None = None
+
+
+def nothing_wrong(settings: Any, request: Request) -> list[str]:
+    """Of a method that serves every model, grid and width."""
+    return []
+
+
+def as_given(settings: Any, request: Request) -> Any:
+    """Of a method whose settings hold for every model."""
+    return settings
+
+
+def no_actions(settings: Any, request: Request) -> tuple[Action, ...]:
+    """Of an accelerator, and of the planners whose schedules ``orchestrator.demands`` knows itself."""
+    return ()
 
 
 @dataclass(frozen=True)
 class Method:
-    """A planner decides which grid a step runs on; an accelerator makes the steps on a grid cheaper."""
+    """All that is known of a method before it runs.
+
+    ``make`` of a planner is called ``(settings, task)`` and gives a planner; of an accelerator likewise, and gives a new
+    accelerator for one stage.
+    """
+
+    name: str
+    kind: Kind
+    lever: Lever
+    source: str
+    """Name and paper, for people."""
+    summary: str
+    """One line: what it does."""
+    follows: Follows
+    make: Callable[..., Any]
+    settings: type[Settings] = Settings
+    resolve: Callable[[Any, Request], Any] = as_given
+    """Settings with what the model decides filled in. Raises ValueError, naming what serves instead."""
+    mistakes: Callable[[Any, Request], list[str]] = nothing_wrong
+    """Why it cannot serve a request, each with the alternatives."""
+    excludes: Mapping[str, str] = field(default_factory=dict)
+    """Other methods that it cannot be combined with, and why, beside those of its own lever."""
+    actions: Callable[[Any, Request], tuple[Action, ...]] = no_actions
+    """Of a planner: every schedule that a clip may come to, by arithmetic alone."""
+    needs: str = ""
+    """Weights, packages or calibrations, in words."""
+    whole_forwards: bool = True
+    """Of an accelerator: it leaves out whole forwards only, so weights may be spread over ranks."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A method that published comparisons name and this version does not have."""
 
     kind: Kind
     source: str
 
 
-ABSENT: Mapping[str, Method] = {
-    "vgdfr": Method("planner", "VGDFR, arXiv 2504.12259"),
-    "jenga-prores": Method("planner", "progressive resolution of Jenga, arXiv 2505.16864"),
-    "bottleneck": Method("planner", "Bottleneck Sampling, arXiv 2503.18940"),
-    "fresco": Method("planner", "Fresco, arXiv 2601.07462"),
-    "spargeattn": Method("accelerator", "SpargeAttn, arXiv 2502.18137"),
-    "lipar": Method("accelerator", "LIPAR, arXiv 2603.05811"),
-    "tome": Method("accelerator", "token merging"),
-    "teacache": Method("accelerator", "TeaCache, arXiv 2411.19108"),
-    "adacache": Method("accelerator", "AdaCache, arXiv 2411.02397"),
-    "taylorseer": Method("accelerator", "TaylorSeer, arXiv 2503.06923"),
+ABSENT: Mapping[str, Absent] = {
+    "vgdfr": Absent("planner", "VGDFR, arXiv 2504.12259"),
+    "jenga-prores": Absent("planner", "progressive resolution of Jenga, arXiv 2505.16864"),
+    "bottleneck": Absent("planner", "Bottleneck Sampling, arXiv 2503.18940"),
+    "fresco": Absent("planner", "Fresco, arXiv 2601.07462"),
+    "spargeattn": Absent("accelerator", "SpargeAttn, arXiv 2502.18137"),
+    "lipar": Absent("accelerator", "LIPAR, arXiv 2603.05811"),
+    "tome": Absent("accelerator", "token merging"),
+    "teacache": Absent("accelerator", "TeaCache, arXiv 2411.19108"),
+    "adacache": Absent("accelerator", "AdaCache, arXiv 2411.02397"),
+    "taylorseer": Absent("accelerator", "TaylorSeer, arXiv 2503.06923"),
 }
 """By the name that a spec writes. A method that the project learns leaves this table."""
-AVAILABLE: Mapping[Kind, tuple[str, ...]] = {"planner": get_args(PlannerName), "accelerator": ()}
 
 
-def refuse_absent(name: Any) -> Any:
+def available(kind: Kind) -> tuple[str, ...]:
+    return tuple(PLANNERS if kind == "planner" else ACCELERATORS)
+
+
+def find(name: str, kind: Kind) -> Method:
+    """Raises ValueError with the choices for an unknown name."""
+    module = (PLANNERS if kind == "planner" else ACCELERATORS).get(name)
+    if module is None:
+        raise ValueError(unknown(kind, name, [*available(kind)] or ["none in this version"]))
+    methods: Mapping[str, Method] = importlib.import_module(module).METHODS
+    return methods[name]
+
+
+def read_settings(method: Method, given: Mapping[str, Any]) -> Any:
+    """Raises ValueError with every mistake."""
+    try:
+        return method.settings.model_validate(dict(given))
+    except ValidationError as error:
+        raise ValueError("; ".join(from_validation(error, method.settings, method.name))) from error
+
+
+def named(value: Any) -> tuple[str, dict[str, Any]]:
+    """``teacache`` or ``{teacache: {threshold: 0.1}}``: the name and the settings. Raises ValueError for other forms."""
+    if isinstance(value, str):
+        return value, {}
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, settings),) = value.items()
+        if isinstance(name, str) and (settings is None or isinstance(settings, Mapping)):
+            return name, dict(settings or {})
+    raise ValueError(f"{value!r} is no method: write its name, or {{name: {{setting: value}}}}")
+
+
+def refuse_absent(value: Any) -> Any:
     """For a field that names a method. Raises PydanticCustomError of type ``NOT_AVAILABLE`` for one of ``ABSENT``."""
+    name = next(iter(value), None) if isinstance(value, Mapping) and len(value) == 1 else value
     if isinstance(name, str) and (method := ABSENT.get(name)):
         told = {"name": name, "source": method.source, "choices": choices(method.kind)}
         raise PydanticCustomError(NOT_AVAILABLE, "{name} ({source}) is not available in this version; {choices}", told)
-    return name
+    return value
 
 
-def accelerator(name: str) -> str:
-    """Raises ValueError with the choices."""
-    if name not in AVAILABLE["accelerator"]:
-        raise ValueError(unknown("accelerator", name, [*AVAILABLE["accelerator"], "none in this version"]))
-    return name
+def checked(kind: Kind) -> Callable[[Any], Any]:
+    """For a field: a known method of this kind, in either form. The validator raises ValueError with the choices."""
+
+    def check(value: Any) -> Any:
+        name, _ = named(value)
+        if name not in available(kind):
+            raise ValueError(unknown(kind, name, [*available(kind)] or ["none in this version"]))
+        return value
+
+    return check
 
 
 def choices(kind: Kind) -> str:
     """``planners: full, dvg, ...``."""
-    return f"{kind}s: {', '.join(AVAILABLE[kind]) or 'none'}"
+    return f"{kind}s: {', '.join(available(kind)) or 'none'}"
 
 
 def absent_told(error: ValidationError, arms: Iterable[str]) -> list[str]:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Tag, WithJsonSchema
 
-from orchestrator.arms import LoraSpec, PlannerName
+from orchestrator.arms import LoraSpec
 from orchestrator.budgets import Kind, Target, parse_target
-from orchestrator.methods import accelerator, refuse_absent
+from orchestrator.methods import Kind as MethodKind
+from orchestrator.methods import available, checked, refuse_absent
 from orchestrator.mistakes import FORM
 from orchestrator.prompts import Prompt
 
@@ -69,6 +70,15 @@ def _prompts_form(value: Any) -> str | None:
     return FILE if isinstance(value, str) else LIST if isinstance(value, list) else None
 
 
+def _method_forms(kind: MethodKind) -> dict[str, Any]:
+    """A method's name, or its name with settings, for editors."""
+    names = list(available(kind))
+    if not names:
+        return {"not": {}}
+    settings = {"type": "object", "propertyNames": {"enum": names}, "minProperties": 1, "maxProperties": 1}
+    return {"anyOf": [{"enum": names}, settings]}
+
+
 BUDGET_FORMS: dict[str, Any] = {
     "anyOf": [
         {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
@@ -85,8 +95,18 @@ BUDGET_FORMS: dict[str, Any] = {
 """What ``parse_target`` reads, for editors."""
 ArmName = Annotated[str, AfterValidator(_file_safe), WithJsonSchema({"type": "string", "pattern": ARM_NAME})]
 ArmNames = Annotated[list[str], BeforeValidator(_words, json_schema_input_type=list[str] | str)]
-PlannerOption = Annotated[PlannerName, BeforeValidator(refuse_absent)]
-AcceleratorOption = Annotated[str, BeforeValidator(refuse_absent), AfterValidator(accelerator), WithJsonSchema({"not": {}})]
+PlannerOption = Annotated[
+    str | dict[str, Any],
+    BeforeValidator(refuse_absent),
+    AfterValidator(checked("planner")),
+    WithJsonSchema(_method_forms("planner")),
+]
+AcceleratorOption = Annotated[
+    str | dict[str, Any],
+    BeforeValidator(refuse_absent),
+    AfterValidator(checked("accelerator")),
+    WithJsonSchema(_method_forms("accelerator")),
+]
 SweepName = Annotated[str, AfterValidator(_one_folder)]
 BudgetOption = Annotated[Target, BeforeValidator(parse_target), WithJsonSchema(BUDGET_FORMS)]
 LoraOption = Annotated[LoraSpec, BeforeValidator(_lora_fields, json_schema_input_type=str | LoraSpec)]

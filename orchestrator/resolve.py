@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from orchestrator import geometry
 from orchestrator.actions import DvgConfig, steps_per_stage
 from orchestrator.arms import Arm, LoraSpec
+from orchestrator.methods import Request, named
 from orchestrator.mistakes import from_validation
-from orchestrator.resolve_budget import Budgeting, Run, resolve_budget
+from orchestrator.resolve_budget import BUDGETED, Budgeting, Run, resolve_budget
+from orchestrator.resolve_methods import resolve_methods
 from orchestrator.types import VideoShape
 from stages.models import checkpoint, embedded
 from stages.models.lora import check_lora
@@ -30,7 +32,7 @@ def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str], wit
 
 def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_weights: bool) -> Arm | None:
     model = model_of(settings.get("model"), mistakes)
-    planner = settings.get("planner") or "dvg"
+    planner, _ = named(settings.get("planner") or "dvg")
     config = _dvg(settings, model, mistakes)
     if model is None or config is None:
         return None
@@ -45,10 +47,13 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_w
     shipped = checkpoint.schedule(folder)
     shift = settings.get("shift") or shipped.shift or model.full_shift
     run = Run(planner, model.with_shift(shift), shape, steps, guidance, config)
-    budgeting = _budgeting(run, settings, mistakes) if legal else None
+    solver = settings.get("solver") or shipped.solver or model.solver
+    request = Request(run.geometry, shape, steps, guidance, planner, config, solver)
+    chosen = resolve_methods(request, settings, mistakes) if legal else None
+    budgeting = _budgeting(run, settings, mistakes) if chosen else None
     loras, lora_revision = _loras(settings.get("lora") or (), folder / "transformer", mistakes)
     mistakes.extend(_guidance_mistakes(model, settings))
-    if budgeting is None:
+    if budgeting is None or chosen is None:
         return None
     return Arm(
         name=name,
@@ -57,11 +62,14 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_w
         revision=revision + lora_revision,
         lora=loras,
         planner=planner,
+        planner_settings=chosen.planner_settings,
+        accelerators=chosen.accelerators,
+        reconstructed=chosen.reconstructed,
         budget=budgeting.budget,
         target=budgeting.target,
         cost=budgeting.cost,
         num_steps=steps,
-        solver=settings.get("solver") or shipped.solver or model.solver,
+        solver=solver,
         shift=shift,
         guidance=guidance,
         guidance_low=guidance_low,
@@ -113,7 +121,7 @@ def _budgeting(run: Run, settings: Mapping[str, Any], mistakes: list[str]) -> Bu
 
 def _too_few_steps(run: Run) -> str:
     rates = run.config.transition_rates
-    if run.planner == "full" or len(steps_per_stage(run.num_steps, rates)) > 1:
+    if (run.planner not in BUDGETED and run.planner != "fixed") or len(steps_per_stage(run.num_steps, rates)) > 1:
         return ""
     least = next((n for n in range(2, 1000) if len(steps_per_stage(n, rates)) > 1), None)
     return (

@@ -17,8 +17,8 @@ from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import VideoShape
 
 DEFAULT = Target(value=0.5)
-WITHOUT_BUDGET = ("full", "fixed")
-"""Planners that spend what they spend."""
+BUDGETED = ("dvg", "temporal-only", "spatial-only")
+"""Planners that spend a budget; the others spend what they spend."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def resolve_budget(run: Run, settings: Mapping[str, Any]) -> Budgeting:
     """
     cost = cost_of(run, settings)
     given = settings.get("budget")
-    if run.planner in WITHOUT_BUDGET:
+    if run.planner not in BUDGETED:
         return Budgeting(None, None, cost)
     target = DEFAULT if given is None else parse_target(given)
     budget = _density(run, target, cost)

@@ -133,6 +133,9 @@ def make_record(
         solver=arm.solver or geometry.solver,
         stage_degrees=_stage_degrees(action, finish.phases),
         sizing=max(finish.phases, key=lambda phase: phase.width).why if finish.phases else "",
+        accelerators="+".join(use.name for use in arm.accelerators),
+        reconstructed="+".join(arm.reconstructed),
+        tflops=clip.tflops,
         **_prediction(arm, geometry, action),
     )
 

@@ -37,10 +37,11 @@ class ArmOptions(BaseModel):
     image: str | None = Field(None, min_length=1)
     """First frame for the prompts that have none of their own."""
     planner: PlannerOption | None = None
-    """Which grid each step runs on. None: ``dvg``, by content. full: the stock run, every step on the full grid. temporal-only,
-    spatial-only, fixed: every step but those of the last stage on one smaller grid."""
+    """Which grid each step runs on: a planner's name, or ``{name: {setting: value}}``. None: ``dvg``, by content. full: the stock
+    run, every step on the full grid. temporal-only, spatial-only, fixed: every step but those of the last stage on one smaller
+    grid. ``dvg methods`` lists them all."""
     accelerators: list[AcceleratorOption] | None = None
-    """What makes the steps on a grid cheaper; this version has none."""
+    """What makes the steps on a grid cheaper: names, or ``{name: {setting: value}}``, which ``dvg methods`` lists."""
     budget: BudgetOption | None = None
     """A share of the full run's token-steps in (0, 1], ``speedup=3`` or ``gpu_seconds=120``."""
     calibration: str | None = Field(None, min_length=1)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from orchestrator.geometry import MODELS
-from orchestrator.methods import ABSENT, AVAILABLE, Kind
+from orchestrator.methods import ABSENT, Kind, available
 from orchestrator.spec_schema import REF, Schema, spec_schema
 
 SECTIONS = {
@@ -162,5 +162,5 @@ def _limits(part: Schema) -> Iterator[str]:
 def _absent() -> str:
     kinds: dict[Kind, str] = {"planner": "planners", "accelerator": "accelerators"}
     rows = "".join(f"| `{name}` | {method.kind} | {method.source} |\n" for name, method in ABSENT.items())
-    there = "; ".join(f"{told}: {', '.join(f'`{name}`' for name in AVAILABLE[kind]) or 'none'}" for kind, told in kinds.items())
+    there = "; ".join(f"{told}: {', '.join(f'`{name}`' for name in available(kind)) or 'none'}" for kind, told in kinds.items())
     return f"{rows}\nAvailable {there}.\n"

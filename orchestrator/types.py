@@ -83,6 +83,8 @@ class Past:
     """Seconds of the work itself, times the ranks that did it."""
     began_s: float = 0.0
     """When the sketch began (Unix time); later for a clip that lay on disk between two runs."""
+    tflops: float = 0.0
+    """10^12 floating-point operations of the forwards so far, what was reused left out."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class Clip:
     num_bytes: int
     sha256: str
     timings_s: dict[str, float] = field(default_factory=dict)
+    tflops: float | None = None
+    """10^12 floating-point operations that its denoising executed."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,12 @@ class Record:
     """Ranks that each stage ran on, the sketch's first, joined by ``|``: for example ``1|2|2|8``."""
     sizing: str = ""
     """Why its widest phase was that wide."""
+    accelerators: str = ""
+    """What made its steps cheaper, joined by ``+``: for example ``teacache``; empty without any."""
+    reconstructed: str = ""
+    """Which of its planner and accelerators follow no released code, joined by ``+``."""
+    tflops: float | None = None
+    """10^12 floating-point operations that its denoising executed, both branches of guidance, what was reused left out."""
 
 
 def as_row(record: Record) -> dict[str, Any]:

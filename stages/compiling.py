@@ -19,7 +19,7 @@ from torch import Tensor
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
-TOKEN_DIMS: Mapping[str, int] = {"h": 1, "c": 1, "rope": 0, "first": 0, "is_first": 0}
+TOKEN_DIMS: Mapping[str, int] = {"h": 1, "c": 1, "found": 1, "found_c": 1, "rope": 0, "first": 0, "is_first": 0}
 """By the name of a block's argument: the dimension of it, or of each tensor in it, that counts tokens."""
 
 _spent_s = 0.0

@@ -30,7 +30,7 @@ def decode(model: Model, boundary: Boundary, path: Path, fps: int) -> Clip:
     timings_s = {"decode_s": runs.spent_s, "encode_s": max(0.0, time.perf_counter() - started_s - runs.spent_s)}
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Clip(str(path), path.stat().st_size, sha256, timings_s)
+    return Clip(str(path), path.stat().st_size, sha256, timings_s, boundary.past.tflops or None)
 
 
 def _ahead(source: Iterator[Frames], device: torch.device) -> Iterator[Frames]:

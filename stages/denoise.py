@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.flops import forward_tflops
 from orchestrator.types import Decision, Grid, Past, Stage
+from stages.accelerators.base import Boost, StageEvent
 from stages.compiling import compile_seconds
 from stages.demand import DemandNotFinite
 from stages.models.base import Condition, Model, Placed
 from stages.planners.passage import first_noise
-from stages.planners.task import Planner, Task
-from stages.resize import Axes, nested_axes
+from stages.planners.task import Crossing, Planner, Task
+from stages.resize import Axes
 from stages.sampling import NoiseLevel, Solver, clean_estimate, nearest_sigma
 
 
@@ -82,7 +84,7 @@ def start(model: Model, planner: Planner, condition: Condition, seed: int) -> Bo
     first = planner.first()
     decision = planner.decide(None) if first.steps == planner.task.num_steps else None
     full_grid = planner.task.full_grid
-    axes = nested_axes((first.grid, full_grid))[0]
+    axes = planner.axes((first,), None)[0]
     noise = first_noise(axes, full_grid, model.geometry.latent_channels, seed, planner.task.config)
     return Boundary(noise, 0, 0, decision, condition, seed)
 
@@ -122,21 +124,39 @@ class _Leg:
         self.num_stages = len(stages) if decision else 0
         self.solver: Solver = task.solver(self.stage)
         self.levels = _told(self.solver, task, stages[0])
-        # Until the plan is known the first stage's cells are nested in the full grid itself.
-        grids = tuple(stage.grid for stage in stages) if decision else (self.stage.grid, task.full_grid)
-        self.placed = self._place(nested_axes(grids)[boundary.stage])
+        self.placed = self._place(planner.axes(stages, decision)[boundary.stage])
         self.finite: list[Tensor] = []
+        self.boost = Boost(task.accelerators, self._event())
+
+    def _event(self) -> StageEvent:
+        steps = range(self.boundary.step, self.end)
+        return StageEvent(self.stage.grid, steps, self.planner.task.num_steps, self.boundary.stage, not self.is_last)
 
     def _place(self, axes: Axes) -> Placed:
         return self.model.place(self.boundary.condition, axes, self.planner.task.config.image_condition)
 
     def run(self) -> Boundary:
+        """Raises whatever an accelerator raises, and takes it off the model in any case."""
+        self.model.accelerate(self.boost if self.boost.is_on else None)
+        try:
+            boundary = self._run()
+        finally:
+            self.model.accelerate(None)
+        past = dataclasses.replace(boundary.past, tflops=boundary.past.tflops + self._tflops())
+        return dataclasses.replace(boundary, past=past)
+
+    def _tflops(self) -> float:
+        """Executed in this stage, over all ranks, both branches of guidance taken for alike."""
+        num_forwards = len(self.boost.event.steps) * (1 if self.boundary.condition.negative is None else 2)
+        return self.boost.share * num_forwards * forward_tflops(self.model.geometry, self.stage.grid)
+
+    def _run(self) -> Boundary:
         x = self.boundary.x.to(self.model.device)
         if self.boundary.step == 0:
             x = self.model.start(x, self.placed)
         x = self.placed.pin(x)
         for step in range(self.boundary.step, self.end if self.is_last else self.end - 1):
-            v = self.model.denoise(x, self.levels[step], self.placed)
+            v = self._forward(x, step, self.levels[step])
             x = self.placed.pin(self.solver.step(x, v, step))
             self._note(x, step)
         decision = self.boundary.decision
@@ -152,17 +172,22 @@ class _Leg:
         self._note(x0, step)
         self._require_finite()
         decision = self.boundary.decision or self._decide(x0)
-        following = decision.action.stages[self.boundary.stage + 1]
-        sigma = self.planner.task.solver(following).levels[step + 1].sigma
-        return decision, self.planner.carry(x0, decision.action, self.boundary.stage, sigma, self.boundary.seed)
+        following = self.planner.task.solver(decision.action.stages[self.boundary.stage + 1])
+        sigma = self.planner.sigma_after(step, self.solver, following)
+        return decision, self.planner.cross(x0, Crossing(decision, self.boundary.stage, sigma, self.boundary.seed, self.model))
+
+    def _forward(self, x: Tensor, step: int, level: NoiseLevel) -> Tensor:
+        self.boost.at(step, level)
+        return self.model.denoise(x, level, self.placed)
 
     def _clean(self, x: Tensor, step: int) -> Tensor:
         """The clean estimate before step ``step``; a MeanFlow velocity with the second timestep 0 leads there exactly."""
         config, level = self.planner.task.config, self.levels[step]
         if config.meanflow_clean == "zero":
             level = dataclasses.replace(level, timestep_next=0.0)
-        v = self.model.denoise(x, level, self.placed)
-        sigma = nearest_sigma(self.solver.levels, level.timestep) if config.stale_timesteps else level.sigma
+        v = self._forward(x, step, level)
+        own = self.planner.clean_sigma(step, self.boundary.stage, self.solver)
+        sigma = nearest_sigma(self.solver.levels, level.timestep) if config.stale_timesteps else own
         return clean_estimate(x, v, sigma, config.extrapolation)
 
     def _decide(self, x0: Tensor) -> Decision:

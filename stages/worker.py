@@ -20,6 +20,7 @@ from parallel.groups import Group, Groups
 from parallel.layout import Layout, layout
 from parallel.seam import Exchange
 from stages import decode, sketch
+from stages.accelerators import makers
 from stages.denoise import Boundary, OnStep, ignore, run_stages
 from stages.memory import out_of_memory
 from stages.models.base import ALL_PARTS, Lora, Model, Request, load
@@ -112,7 +113,7 @@ class ClipWorker:
         model, planner = self._model(arm), self._planner(arm)
         with _explained(model, arm, f"denoising {_size(planner.first().grid)}"):
             decision, timings_s, boundary = sketch.sketch(model, planner, request, item.seed, on_step)
-        boundary = dataclasses.replace(boundary, past=Past(timings_s, (), _worked_s(timings_s), began_s))
+        boundary = dataclasses.replace(boundary, past=Past(timings_s, (), _worked_s(timings_s), began_s, boundary.past.tflops))
         self._keep(item, boundary)
         return decision, timings_s, boundary
 
@@ -232,7 +233,8 @@ class ClipWorker:
             geometry = arm.under_its_shift(self._model(arm).geometry)
             asked = arm.target if arm.target and arm.planner == "dvg" else arm.budget
             self._planners[arm.name] = make_planner(
-                arm.planner, geometry, arm.shape, arm.num_steps, asked, arm.dvg, arm.solver, arm.cost
+                *(arm.planner, geometry, arm.shape, arm.num_steps, asked, arm.dvg, arm.solver, arm.cost),
+                *(arm.planner_settings, makers(arm, geometry)),
             )
         return self._planners[arm.name]
 
@@ -267,7 +269,9 @@ def _after(first: Boundary, boundary: Boundary, timings_s: Mapping[str, float], 
     spent_s = {name: past.timings_s.get(name, 0.0) + seconds for name, seconds in _with_refined(timings_s).items()}
     widths = past.widths + (width,) * (boundary.stage - first.stage)
     device_s = past.device_s + width * sum(timings_s.values())
-    return dataclasses.replace(boundary, past=Past({**past.timings_s, **spent_s}, widths, device_s, past.began_s))
+    return dataclasses.replace(
+        boundary, past=Past({**past.timings_s, **spent_s}, widths, device_s, past.began_s, boundary.past.tflops)
+    )
 
 
 def _with_refined(timings_s: Mapping[str, float]) -> dict[str, float]:

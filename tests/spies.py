@@ -15,9 +15,10 @@ from orchestrator.geometry import model as geometry_of
 from orchestrator.types import Action, Decision, Demand, Stage, VideoShape
 from parallel.layout import Layout
 from parallel.seam import Exchange
+from stages.accelerators.base import Boost
 from stages.demand import Pixels
 from stages.models.base import Branch, Condition, ImageMode, Placed, Request
-from stages.planners.task import Task
+from stages.planners.task import BasePlanner, Task
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
 
@@ -38,6 +39,7 @@ class SpyModel:
         self.outputs: list[tuple[Tensor, Tensor]] = []
         self.placed: list[tuple[Axes, ImageMode]] = []
         self.num_starts = 0
+        self.boosts: list[Boost | None] = []
         self.break_at_call = break_at_call
 
     @property
@@ -46,6 +48,9 @@ class SpyModel:
 
     def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
         """It does all of a clip on every rank."""
+
+    def accelerate(self, boost: Boost | None) -> None:
+        self.boosts.append(boost)
 
     def encode(self, request: Request) -> Condition:
         return CONDITION
@@ -74,7 +79,7 @@ class SpyModel:
         yield np.zeros((1, 16, 16, 3), np.uint8)
 
 
-class SpyPlanner:
+class SpyPlanner(BasePlanner):
     """Plans ``stages``; carries by nearest resize and constant noise, and writes down what it was given."""
 
     def __init__(self, stages: tuple[Stage, ...] = STAGES, solver: Any = "euler", name: str = "wan-mini", **knobs: Any) -> None:

@@ -27,7 +27,7 @@ from orchestrator.work import Worker
 from stages.demand import Pixels
 from stages.denoise import Boundary, OnStep, ignore
 from stages.models.base import Condition
-from stages.planners.task import Planner, Task
+from stages.planners.task import BasePlanner, Planner, Task
 from stages.worker import ClipWorker, Keeper, Team
 
 CALIBRATION = "calibration"
@@ -151,7 +151,7 @@ class _Most:
         return float(self.group.gather_rows(told, (1,) * self.group.size).max())
 
 
-class AsTold:
+class AsTold(BasePlanner):
     """A planner that measures the sketch, and then decides by another one's demand."""
 
     def __init__(self, planner: Any, demand: Demand) -> None:

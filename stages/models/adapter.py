@@ -15,6 +15,7 @@ from parallel.decoding import handed_on
 from parallel.groups import Group
 from parallel.layout import Layout
 from parallel.seam import Exchange, Seam
+from stages.accelerators.base import Boost
 from stages.memory import Turns
 from stages.models.base import Branch, Condition, Loading
 from stages.models.pretrained import pretrained
@@ -51,6 +52,7 @@ class Adapter:
         self.dtype = dtype
         self.turns = Turns(device, modules)
         self.seam = seam
+        self.boost: Boost | None = None
         self._decoder = decoder
 
     def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
@@ -58,6 +60,9 @@ class Adapter:
             self.seam.attach(layout, exchange)
         if self._decoder is not None:
             self._decoder.group = None if layout is None else layout.whole
+
+    def accelerate(self, boost: Boost | None) -> None:
+        self.boost = boost
 
     def _guided(self, condition: Condition, forward: Callable[[Branch], Tensor]) -> tuple[Tensor, Tensor | None]:
         """What ``forward`` finds for the prompt, and for the negative one if there is one, ``[1, ...]`` each.
@@ -68,11 +73,17 @@ class Adapter:
         layout = None if self.seam is None else self.seam.layout
         if layout is None or layout.branch is None:
             negative = condition.negative
-            return forward(condition.positive), None if negative is None else forward(negative)
+            return self._branch_of(0, condition.positive, forward), negative and self._branch_of(1, negative, forward)
         if condition.negative is None:
             raise RuntimeError("guidance is split over ranks, but this clip has one branch: its slice was laid out for two")
-        positive, plain = forward((condition.positive, condition.negative)[layout.branch]).chunk(2)
+        branch = (condition.positive, condition.negative)[layout.branch]
+        positive, plain = self._branch_of(layout.branch, branch, forward).chunk(2)
         return positive, plain
+
+    def _branch_of(self, number: int, branch: Branch, forward: Callable[[Branch], Tensor]) -> Tensor:
+        if self.boost is not None:
+            self.boost.branch = number
+        return forward(branch)
 
     @torch.inference_mode()
     def pixels(self, latent: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from orchestrator.types import VideoShape
 from parallel.groups import Group
 from parallel.layout import Layout
 from parallel.seam import Exchange
+from stages.accelerators.base import Boost
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
 
@@ -128,6 +129,10 @@ class Model(Protocol):
 
         None: this process alone. Free of cost.
         """
+        ...
+
+    def accelerate(self, boost: Boost | None) -> None:
+        """From the next forward on, let ``boost`` decide what of it is computed; None: all, exactly as without this call."""
         ...
 
     def encode(self, request: Request) -> Condition:

@@ -78,6 +78,7 @@ class HunyuanModel(Adapter):
     @torch.inference_mode()
     def denoise(self, x: Tensor, level: NoiseLevel, placed: Placed) -> Tensor:
         transformer = self._part(self.parts.transformer, "transformer")
+        transformer.boost = self.boost
         condition, t = placed.condition, level.timestep
         v, _ = self._guided(condition, lambda text: transformer(x, t, condition.guidance, self._prompt(transformer, text)))
         if placed.pinned is not None:  # the clean frame does not move, and is its own clean estimate

@@ -79,6 +79,7 @@ class Hunyuan15Model(Adapter):
     @torch.inference_mode()
     def denoise(self, x: Tensor, level: NoiseLevel, placed: Placed) -> Tensor:
         transformer = self._part(self.parts.transformer, "transformer")
+        transformer.boost = self.boost
         time, condition = transformer.time(level), placed.condition
         v, plain = self._guided(condition, lambda branch: transformer(x, placed.latent, time, self._memory(branch)))
         return v if plain is None else self.parts.guider(v, plain, condition.guidance)

@@ -43,12 +43,28 @@ def block(
     ``modulation [2, 6, D]`` holds, per stream, shift, scale and gate of the attention, then of the feed-forward; ``rope
     [N, head_dim / 2, 2]`` cosines and sines.
     """
+    found = attend_part(image, text, modulation, h, c, rope, attention)
+    return finish_part(image, text, modulation, h, c, *found)
+
+
+def attend_part(
+    image: StreamWeights, text: StreamWeights, modulation: Tensor, h: Tensor, c: Tensor, rope: Tensor, attention: Attention
+) -> tuple[Tensor, Tensor]:
+    """What attention finds for image ``[B, N, D]`` and text ``[B, n, D]``, before its gate."""
     of_h, of_c = modulation.unbind(0)
     num, heads = h.shape[1], h.shape[-1] // image.norm_q.shape[0]
     norms = (image.norm_q, image.norm_k), (text.norm_q, text.norm_k)
     q, k, v = joint_qkv(_qkv(image, h, of_h), _qkv(text, c, of_c), *norms, rope, heads, EPS)
     found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2)
-    return _finished(image, h, found[:, :num], of_h), _finished(text, c, found[:, num:], of_c)
+    return F.linear(found[:, :num], image.out, image.out_bias), F.linear(found[:, num:], text.out, text.out_bias)
+
+
+def finish_part(
+    image: StreamWeights, text: StreamWeights, modulation: Tensor, h: Tensor, c: Tensor, found: Tensor, found_c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The rest of the block, given what attention found."""
+    of_h, of_c = modulation.unbind(0)
+    return _finished(image, h, found, of_h), _finished(text, c, found_c, of_c)
 
 
 def _qkv(weights: StreamWeights, h: Tensor, modulation: Tensor) -> Tensor:
@@ -60,7 +76,7 @@ def _qkv(weights: StreamWeights, h: Tensor, modulation: Tensor) -> Tensor:
 def _finished(weights: StreamWeights, h: Tensor, found: Tensor, modulation: Tensor) -> Tensor:
     """Attention's residual, then the feed-forward with its own."""
     _, _, gate, shift, scale, up_gate = modulation.unbind(0)
-    h, x = add_norm(h, F.linear(found, weights.out, weights.out_bias), gate, scale, shift, EPS)
+    h, x = add_norm(h, found, gate, scale, shift, EPS)
     return gated_add(h, F.linear(linear_gelu(x, weights.up, weights.up_bias), weights.down, weights.down_bias), up_gate)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,14 @@ from orchestrator.types import Grid
 from parallel.groups import Group
 from parallel.seam import Attention
 from parallel.sharding import empty
+from stages.accelerators.base import Boost
+from stages.accelerators.trunk import State, Trunk
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
-from stages.models.hunyuan15_block import EPS, StreamWeights, block, bundle
+from stages.models.hunyuan15_block import EPS, StreamWeights, attend_part, block, bundle, finish_part
 from stages.models.joint import JointSeam, Share
-from stages.models.layers import fuse, kept, require_all
+from stages.models.layers import attended, every, fuse, kept, require_all
 from stages.replay import Replay
 from stages.sampling import NoiseLevel
 
@@ -48,12 +50,14 @@ class PromptMemory:
 class TimeState:
     """What a noise level alone decides, for all branches of guidance.
 
-    ``modulation [layers, 2, 6, D]`` of the blocks, ``last [2, D]`` scale and shift of the output, ``text [1, D]`` of the refiner.
+    ``modulation [layers, 2, 6, D]`` of the blocks, ``last [2, D]`` scale and shift of the output, ``text [1, D]`` of the refiner,
+    ``time [1, D]`` what they were made of.
     """
 
     modulation: Tensor
     last: Tensor
     text: Tensor
+    time: Tensor
 
 
 class Hunyuan15Transformer:
@@ -72,7 +76,10 @@ class Hunyuan15Transformer:
         """
         self.weights = weights
         self.seam = JointSeam(attention)
+        self.boost: Boost | None = None
         self.block = maybe_compile(functools.partial(block, attention=opaque(self.seam)), compiled)
+        self.attend = maybe_compile(functools.partial(attend_part, attention=opaque(self.seam)), compiled)
+        self.finish = maybe_compile(finish_part, compiled)
         self.dtype: torch.dtype = weights.dtype
         self.meanflow: bool = weights.config.use_meanflow
         self.num_latent_channels: int = weights.config.out_channels
@@ -109,7 +116,7 @@ class Hunyuan15Transformer:
         modulation = F.linear(active, *self._modulation).view(len(self._blocks), 2, 6, -1)
         last = weights.norm_out.linear(active).view(2, -1)
         text = weights.context_embedder.time_text_embed
-        return TimeState(modulation, last, self._embedded(text.time_proj, text.timestep_embedder, level.timestep))
+        return TimeState(modulation, last, self._embedded(text.time_proj, text.timestep_embedder, level.timestep), time)
 
     def __call__(self, x: Tensor, condition: Tensor | None, time: TimeState, memory: PromptMemory) -> Tensor:
         """Velocity ``[branches, C, T, H, W]`` float32: of one, or of both where the ranks of a slice have one each.
@@ -119,7 +126,9 @@ class Hunyuan15Transformer:
         c, grid = self._text(memory, time), (x.shape[2], x.shape[3], x.shape[4])
         share = self.seam.share(math.prod(grid), c.shape[1])
         h = self._tokens(x, condition, share)
-        h = self.replay((h, share.text_rows(c), time.modulation), (self._rope(grid, share.image), share))
+        inputs = (h, share.text_rows(c), time.modulation), (self._rope(grid, share.image), share)
+        whole = functools.partial(self.replay, *inputs)
+        h = whole() if self.boost is None else self.boost(self._trunk(whole, *inputs[0], inputs[1][0], time, grid))
         scale, shift = time.last.float()
         rows = self.seam.join(self.weights.proj_out(modulated_norm(h, scale, shift, EPS)))
         return rows.float().transpose(1, 2).reshape(len(rows), *x.shape[1:])
@@ -130,6 +139,31 @@ class Hunyuan15Transformer:
         for (image, text), rows in zip(self._blocks, modulation, strict=True):
             h, c = self.block(image, text, rows, h, c, rope)
         return h
+
+    def _trunk(
+        self, whole: Callable[[], Tensor], h: Tensor, c: Tensor, modulation: Tensor, rope: Tensor, time: TimeState, grid: Grid
+    ) -> Trunk:
+        """The same forward in parts."""
+
+        def one(index: int, state: State) -> State:
+            return self.block(*every(self._blocks)[index], modulation[index], *state, rope)
+
+        def attend(index: int, state: State) -> State:
+            return self.attend(*every(self._blocks)[index], modulation[index], *state, rope)
+
+        def finish(index: int, state: State, found: State) -> State:
+            return self.finish(*every(self._blocks)[index], modulation[index], *state, *found)
+
+        def seen() -> Tensor:
+            shift, scale = modulation[0, 0, :2]
+            return modulated_norm(h, scale, shift, EPS)
+
+        signals = {"input": seen, "time": lambda: time.time, "modulation": lambda: modulation[0]}
+        share = attended(h.shape[-1], math.prod(grid) + c.shape[1], 4 * h.shape[-1])
+        return Trunk(
+            (h, c), len(self._blocks), whole, one, attend, finish, lambda state: state[0], signals,
+            share, id(self), self.seam.sequence, grid[1] * grid[2],
+        )  # fmt: skip
 
     def _tokens(self, x: Tensor, condition: Tensor | None, share: Share) -> Tensor:
         """One token per latent cell, this rank's of ``[1, N, D]``."""

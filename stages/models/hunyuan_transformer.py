@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from orchestrator.types import Grid
 from parallel.groups import Group
 from parallel.seam import Attention
+from stages.accelerators.base import Boost
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
@@ -32,6 +33,7 @@ from stages.models.hunyuan_block import (
     dual_block,
     single_block,
 )
+from stages.models.hunyuan_trunk import Halves, trunk
 from stages.models.joint import JointSeam, Share
 from stages.models.layers import Bundle, kept, patches, require_all
 from stages.replay import Replay
@@ -80,6 +82,8 @@ class HunyuanTransformer:
         dual: Callable[..., tuple[Tensor, Tensor]] = functools.partial(dual_block, **constants)
         single: Callable[..., Tensor] = functools.partial(single_block, **constants)
         self.dual_block, self.single_block = maybe_compile(dual, compile_blocks), maybe_compile(single, compile_blocks)
+        self.boost: Boost | None = None
+        self.halves = Halves(constants, compile_blocks)
         self.replay = Replay(self._run, compile_blocks and shard is None)  # gathered weights lie elsewhere each time
         self._tables = functools.lru_cache(maxsize=NUM_TABLES)(self._make_tables)
         self._guide = functools.lru_cache(maxsize=NUM_TABLES)(self._make_guide)
@@ -102,7 +106,8 @@ class HunyuanTransformer:
         rope, first = self._tables(grid, share, x.device)
         h, c = self._embed(x, share), share.text_rows(self._refine(timestep, prompt))
         num = h.shape[1]
-        h = self.replay((h, c, emb), (rope, first))
+        whole = functools.partial(self.replay, (h, c, emb), (rope, first))
+        h = whole() if self.boost is None else self.boost(trunk(self, whole, h, c, emb, rope, first, time, grid))
         scale, shift = self.weights.norm_out.linear(emb[0]).chunk(2)
         velocity = self.weights.proj_out(modulated_norm(h[:, :num], scale, shift, EPS))
         return self._unpatch(self.seam.join(velocity), grid).float()

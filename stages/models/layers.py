@@ -28,6 +28,22 @@ def require_all(layers: tuple[Bundle, ...] | Sharded[Bundle], layout: Layout | N
         layers.require(layout)
 
 
+def every(layers: tuple[Bundle, ...] | Sharded[Bundle]) -> tuple[Bundle, ...]:
+    """All layers, for those who take them out of turn. Raises ValueError where they are spread over ranks."""
+    if isinstance(layers, Sharded):
+        raise ValueError("the layers are spread over ranks, which gather them in turn: only whole forwards can be left out")
+    return layers
+
+
+def attended(dim: int, tokens: int, hidden: int, cross: bool = False) -> float:
+    """Share of a block's operations that self-attention takes, its four linear layers included.
+
+    ``hidden`` is the feed-forward's width; with ``cross`` two linear layers for attention to the prompt are among the rest.
+    """
+    attention = 8 * dim * dim + 4 * tokens * dim
+    return attention / (attention + 4 * dim * hidden + (4 * dim * dim if cross else 0))
+
+
 def fuse(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:
     """The weights of several layers as one product. The layers become views of it, so nothing is held twice.
 

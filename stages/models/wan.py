@@ -77,6 +77,7 @@ class WanModel(Adapter):
     @torch.inference_mode()
     def denoise(self, x: Tensor, level: NoiseLevel, placed: Placed) -> Tensor:
         expert, guidance = self._expert(level, placed.condition)
+        expert.boost = self.boost
         clean_first = placed.pinned is not None
         seen = x if placed.latent is None else torch.cat([x, placed.latent], dim=1)
         v, plain = self._guided(placed.condition, lambda branch: expert(seen, level.timestep, branch, clean_first))

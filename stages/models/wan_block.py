@@ -68,8 +68,38 @@ def block(
     ``[2, 6, D]``: row 0 is for the tokens where ``is_first`` holds (a clean first frame), row 1 for the others. ``attention``
     may span the ranks of a group; ``local`` is of this rank's tokens, to the prompt.
     """
-    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (per_token(row, is_first) for row in modulation.unbind(-2))
-    found = self_attend(w, modulated_norm(h, scale, shift, eps), rope, heads, eps, attention)
+    found = attend_part(w, h, modulation, is_first, rope, heads, eps, attention)
+    return finish_part(w, h, found, modulation, is_first, memory, heads, eps, local)
+
+
+def attend_part(
+    w: BlockWeights,
+    h: Tensor,
+    modulation: Tensor,
+    is_first: Tensor | None,
+    rope: Tensor,
+    heads: int,
+    eps: float,
+    attention: Attention,
+) -> Tensor:
+    """What self-attention finds ``[B, N, D]``, before its gate."""
+    shift, scale = (per_token(row, is_first) for row in modulation.unbind(-2)[:2])
+    return self_attend(w, modulated_norm(h, scale, shift, eps), rope, heads, eps, attention)
+
+
+def finish_part(
+    w: BlockWeights,
+    h: Tensor,
+    found: Tensor,
+    modulation: Tensor,
+    is_first: Tensor | None,
+    memory: CrossMemory,
+    heads: int,
+    eps: float,
+    local: Attention,
+) -> Tensor:
+    """The rest of the layer, given what self-attention found."""
+    gate, ffn_shift, ffn_scale, ffn_gate = (per_token(row, is_first) for row in modulation.unbind(-2)[2:])
     h, seen = add_norm(h, found, gate, w.cross_norm, w.cross_norm_bias, eps, plus_one=False)
     h, seen = add_norm(h, cross_attend(w, seen, memory, heads, eps, local), None, ffn_scale, ffn_shift, eps)
     return gated_add(h, feed_forward(w, seen), ffn_gate)

@@ -21,12 +21,23 @@ from orchestrator.types import Grid
 from parallel.groups import Group
 from parallel.seam import Seam
 from parallel.sharding import Sharded, empty
+from stages.accelerators.base import Boost
+from stages.accelerators.trunk import State, Trunk
 from stages.attention import in_blocks
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.base import Branch
-from stages.models.layers import kept, patches, require_all
-from stages.models.wan_block import BlockWeights, CrossMemory, block, block_weights, per_token, split_heads
+from stages.models.layers import attended, every, kept, patches, require_all
+from stages.models.wan_block import (
+    BlockWeights,
+    CrossMemory,
+    attend_part,
+    block,
+    block_weights,
+    finish_part,
+    per_token,
+    split_heads,
+)
 from stages.replay import Replay
 
 ON_CPU = ("cpu",)
@@ -60,15 +71,16 @@ class WanTransformer:
         self.device: torch.device = weights.device
         self.seam = seam or Seam(F.scaled_dot_product_attention)
         self.compiled = compiled
-        self.block = maybe_compile(self._one_layer(), compiled)
+        self.boost: Boost | None = None
+        attention, local = (in_blocks(kernel, self.device, compiled) for kernel in (self.seam, self.seam.local))
+        sizes = {"heads": self.heads, "eps": self.eps}
+        self.block = maybe_compile(functools.partial(block, **sizes, attention=attention, local=local), compiled)
+        self.attend = maybe_compile(functools.partial(attend_part, **sizes, attention=attention), compiled)
+        self.finish = maybe_compile(functools.partial(finish_part, **sizes, local=local), compiled)
         self._rope = functools.lru_cache(maxsize=16)(self._make_rope)
         self._first = functools.lru_cache(maxsize=16)(self._first_frame)
         self._replays: weakref.WeakKeyDictionary[Branch, Replay] = weakref.WeakKeyDictionary()
         self._memories: weakref.WeakKeyDictionary[Branch, TextMemory] = weakref.WeakKeyDictionary()
-
-    def _one_layer(self) -> Callable[..., Tensor]:
-        attention, local = (in_blocks(kernel, self.device, self.compiled) for kernel in (self.seam, self.seam.local))
-        return functools.partial(block, heads=self.heads, eps=self.eps, attention=attention, local=local)
 
     def remember(self, branch: Branch) -> TextMemory:
         """Keys and values of a prompt, kept as long as the branch they came from."""
@@ -87,7 +99,9 @@ class WanTransformer:
         rope = self._rope(grid, rows.start, rows.stop)
         is_first = self._first(grid, rows.start, rows.stop) if clean_first else None
         time, modulations = self._embed_time((0.0, timestep) if clean_first else (timestep,))
-        h = self._replay(branch)((self._embed(x, grid, rows), modulations), (is_first, rope, memory), self.seam.key)
+        inputs = (self._embed(x, grid, rows), modulations), (is_first, rope, memory), self.seam.key
+        whole = functools.partial(self._replay(branch), *inputs)
+        h = whole() if self.boost is None else self.boost(self._trunk(whole, *inputs[0], *inputs[1], time, grid))
         table = self.weights.scale_shift_table[0] + time.unsqueeze(-2)
         shift, scale = (per_token(row, is_first) for row in table.float().unbind(-2))
         velocity: Tensor = self.weights.proj_out(modulated_norm(h, scale, shift, self.eps))
@@ -99,6 +113,40 @@ class WanTransformer:
         for layer, modulation, seen in zip(self.layers, modulations, memory, strict=True):
             h = self.block(layer, h, modulation, is_first, rope, seen)
         return h
+
+    def _trunk(
+        self,
+        whole: Callable[[], Tensor],
+        h: Tensor,
+        modulations: Tensor,
+        is_first: Tensor | None,
+        rope: Tensor,
+        memory: TextMemory,
+        time: Tensor,
+        grid: Grid,
+    ) -> Trunk:
+        """The same forward in parts."""
+        layers = self.layers
+
+        def one(index: int, state: State) -> State:
+            return (self.block(every(layers)[index], state[0], modulations[index], is_first, rope, memory[index]),)
+
+        def attend(index: int, state: State) -> State:
+            return (self.attend(every(layers)[index], state[0], modulations[index], is_first, rope),)
+
+        def finish(index: int, state: State, found: State) -> State:
+            return (self.finish(every(layers)[index], state[0], found[0], modulations[index], is_first, memory[index]),)
+
+        def seen() -> Tensor:
+            shift, scale = (per_token(row, is_first) for row in modulations[0].unbind(-2)[:2])
+            return modulated_norm(h, scale, shift, self.eps)
+
+        signals = {"input": seen, "time": lambda: time, "modulation": lambda: modulations[0] - self._tables[0]}
+        share = attended(h.shape[-1], math.prod(grid), self.weights.config.ffn_dim, cross=True)
+        return Trunk(
+            (h,), len(layers), whole, one, attend, finish, lambda state: state[0], signals,
+            share, id(self), self.seam.sequence, grid[1] * grid[2],
+        )  # fmt: skip
 
     def _replay(self, branch: Branch) -> Replay:
         """Recordings read a prompt's keys and values, so they live as long as these. Gathered layers lie elsewhere each time."""

@@ -7,13 +7,14 @@ from torch import Tensor
 from orchestrator.budgets import Target, actions_for
 from orchestrator.cost import CostModel
 from orchestrator.matching import decide
+from orchestrator.methods import Method
 from orchestrator.types import Action, Decision, Stage
 from stages.demand import Pixels, brightness, measure
 from stages.planners import passage
-from stages.planners.task import Task
+from stages.planners.task import BasePlanner, Task
 
 
-class DvgPlanner:
+class DvgPlanner(BasePlanner):
     """One video's plan at one budget. Raises InfeasibleBudget or InfeasibleTarget at construction, before any work is done."""
 
     def __init__(self, task: Task, target: Target, cost: CostModel | None = None) -> None:
@@ -42,3 +43,13 @@ class DvgPlanner:
 
     def carry(self, x0: Tensor, action: Action, stage_index: int, sigma: float, seed: int) -> Tensor:
         return passage.carry(x0, action, stage_index, sigma, seed, self.config)
+
+
+METHODS = {
+    "dvg": Method(
+        "dvg", "planner", "grid", "DVG, arXiv 2605.21042",
+        "a sketch on a small grid, then the grids that its content asks for", "release",
+        make=lambda settings, task, budget: DvgPlanner(task, Target(value=budget)),
+        needs="settings: the key dvg and a budget",
+    )
+}  # fmt: skip

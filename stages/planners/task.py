@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,10 @@ from torch import Tensor
 from orchestrator.dvg_config import DvgConfig
 from orchestrator.geometry import ModelGeometry, SolverName
 from orchestrator.types import Action, Decision, Grid, Stage, VideoShape
+from stages.accelerators.base import Accelerator
 from stages.demand import Pixels
+from stages.models.base import Model
+from stages.resize import Axes, nested_axes
 from stages.sampling import Solver, make_solver
 
 
@@ -24,6 +28,8 @@ class Task:
     config: DvgConfig
     solver_name: SolverName | None = None
     """None: the solver that the checkpoint ships with."""
+    accelerators: tuple[Callable[[], Accelerator], ...] = ()
+    """What makes the steps on a grid cheaper: made anew for every stage, so that nothing of one is left in the next."""
 
     @property
     def full_grid(self) -> Grid:
@@ -35,8 +41,28 @@ class Task:
         return make_solver(name, self.num_steps, stage.shift, self.geometry.level_spacing)
 
 
+@dataclass(frozen=True, eq=False)
+class Crossing:
+    """A clip on its way from stage ``stage_index`` (0 is the first) to the next, for planners with a passage of their own."""
+
+    decision: Decision
+    stage_index: int
+    sigma: float
+    """The level to come back to: of the next step, unless the planner says otherwise."""
+    seed: int
+    """The item's."""
+    model: Model
+
+    @property
+    def action(self) -> Action:
+        return self.decision.action
+
+
 class Planner(Protocol):
-    """Stages and the passage between them; the engine that runs them is the same for every planner."""
+    """Stages and the passage between them; the engine that runs them is the same for every planner.
+
+    :class:`BasePlanner` has all but the first three.
+    """
 
     task: Task
 
@@ -57,3 +83,45 @@ class Planner(Protocol):
         ``sigma`` is the next step's level on the next stage's schedule; ``seed`` is the item's.
         """
         ...
+
+    def cross(self, x0: Tensor, crossing: Crossing) -> Tensor:
+        """As ``carry``, with the model and the whole decision at hand; it is what the engine calls."""
+        ...
+
+    def clean_sigma(self, step: int, stage_index: int, here: Solver) -> float:
+        """The level that the clean estimate of transition step ``step`` out of stage ``stage_index`` goes by.
+
+        ``here`` is on the schedule of the stage that ends.
+        """
+        ...
+
+    def sigma_after(self, step: int, here: Solver, there: Solver) -> float:
+        """The level to come back to; ``there`` is on the schedule of the stage that begins, with step ``step + 1``."""
+        ...
+
+    def axes(self, stages: Sequence[Stage], decision: Decision | None) -> tuple[Axes, ...]:
+        """For every stage the cells of the final grid that it is on. Without a decision there is one stage, the first."""
+        ...
+
+
+class BasePlanner:
+    """What planners do alike unless they say otherwise: DVG's levels and nested cells."""
+
+    task: Task
+
+    def carry(self, x0: Tensor, action: Action, stage_index: int, sigma: float, seed: int) -> Tensor:
+        raise RuntimeError(f"{type(self).__name__} has no passage out of stage {stage_index + 1} of {action.name!r}")
+
+    def cross(self, x0: Tensor, crossing: Crossing) -> Tensor:
+        return self.carry(x0, crossing.action, crossing.stage_index, crossing.sigma, crossing.seed)
+
+    def clean_sigma(self, step: int, stage_index: int, here: Solver) -> float:
+        return here.levels[step].sigma
+
+    def sigma_after(self, step: int, here: Solver, there: Solver) -> float:
+        return there.levels[step + 1].sigma
+
+    def axes(self, stages: Sequence[Stage], decision: Decision | None) -> tuple[Axes, ...]:
+        """Until the plan is known the first stage's cells are nested in the full grid itself."""
+        grids = tuple(stage.grid for stage in stages)
+        return nested_axes(grids if decision else (*grids, self.task.full_grid))

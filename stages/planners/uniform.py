@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from orchestrator.actions import uniform_action
+from orchestrator.methods import Method
 from orchestrator.types import Action, Decision, Stage
 from stages.demand import Pixels
 from stages.planners import passage
-from stages.planners.task import Task
+from stages.planners.task import BasePlanner, Task
 
 
-class UniformPlanner:
+class UniformPlanner(BasePlanner):
     """``temporal-only`` and ``spatial-only`` at the density nearest the budget; ``fixed`` at the configured ratio.
 
     Raises ValueError for a budget that is missing, idle or out of reach.
@@ -30,3 +31,17 @@ class UniformPlanner:
 
     def carry(self, x0: Tensor, action: Action, stage_index: int, sigma: float, seed: int) -> Tensor:
         return passage.carry(x0, action, stage_index, sigma, seed, self.task.config)
+
+
+WHAT = {
+    "temporal-only": "every stage but the last on fewer frames, at one density",
+    "spatial-only": "every stage but the last on less height and width, at one density",
+    "fixed": "every stage but the last at fixed shares of height, width and frames",
+}
+METHODS = {
+    name: Method(
+        name, "planner", "grid", "DVG's ablations, arXiv 2605.21042, table 4", what, "paper",
+        make=lambda settings, task, budget, name=name: UniformPlanner(task, name, budget),
+    )
+    for name, what in WHAT.items()
+}  # fmt: skip

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.config import build_sweep, load_sweep, read_yaml
-from orchestrator.methods import ABSENT, AVAILABLE
+from orchestrator.methods import ABSENT, available
 from orchestrator.mistakes import ConfigError
 from orchestrator.spec_schema import spec_schema
 from orchestrator.suite_files import I2V_VARIABLE, NUM_I2V_ENTRIES
@@ -76,7 +76,7 @@ def test_a_method_that_is_not_there_is_refused_in_one_line_with_what_is(name: st
         assert f"{word} ({ABSENT[word].source}; for " in line
     for arm in set(arms) - set(TABLES[name].split(",")):
         assert re.search(rf"for [^)]*\b{re.escape(arm)}\b", line), arm
-    assert f"planners: {', '.join(AVAILABLE['planner'])}; accelerators: none" in line
+    assert f"planners: {', '.join(available('planner'))}; accelerators: none" in line
     assert line.endswith(f"only={TABLES[name]}")
 
 

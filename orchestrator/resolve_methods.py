@@ -1,0 +1,59 @@
+"""Which methods an arm runs with: names and settings as given, to settings that hold all that they need, checked together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from orchestrator.arms import MethodUse
+from orchestrator.methods import Method, Request, find, named, read_settings
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The method parts of an arm: see the fields of ``orchestrator.arms.Arm``."""
+
+    planner_settings: dict[str, Any]
+    accelerators: tuple[MethodUse, ...]
+    reconstructed: tuple[str, ...]
+
+
+def resolve_methods(request: Request, settings: Mapping[str, Any], mistakes: list[str]) -> Chosen | None:
+    """Reads ``planner`` and ``accelerators`` of an arm's settings. None, with a line in ``mistakes`` for all that is wrong."""
+    found: list[str] = []
+    planner, given = named(settings.get("planner") or "dvg")
+    asked = [(find(planner, "planner"), given)]
+    for use in settings.get("accelerators") or ():
+        name, given = named(use)
+        asked.append((find(name, "accelerator"), given))
+    uses = [_resolved(method, given, request, found) for method, given in asked]
+    found += conflicts(method for method, _ in asked)
+    mistakes.extend(found)
+    if found:
+        return None
+    reconstructed = tuple(method.name for method, _ in asked if method.follows == "reconstructed")
+    return Chosen(uses[0].settings, tuple(uses[1:]), reconstructed)
+
+
+def _resolved(method: Method, given: Mapping[str, Any], request: Request, mistakes: list[str]) -> MethodUse:
+    try:
+        settings = method.resolve(read_settings(method, given), request)
+    except ValueError as error:
+        mistakes.append(str(error))
+        return MethodUse(name=method.name)
+    mistakes.extend(f"{method.name}: {line}" for line in method.mistakes(settings, request))
+    return MethodUse(name=method.name, settings=settings.model_dump(mode="json"))
+
+
+def conflicts(methods: Iterable[Method]) -> list[str]:
+    """Why two of them cannot be had at once."""
+    lines = []
+    for one, other in combinations(methods, 2):
+        reason = one.excludes.get(other.name) or other.excludes.get(one.name)
+        if reason is None and one.lever == other.lever:
+            reason = f"both are a {one.lever}"
+        if reason:
+            lines.append(f"{one.name} and {other.name} cannot be combined: {reason}; take one of them")
+    return lines

@@ -1,0 +1,77 @@
+"""The repeated blocks of a transformer in one forward, as a cache sees them: whole, some of them, or halves of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from parallel.groups import Group
+
+State = tuple[Tensor, ...]
+"""What goes from block to block: image tokens ``[1, n, D]`` of this rank, then text tokens where a family has them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """One forward of one branch of guidance on this rank. ``run`` over all blocks is what ``whole`` computes, up to rounding."""
+
+    inputs: State
+    num_blocks: int
+    whole: Callable[[], Tensor]
+    """All blocks on the fastest path: the image tokens that come out."""
+    block: Callable[[int, State], State]
+    """One block by its index."""
+    attend: Callable[[int, State], State]
+    """Its self-attention only, after the output projection and before the gate, a tensor for each of the state's."""
+    finish: Callable[[int, State, State], State]
+    """The rest of it, given its input and what ``attend`` found."""
+    image: Callable[[State], Tensor]
+    """The image tokens of a state, wherever in the trunk it is."""
+    signals: Mapping[str, Callable[[], Tensor]]
+    """``input``: the modulated input of block 0 ``[1, n, D]``; ``time``: the time embedding; ``modulation``: what comes of it."""
+    attention_share: float
+    """Of a block's operations: what ``attend`` takes."""
+    owner: Hashable
+    """Tells transformers apart: another expert's residuals are of no use."""
+    sequence: Group | None = None
+    """The ranks that share the tokens."""
+    tokens_per_frame: int = 0
+    work: list[float] = field(default_factory=list)
+    """Shares of the whole that were computed, noted by the methods below."""
+
+    def compute(self) -> Tensor:
+        """Everything: the image tokens after all blocks."""
+        self.work.append(1.0)
+        return self.whole()
+
+    def run(self, state: State, start: int, stop: int) -> State:
+        """Blocks ``start`` to ``stop``."""
+        for index in range(start, stop):
+            state = self.block(index, state)
+        self.work.append((stop - start) / self.num_blocks)
+        return state
+
+    def run_attend(self, index: int, state: State) -> State:
+        self.work.append(self.attention_share / self.num_blocks)
+        return self.attend(index, state)
+
+    def run_finish(self, index: int, state: State, found: State) -> State:
+        self.work.append((1 - self.attention_share) / self.num_blocks)
+        return self.finish(index, state, found)
+
+    def total(self, *values: Tensor) -> list[float]:
+        """Sums over all ranks that share the tokens, equal on each of them. The host waits for the device."""
+        mine = torch.stack([value.double() for value in values])
+        if self.sequence is None:
+            return [float(value) for value in mine.tolist()]
+        rows = self.sequence.gather_rows(mine.unsqueeze(0), (1,) * self.sequence.size)
+        return [float(value) for value in rows.cpu().sum(dim=0).tolist()]
+
+
+def relative_change(trunk: Trunk, now: Tensor, before: Tensor) -> float:
+    """``mean |now - before| / mean |before|`` over the tokens of all ranks."""
+    change, size = trunk.total((now - before).abs().sum(), before.abs().sum())
+    return change / max(size, 1e-12)

@@ -1,0 +1,79 @@
+"""HunyuanVideo's blocks one by one, and in halves, for accelerators: blocks of two streams first, then of one."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.types import Grid
+from stages.accelerators.trunk import State, Trunk
+from stages.compiling import maybe_compile
+from stages.kernels import modulated_norm
+from stages.models.hunyuan_block import EPS, attend_dual, attend_single, finish_dual, finish_single, modulations
+from stages.models.layers import attended, every
+
+if TYPE_CHECKING:
+    from stages.models.hunyuan_transformer import HunyuanTransformer
+
+
+class Halves:
+    """Attention and the rest of both kinds of block, each compiled when it is first used."""
+
+    def __init__(self, constants: Mapping[str, Any], compiled: bool) -> None:
+        self.attend_dual: Callable[..., State] = maybe_compile(functools.partial(attend_dual, **constants), compiled)
+        self.attend_single: Callable[..., Tensor] = maybe_compile(functools.partial(attend_single, **constants), compiled)
+        self.finish_dual: Callable[..., State] = maybe_compile(finish_dual, compiled)
+        self.finish_single: Callable[..., Tensor] = maybe_compile(finish_single, compiled)
+
+
+def trunk(
+    net: HunyuanTransformer,
+    whole: Callable[[], Tensor],
+    h: Tensor,
+    c: Tensor,
+    emb: Tensor,
+    rope: Tensor,
+    first: Tensor | None,
+    time: Tensor,
+    grid: Grid,
+) -> Trunk:
+    """One forward in parts. Between blocks image and text are apart, whichever kind they are of."""
+    num, num_duals = h.shape[1], len(net.duals)
+    of_image = rope[:num], None if first is None else first[:num]
+
+    def one(index: int, state: State) -> State:
+        if index < num_duals:
+            return net.dual_block(every(net.duals)[index], *state, emb, *of_image)
+        return split(net.single_block(every(net.singles)[index - num_duals], torch.cat(state, dim=1), emb, rope, first))
+
+    def attend(index: int, state: State) -> State:
+        if index < num_duals:
+            return net.halves.attend_dual(every(net.duals)[index], *state, emb, *of_image)
+        weights = every(net.singles)[index - num_duals]
+        return split(net.halves.attend_single(weights, torch.cat(state, dim=1), emb, rope, first))
+
+    def finish(index: int, state: State, found: State) -> State:
+        if index < num_duals:
+            return net.halves.finish_dual(every(net.duals)[index], *state, *found, emb, of_image[1])
+        weights, joined = every(net.singles)[index - num_duals], (torch.cat(state, dim=1), torch.cat(found, dim=1))
+        return split(net.halves.finish_single(weights, *joined, emb, first))
+
+    def split(joined: Tensor) -> State:
+        return joined[:, :num], joined[:, num:]
+
+    def seen() -> Tensor:
+        stream = every(net.duals)[0].image
+        shift, scale = modulations(emb, stream.modulate_w, stream.modulate_b, 6, of_image[1])[:2]
+        return modulated_norm(h, scale, shift, EPS)
+
+    signals = {"input": seen, "time": lambda: time, "modulation": lambda: emb}
+    share = attended(h.shape[-1], math.prod(grid) + c.shape[1], 4 * h.shape[-1])
+    return Trunk(
+        (h, c), num_duals + len(net.singles), lambda: whole()[:, :num], one, attend, finish, lambda state: state[0], signals,
+        share, id(net), net.seam.sequence, grid[1] * grid[2],
+    )  # fmt: skip
