@@ -22,12 +22,11 @@ from orchestrator.config import ArmOptions
 from orchestrator.cost import denoise_s
 from orchestrator.geometry import model
 from orchestrator.images import NONE, FirstFrames
-from orchestrator.methods import named
+from orchestrator.methods import BUDGETED, named
 from orchestrator.mistakes import ConfigError, RunError, from_validation, unknown
 from orchestrator.options import AttentionName
 from orchestrator.prompts import Prompt
 from orchestrator.resolve import resolve_arm
-from orchestrator.resolve_budget import BUDGETED
 from orchestrator.types import Clip, Decision, Item, Stage
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from orchestrator.actions import decide, full_action, uniform_action
 from orchestrator.arms import Arm
 from orchestrator.budgets import Target, actions_for
 from orchestrator.geometry import model
-from orchestrator.methods import Request, find, read_settings
-from orchestrator.resolve_budget import BUDGETED
+from orchestrator.methods import BUDGETED, Request, find, read_settings
 from orchestrator.types import Action, Decision, Demand
 
 MAX_DEMANDS = 500

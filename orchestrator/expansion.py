@@ -17,7 +17,7 @@ MAX_SUFFIX = 40
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``, nested mappings merged, but for those of two planners; None in ``over`` leaves what ``base`` says."""
+    """``over`` on top of ``base``, nested mappings merged unless they are of two planners; None in ``over`` changes nothing."""
     result = dict(copy.deepcopy(base))
     for key, value in over.items():
         held = result.get(key)

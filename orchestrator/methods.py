@@ -34,6 +34,8 @@ PLANNERS: Mapping[str, str] = {
     "fixed": "stages.planners.uniform",
 }
 """Where each planner lives, by the name that a spec writes."""
+BUDGETED = ("dvg", "temporal-only", "spatial-only")
+"""Planners that spend a budget; the others spend what they spend."""
 ACCELERATORS: Mapping[str, str] = {}
 """Where each accelerator lives."""
 

@@ -75,7 +75,8 @@ def _method_forms(kind: MethodKind) -> dict[str, Any]:
     names = list(available(kind))
     if not names:
         return {"not": {}}
-    settings = {"type": "object", "propertyNames": {"enum": names}, "minProperties": 1, "maxProperties": 1}
+    settings = {"type": "object", "propertyNames": {"enum": names}, "minProperties": 1}
+    settings |= {"maxProperties": 1, "additionalProperties": {"type": ["object", "null"]}}
     return {"anyOf": [{"enum": names}, settings]}
 
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from orchestrator import geometry
 from orchestrator.actions import DvgConfig, steps_per_stage
 from orchestrator.arms import Arm, LoraSpec
-from orchestrator.methods import Request, named
+from orchestrator.methods import BUDGETED, Request, named
 from orchestrator.mistakes import from_validation
-from orchestrator.resolve_budget import BUDGETED, Budgeting, Run, resolve_budget
+from orchestrator.resolve_budget import Budgeting, Run, resolve_budget
 from orchestrator.resolve_methods import resolve_methods
 from orchestrator.types import VideoShape
 from stages.models import checkpoint, embedded

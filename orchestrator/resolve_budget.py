@@ -13,12 +13,11 @@ from orchestrator.budgets import Target, actions_for, density_for, parse_target,
 from orchestrator.calibration import cost_model
 from orchestrator.cost import CostModel
 from orchestrator.dvg_config import DvgConfig
+from orchestrator.methods import BUDGETED
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import VideoShape
 
 DEFAULT = Target(value=0.5)
-BUDGETED = ("dvg", "temporal-only", "spatial-only")
-"""Planners that spend a budget; the others spend what they spend."""
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,8 @@ def _kind(part: Schema) -> str:
     if "patternProperties" in part:
         (inner,) = part["patternProperties"].values()
         return f"names, each of {form(inner)}"
+    if "propertyNames" in part:
+        return "`{name: {setting: value}}`"
     if "maxProperties" in part:
         return " or ".join(f"`{{{key}: number}}`" for key in part["properties"])
     return names[kind]

@@ -87,7 +87,7 @@ def test_every_mistake_is_told_at_once_with_the_rule_and_the_choices() -> None:
         ({"budget": 0}, ["budget", "in (0, 1]", "0"]),
         ({"budget": "speedup=0.5"}, ["speedup", "at least 1", "0.5"]),
         ({"model": "wan-mimi"}, ["wan-mimi", "wan-mini", "hunyuanvideo"]),
-        ({"planner": "dgv"}, ["planner", "'full'", "'dvg'", "dgv"]),
+        ({"planner": "dgv"}, ["planner", "full, dvg", "did you mean 'dvg'", "dgv"]),
         ({"frames": 40}, ["40", "4k+1", "37", "41"]),
         ({"prompts": []}, ["at least one prompt"]),
         ({"prompts": [" "]}, ["must not be empty"]),
