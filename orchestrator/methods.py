@@ -36,7 +36,14 @@ PLANNERS: Mapping[str, str] = {
 """Where each planner lives, by the name that a spec writes."""
 BUDGETED = ("dvg", "temporal-only", "spatial-only")
 """Planners that spend a budget; the others spend what they spend."""
-ACCELERATORS: Mapping[str, str] = {}
+ACCELERATORS: Mapping[str, str] = {
+    "taylorseer": "stages.accelerators.taylorseer",
+    "delta-dit": "stages.accelerators.delta_dit",
+    "first-block": "stages.accelerators.first_block",
+    "dbcache": "stages.accelerators.first_block",
+    "pab": "stages.accelerators.pab",
+    "fastercache": "stages.accelerators.fastercache",
+}
 """Where each accelerator lives."""
 
 
@@ -74,6 +81,11 @@ def no_actions(settings: Any, request: Request) -> tuple[Action, ...]:
     return ()
 
 
+def nothing_needed(settings: Any, request: Request) -> str:
+    """Of a method that does not mind which rank does which branch of guidance."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Method:
     """All that is known of a method before it runs.
@@ -102,8 +114,13 @@ class Method:
     """Of a planner: every schedule that a clip may come to, by arithmetic alone."""
     needs: str = ""
     """Weights, packages or calibrations, in words."""
-    whole_forwards: bool = True
-    """Of an accelerator: it leaves out whole forwards only, so weights may be spread over ranks."""
+    whole_forwards: bool | Callable[[Any], bool] = True
+    """Of an accelerator: it leaves out whole forwards only, so weights may be spread over ranks. It may depend on settings."""
+    together: Callable[[Any, Request], str] = nothing_needed
+    """Of an accelerator: why ranks must not split guidance between them; empty if they may."""
+
+    def leaves_whole_forwards(self, settings: Any) -> bool:
+        return self.whole_forwards if isinstance(self.whole_forwards, bool) else self.whole_forwards(settings)
 
 
 @dataclass(frozen=True)
@@ -124,7 +141,7 @@ ABSENT: Mapping[str, Absent] = {
     "tome": Absent("accelerator", "token merging"),
     "teacache": Absent("accelerator", "TeaCache, arXiv 2411.19108"),
     "adacache": Absent("accelerator", "AdaCache, arXiv 2411.02397"),
-    "taylorseer": Absent("accelerator", "TaylorSeer, arXiv 2503.06923"),
+    "cache-dit": Absent("accelerator", "cache-dit 1.5 wraps the blocks that diffusers runs; dbcache is its rule on ours"),
 }
 """By the name that a spec writes. A method that the project learns leaves this table."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -35,6 +35,11 @@ class StageEvent:
     @property
     def last(self) -> int:
         return self.steps[-1]
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether the clip has other stages: this one is short then, and what it reuses must not be old."""
+        return self.crosses or self.stage > 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,15 @@ class Accelerator(Protocol):
         ...
 
 
+@runtime_checkable
+class Guided(Protocol):
+    """An accelerator that may spare the whole branch without the prompt."""
+
+    def negative(self, v: Tensor, now: Now, forward: Callable[[], Tensor]) -> Tensor:
+        """The velocity without the prompt ``[1, C, T, H, W]``, given ``v`` with it: ``forward()``, or reckoned from ``v``."""
+        ...
+
+
 class Boost:
     """The accelerator of a stage, attached to a model; what the transformers call in place of their blocks."""
 
@@ -100,14 +114,31 @@ class Boost:
 
     def __call__(self, trunk: Trunk) -> Tensor:
         """Raises RuntimeError for an answer of the wrong shape: a residual of another grid."""
-        if self._level is None:
-            raise RuntimeError("a forward came before its step was told")
-        out = self._accelerator(trunk.owner).forward(trunk, Now(self._step, self._level, self.branch, self.event))
-        self._num_forwards += 1
-        self._work.append(sum(trunk.work))
+        out = self._accelerator(trunk.owner).forward(trunk, self._now())
+        self._count(sum(trunk.work))
         if out.shape != trunk.inputs[0].shape:
             raise RuntimeError(f"a cache answered {tuple(out.shape)} on a grid that needs {tuple(trunk.inputs[0].shape)}")
         return out
+
+    def negative(self, v: Tensor, forward: Callable[[], Tensor]) -> Tensor:
+        """The velocity without the prompt, right after ``v`` with it."""
+        guided = next(iter(self._of.values()), None)
+        if not isinstance(guided, Guided):
+            return forward()
+        before, self.branch = self._num_forwards, 1
+        plain = guided.negative(v, self._now(), forward)
+        if self._num_forwards == before:
+            self._count(0.0)
+        return plain
+
+    def _now(self) -> Now:
+        if self._level is None:
+            raise RuntimeError("a forward came before its step was told")
+        return Now(self._step, self._level, self.branch, self.event)
+
+    def _count(self, work: float) -> None:
+        self._work.append(work)
+        self._num_forwards += 1
 
     def _accelerator(self, owner: Hashable) -> Accelerator:
         """A stage that changes its expert begins anew; what the other one left is let go."""

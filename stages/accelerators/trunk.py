@@ -14,6 +14,11 @@ State = tuple[Tensor, ...]
 """What goes from block to block: image tokens ``[1, n, D]`` of this rank, then text tokens where a family has them."""
 
 
+def ungated(index: int) -> Tensor:
+    """Of blocks that add what attention finds as it is."""
+    return torch.ones(())
+
+
 @dataclass(frozen=True, eq=False)
 class Trunk:
     """One forward of one branch of guidance on this rank. ``run`` over all blocks is what ``whole`` computes, up to rounding."""
@@ -37,13 +42,15 @@ class Trunk:
     owner: Hashable
     """Tells transformers apart: another expert's residuals are of no use."""
     sequence: Group | None = None
-    """The ranks that share the tokens."""
+    """The ranks that share the tokens, and must decide alike; with layers spread over ranks, all of the slice."""
     tokens_per_frame: int = 0
+    gate: Callable[[int], Tensor] = ungated
+    """By a block's index: what the image's part of what ``attend`` finds is multiplied by and added, ``[D]`` or ``[n, D]``."""
     work: list[float] = field(default_factory=list)
     """Shares of the whole that were computed, noted by the methods below."""
 
     def compute(self) -> Tensor:
-        """Everything: the image tokens after all blocks."""
+        """Everything: the image tokens after all blocks. The next call may overwrite them, so keep what is made of them only."""
         self.work.append(1.0)
         return self.whole()
 

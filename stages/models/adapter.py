@@ -72,8 +72,8 @@ class Adapter:
         """
         layout = None if self.seam is None else self.seam.layout
         if layout is None or layout.branch is None:
-            negative = condition.negative
-            return self._branch_of(0, condition.positive, forward), negative and self._branch_of(1, negative, forward)
+            v = self._branch_of(0, condition.positive, forward)
+            return v, condition.negative and self._negative(v, condition.negative, forward)
         if condition.negative is None:
             raise RuntimeError("guidance is split over ranks, but this clip has one branch: its slice was laid out for two")
         branch = (condition.positive, condition.negative)[layout.branch]
@@ -90,6 +90,12 @@ class Adapter:
         decoder = self._part(self._decoder, "vae")
         with self.turns.turn("vae"):
             return handed_on(decoder.group, decoder.runs(latent.to(self.device)))
+
+    def _negative(self, v: Tensor, branch: Branch, forward: Callable[[Branch], Tensor]) -> Tensor:
+        def compute() -> Tensor:
+            return self._branch_of(1, branch, forward)
+
+        return compute() if self.boost is None else self.boost.negative(v, compute)
 
     def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         return self._frames(self._part(self._decoder, "vae"), latent)
