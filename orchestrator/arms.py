@@ -63,6 +63,7 @@ class Arm(BaseModel):
     cost: CostModel | None = None
     """Predicted seconds, resolved before the run: every process filters actions by the same numbers and needs no file."""
     num_steps: int
+    """Of the full run, which densities are shares of; some planners take fewer."""
     solver: SolverName | None = None
     """None: the model's own."""
     shift: float | None = None
@@ -80,6 +81,8 @@ class Arm(BaseModel):
     @property
     def sketch_parts(self) -> frozenset[str]:
         """The parts of the model that a sketch needs beyond text and transformer."""
+        if self.planner == "vgdfr":
+            return frozenset({"vae", "encoder"})
         return frozenset({"vae"}) if self.planner == "dvg" and self.dvg.demand_space == "pixels" else frozenset()
 
     @property

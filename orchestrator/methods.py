@@ -32,11 +32,20 @@ PLANNERS: Mapping[str, str] = {
     "temporal-only": "stages.planners.uniform",
     "spatial-only": "stages.planners.uniform",
     "fixed": "stages.planners.uniform",
+    "vgdfr": "stages.planners.vgdfr",
+    "jenga-prores": "stages.planners.jenga",
+    "bottleneck": "stages.planners.bottleneck",
+    "changing-resolution": "stages.planners.changing",
+    "spectral": "stages.planners.spectral",
+    "fewer-steps": "stages.planners.fewer",
 }
 """Where each planner lives, by the name that a spec writes."""
 BUDGETED = ("dvg", "temporal-only", "spatial-only")
 """Planners that spend a budget; the others spend what they spend."""
 ACCELERATORS: Mapping[str, str] = {
+    "teacache": "stages.accelerators.teacache",
+    "adacache": "stages.accelerators.adacache",
+    "magcache": "stages.accelerators.magcache",
     "taylorseer": "stages.accelerators.taylorseer",
     "delta-dit": "stages.accelerators.delta_dit",
     "first-block": "stages.accelerators.first_block",
@@ -132,15 +141,10 @@ class Absent:
 
 
 ABSENT: Mapping[str, Absent] = {
-    "vgdfr": Absent("planner", "VGDFR, arXiv 2504.12259"),
-    "jenga-prores": Absent("planner", "progressive resolution of Jenga, arXiv 2505.16864"),
-    "bottleneck": Absent("planner", "Bottleneck Sampling, arXiv 2503.18940"),
     "fresco": Absent("planner", "Fresco, arXiv 2601.07462"),
     "spargeattn": Absent("accelerator", "SpargeAttn, arXiv 2502.18137"),
     "lipar": Absent("accelerator", "LIPAR, arXiv 2603.05811"),
     "tome": Absent("accelerator", "token merging"),
-    "teacache": Absent("accelerator", "TeaCache, arXiv 2411.19108"),
-    "adacache": Absent("accelerator", "AdaCache, arXiv 2411.02397"),
     "cache-dit": Absent("accelerator", "cache-dit 1.5 wraps the blocks that diffusers runs; dbcache is its rule on ours"),
 }
 """By the name that a spec writes. A method that the project learns leaves this table."""

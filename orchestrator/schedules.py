@@ -85,15 +85,22 @@ def _latent_grid(geometry: ModelGeometry, shape: Grid) -> Grid:
     return t, max(1, h // multiple_h) * patch_h, max(1, w // multiple_w) * patch_w
 
 
-def density(shapes: Sequence[Grid], steps: Sequence[int]) -> float:
-    """Share of the full run's cell-steps that a schedule spends (eq. 7). The last shape is the full one."""
-    spent = sum(math.prod(shape) * num for shape, num in zip(shapes, steps, strict=True))
-    return spent / (math.prod(shapes[-1]) * sum(steps))
+def density(shapes: Sequence[Grid], steps: Sequence[int], full_steps: int | None = None) -> float:
+    """Share of the full run's cell-steps that a schedule spends (eq. 7). The largest shape is the full one.
+
+    ``full_steps`` are the full run's; None: as many as the schedule has.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    spent = sum(size * num for size, num in zip(sizes, steps, strict=True))
+    return spent / (max(sizes) * (full_steps or sum(steps)))
 
 
-def density_executed(geometry: ModelGeometry, action: Action) -> float:
-    """Share of the full run's token-forwards that really run, transitions counted on the grid they leave."""
+def density_executed(geometry: ModelGeometry, action: Action, full_steps: int | None = None) -> float:
+    """Share of the full run's token-forwards that really run, transitions counted on the grid they leave.
+
+    ``full_steps`` as of :func:`density`.
+    """
     tokens = [geometry.num_tokens(stage.grid) for stage in action.stages]
     steps = [stage.steps for stage in action.stages]
     spent = sum(count * num for count, num in zip(tokens, forwards_per_stage(steps), strict=True))
-    return spent / (tokens[-1] * sum(steps))
+    return spent / (max(tokens) * (full_steps or sum(steps)))

@@ -45,11 +45,13 @@ class Action:
     density: float
     s2: float | None = None
     f2: int | None = None
+    needs_sketch: bool = True
+    """False: no content decides it, so its first stage too runs where the others do, as wide as it is worth."""
 
     @property
     def num_sketched(self) -> int:
         """Stages that the sketch runs: the first, which shows what to choose; none of a plain full run."""
-        return min(1, len(self.stages) - 1)
+        return min(1, len(self.stages) - 1) if self.needs_sketch else 0
 
 
 @dataclass(frozen=True)

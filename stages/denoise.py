@@ -80,9 +80,10 @@ def ignore(*told: Any) -> None:
 
 
 def start(model: Model, planner: Planner, condition: Condition, seed: int) -> Boundary:
-    """Pure noise on the first stage's grid. A run of one stage is decided here: there is nothing to measure."""
+    """Pure noise on the first stage's grid. A run without a sketch is decided here: there is nothing to measure."""
     first = planner.first()
-    decision = planner.decide(None) if first.steps == planner.task.num_steps else None
+    alone = first.steps == planner.task.num_steps or not planner.needs_sketch
+    decision = planner.decide(None) if alone else None
     full_grid = planner.task.full_grid
     axes = planner.axes((first,), None)[0]
     noise = first_noise(axes, full_grid, model.geometry.latent_channels, seed, planner.task.config)
@@ -168,27 +169,28 @@ class _Leg:
 
     def _cross(self, x: Tensor, step: int) -> tuple[Decision, Tensor]:
         """Decide if nobody has yet, then carry the clean estimate to the next grid, at the level of the next step there."""
-        x0 = self.placed.pin(self._clean(x, step))
+        x0, v = self._clean(x, step)
         self._note(x0, step)
         self._require_finite()
         decision = self.boundary.decision or self._decide(x0)
         following = self.planner.task.solver(decision.action.stages[self.boundary.stage + 1])
         sigma = self.planner.sigma_after(step, self.solver, following)
-        return decision, self.planner.cross(x0, Crossing(decision, self.boundary.stage, sigma, self.boundary.seed, self.model))
+        crossing = Crossing(decision, self.boundary.stage, sigma, self.boundary.seed, self.model, v)
+        return decision, self.planner.cross(x0, crossing)
 
     def _forward(self, x: Tensor, step: int, level: NoiseLevel) -> Tensor:
         self.boost.at(step, level)
         return self.model.denoise(x, level, self.placed)
 
-    def _clean(self, x: Tensor, step: int) -> Tensor:
-        """The clean estimate before step ``step``; a MeanFlow velocity with the second timestep 0 leads there exactly."""
+    def _clean(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The clean estimate before step ``step``, and the velocity; MeanFlow's with second timestep 0 leads there exactly."""
         config, level = self.planner.task.config, self.levels[step]
         if config.meanflow_clean == "zero":
             level = dataclasses.replace(level, timestep_next=0.0)
         v = self._forward(x, step, level)
         own = self.planner.clean_sigma(step, self.boundary.stage, self.solver)
         sigma = nearest_sigma(self.solver.levels, level.timestep) if config.stale_timesteps else own
-        return clean_estimate(x, v, sigma, config.extrapolation)
+        return self.placed.pin(clean_estimate(x, v, sigma, config.extrapolation)), v
 
     def _decide(self, x0: Tensor) -> Decision:
         try:

@@ -52,6 +52,8 @@ class Crossing:
     seed: int
     """The item's."""
     model: Model
+    velocity: Tensor
+    """Of the transition's forward, on the grid that is left: with the clean estimate it tells the noise in the latent."""
 
     @property
     def action(self) -> Action:
@@ -65,6 +67,8 @@ class Planner(Protocol):
     """
 
     task: Task
+    needs_sketch: bool
+    """False: the schedule is known without a first stage, which runs where the others do (``Action.needs_sketch``)."""
 
     def first(self) -> Stage:
         """The stage every run starts with. It is the whole run when it has all steps."""
@@ -108,6 +112,7 @@ class BasePlanner:
     """What planners do alike unless they say otherwise: DVG's levels and nested cells."""
 
     task: Task
+    needs_sketch = True
 
     def carry(self, x0: Tensor, action: Action, stage_index: int, sigma: float, seed: int) -> Tensor:
         raise RuntimeError(f"{type(self).__name__} has no passage out of stage {stage_index + 1} of {action.name!r}")

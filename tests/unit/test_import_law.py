@@ -26,6 +26,8 @@ SHARED_NAMES = (
     "mistakes",
     "methods",
     "flops",
+    "vgdfr",
+    "progressive",
 )
 DECIDING = (
     "events",
