@@ -136,6 +136,9 @@ def make_record(
         accelerators="+".join(use.name for use in arm.accelerators),
         reconstructed="+".join(arm.reconstructed),
         tflops=clip.tflops,
+        num_restored=clip.num_restored,
+        restored_by=clip.restored_by,
+        restore_s=timings_s.get("restore_s", 0.0),
         **_prediction(arm, geometry, action),
     )
 

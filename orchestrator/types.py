@@ -64,6 +64,19 @@ class Demand:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """Frames that become one with their neighbours (VGDFR, arXiv 2504.12259, by ``orchestrator.vgdfr``).
+
+    By the first frame of each window: four groups of two frames, or of four. The others stand alone.
+    """
+
+    num_frames: int
+    """Of the whole video."""
+    by_twos: tuple[int, ...] = ()
+    by_fours: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Decision:
     """The chosen action and why, in one human line. ``demand`` and ``weights`` are None when nothing was measured."""
 
@@ -71,6 +84,8 @@ class Decision:
     why: str
     demand: Demand | None = None
     weights: tuple[float, float] | None = None
+    merged: Merged | None = None
+    """What the frames of the last stage's latent stand for; None: for themselves. Decoding restores the rest."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +153,10 @@ class Clip:
     timings_s: dict[str, float] = field(default_factory=dict)
     tflops: float | None = None
     """10^12 floating-point operations that its denoising executed."""
+    num_restored: int = 0
+    """Frames that were made from their neighbours, after decoding."""
+    restored_by: str = ""
+    """How: ``motion`` or ``rife``; empty when none were."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +235,12 @@ class Record:
     """Which of its planner and accelerators follow no released code, joined by ``+``."""
     tflops: float | None = None
     """10^12 floating-point operations that its denoising executed, both branches of guidance, what was reused left out."""
+    num_restored: int = 0
+    """Frames made from their neighbours after decoding, of a planner that left them out."""
+    restored_by: str = ""
+    """How: ``motion``, compensated interpolation, or ``rife``, a network given to it; empty when none were."""
+    restore_s: float = 0.0
+    """Seconds of that."""
 
 
 def as_row(record: Record) -> dict[str, Any]:

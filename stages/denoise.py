@@ -21,7 +21,7 @@ from orchestrator.flops import forward_tflops
 from orchestrator.types import Decision, Grid, Past, Stage
 from stages.accelerators.base import Boost, StageEvent
 from stages.compiling import compile_seconds
-from stages.demand import DemandNotFinite
+from stages.demand import DemandNotFinite, Pixels
 from stages.models.base import Condition, Model, Placed
 from stages.planners.passage import first_noise
 from stages.planners.task import Crossing, Planner, Task
@@ -125,7 +125,8 @@ class _Leg:
         self.num_stages = len(stages) if decision else 0
         self.solver: Solver = task.solver(self.stage)
         self.levels = _told(self.solver, task, stages[0])
-        self.placed = self._place(planner.axes(stages, decision)[boundary.stage])
+        placed = self._place(planner.axes(stages, decision)[boundary.stage])
+        self.placed = dataclasses.replace(placed, positions=planner.positions(decision, boundary.stage))
         self.finite: list[Tensor] = []
         self.boost = Boost(task.accelerators, self._event())
 
@@ -172,11 +173,12 @@ class _Leg:
         x0, v = self._clean(x, step)
         self._note(x0, step)
         self._require_finite()
-        decision = self.boundary.decision or self._decide(x0)
+        pixels = _Once(self.planner.look(self.model))
+        decision = self.boundary.decision or self._decide(x0, pixels)
         following = self.planner.task.solver(decision.action.stages[self.boundary.stage + 1])
         sigma = self.planner.sigma_after(step, self.solver, following)
-        crossing = Crossing(decision, self.boundary.stage, sigma, self.boundary.seed, self.model, v)
-        return decision, self.planner.cross(x0, crossing)
+        here = decision, self.boundary.stage, sigma, self.boundary.seed, self.model, v, pixels
+        return decision, self.planner.cross(x0, Crossing(*here, lambda: self.placed.pin(self.solver.step(x, v, step))))
 
     def _forward(self, x: Tensor, step: int, level: NoiseLevel) -> Tensor:
         self.boost.at(step, level)
@@ -192,9 +194,9 @@ class _Leg:
         sigma = nearest_sigma(self.solver.levels, level.timestep) if config.stale_timesteps else own
         return self.placed.pin(clean_estimate(x, v, sigma, config.extrapolation)), v
 
-    def _decide(self, x0: Tensor) -> Decision:
+    def _decide(self, x0: Tensor, pixels: Pixels) -> Decision:
         try:
-            return self.planner.decide(x0, self.model.pixels)
+            return self.planner.decide(x0, pixels)
         except DemandNotFinite as problem:
             raise RuntimeError(f"{problem} at {self._place_name(self.end - 1)}") from problem
 
@@ -214,6 +216,19 @@ class _Leg:
     def _place_name(self, step: int) -> str:
         grid = "x".join(map(str, self.stage.grid))
         return f"stage {self.boundary.stage + 1} (grid {grid}), step {step + 1} of {self.planner.task.num_steps}"
+
+
+class _Once:
+    """A decoder that remembers the video of the last latent."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        if self._seen is None or self._seen[0] is not latent:
+            self._seen = latent, self._pixels(latent)
+        return self._seen[1]
 
 
 def _told(solver: Solver, task: Task, first: Stage) -> tuple[NoiseLevel, ...]:

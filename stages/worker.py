@@ -25,6 +25,7 @@ from stages.denoise import Boundary, OnStep, ignore, run_stages
 from stages.memory import out_of_memory
 from stages.models.base import ALL_PARTS, Lora, Model, Request, load
 from stages.planners import Planner, make_planner
+from stages.restore import interpolator_of
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class ClipWorker:
         """Frames and the mp4 at ``path``; a team's other ranks :meth:`help_decode`. Needs the part "vae"."""
         arm = self._arm(item)
         with self._decoding(item, arm, team) as model:
-            return decode.decode(model, boundary, Path(path), arm.fps)
+            return decode.decode(model, boundary, Path(path), arm.fps, interpolator_of(arm.planner_settings, model.device))
 
     def help_decode(self, item: Item, boundary: Boundary, team: Team) -> None:
         """What a rank but the team's first does of :meth:`decode`: it has no frames to write."""

@@ -34,6 +34,10 @@ class Decoder(Protocol):
         ...
 
 
+Encoder = Callable[[Tensor], Tensor]
+"""The other half: video ``[1, 3, F, H, W]`` in [-1, 1] to a latent as the transformer sees it."""
+
+
 class Adapter:
     """One set of weights on one device. Asking for the work of a part that was not loaded raises RuntimeError."""
 
@@ -45,6 +49,7 @@ class Adapter:
         decoder: Decoder | None,
         modules: Mapping[str, Sequence[nn.Module]],
         seam: Seam | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         """``modules`` are those that can leave a GPU, by part: "text" and "vae". ``seam`` is the one of all transformers."""
         self.geometry = geometry
@@ -54,6 +59,7 @@ class Adapter:
         self.seam = seam
         self.boost: Boost | None = None
         self._decoder = decoder
+        self._encoder = encoder
 
     def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
         if self.seam is not None:
@@ -85,17 +91,26 @@ class Adapter:
             self.boost.branch = number
         return forward(branch)
 
+    def _negative(self, v: Tensor, branch: Branch, forward: Callable[[Branch], Tensor]) -> Tensor:
+        def compute() -> Tensor:
+            return self._branch_of(1, branch, forward)
+
+        return compute() if self.boost is None else self.boost.negative(v, compute)
+
     @torch.inference_mode()
     def pixels(self, latent: Tensor) -> Tensor:
         decoder = self._part(self._decoder, "vae")
         with self.turns.turn("vae"):
             return handed_on(decoder.group, decoder.runs(latent.to(self.device)))
 
-    def _negative(self, v: Tensor, branch: Branch, forward: Callable[[Branch], Tensor]) -> Tensor:
-        def compute() -> Tensor:
-            return self._branch_of(1, branch, forward)
+    def preview(self, latent: Tensor) -> Tensor:
+        return self.pixels(latent)
 
-        return compute() if self.boost is None else self.boost.negative(v, compute)
+    @torch.inference_mode()
+    def latent_of(self, video: Tensor) -> Tensor:
+        encoder = self._part(self._encoder, "encoder")
+        with self.turns.turn("vae"):
+            return encoder(video.to(self.device))
 
     def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         return self._frames(self._part(self._decoder, "vae"), latent)

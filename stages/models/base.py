@@ -22,10 +22,7 @@ from stages.sampling import NoiseLevel
 
 ALL_PARTS = frozenset({"text", "transformer", "vae"})
 """``text`` holds every encoder of the prompt and the image. Beside these there is ``encoder``, the VAE's encoder alone, for
-workers that place images and encode no prompts."""
-
-ENCODING = frozenset({"text", "encoder"})
-"""Either of these brings the VAE's encoder, for models that take an image."""
+workers that place images and encode no prompts, or encode video."""
 
 ImageMode = Literal["index", "encode"]
 """How an image condition follows the grid: cells of the full-size latent, or the image resized and encoded again."""
@@ -90,6 +87,14 @@ def _unpack(packed: tuple[np.ndarray[Any, Any], str] | None) -> Tensor | None:
     return torch.from_numpy(np.array(values)).to(getattr(torch, dtype))
 
 
+@dataclass(frozen=True)
+class Positions:
+    """Where a latent's frames are in the whole video. ``layers`` rotate by that; the others count the frames from 0."""
+
+    frames: tuple[int, ...]
+    layers: frozenset[int]
+
+
 @dataclass(frozen=True, eq=False)
 class Placed:
     """A condition on one stage's grid."""
@@ -99,6 +104,8 @@ class Placed:
     """Channels that the network takes beside the noisy latent ``[1, C, T, H, W]``."""
     pinned: Tensor | None = None
     """Clean first latent frame ``[1, C, 1, H, W]``, held in place at every step."""
+    positions: Positions | None = None
+    """None: every layer counts the latent's frames from 0."""
 
     def pin(self, x: Tensor) -> Tensor:
         """``x`` with its first frame replaced by the clean one, where there is one."""
@@ -158,6 +165,14 @@ class Model(Protocol):
         """Video ``[1, 3, F, H, W]`` in [-1, 1] of a clean latent, on every rank. Needs the part "vae"."""
         ...
 
+    def preview(self, latent: Tensor) -> Tensor:
+        """As :meth:`pixels`, but at half the height and width where that is much cheaper."""
+        ...
+
+    def latent_of(self, video: Tensor) -> Tensor:
+        """Latent of a video ``[1, 3, 4 k + 1, H, W]`` in [-1, 1], of the size that :meth:`preview` gives. Needs "encoder"."""
+        ...
+
     def decode(self, latent: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         """Frames ``[F, H, W, 3]`` of a clean latent, in runs as they are ready. Needs the part "vae".
 
@@ -197,6 +212,11 @@ class Loading:
     def home(self) -> torch.device:
         """Where a transformer is read to: one to be sharded may not fit on the device."""
         return self.device if self.shard is None else torch.device("cpu")
+
+
+def encodes(parts: frozenset[str], takes_image: bool) -> bool:
+    """Whether these parts bring the VAE's encoder: asked for by name, or with the prompt's encoders for a first frame."""
+    return "encoder" in parts or (takes_image and "text" in parts)
 
 
 def load(

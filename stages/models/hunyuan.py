@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
+from parallel.decoding import handed_on
 from stages.memory import modules_of, working_bytes
 from stages.models import first_frame
 from stages.models.adapter import Adapter
-from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
+from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request, encodes
 from stages.models.hunyuan_parts import load_text, load_transformer, load_vae
 from stages.models.hunyuan_text import Summary, TextEncoder
 from stages.models.hunyuan_transformer import HunyuanTransformer, Prompt
@@ -46,7 +47,8 @@ class HunyuanModel(Adapter):
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: HunyuanParts) -> None:
         text, vae = modules_of(parts.text, parts.summary), modules_of(parts.encoder, parts.decoder)
         seam = None if parts.transformer is None else parts.transformer.seam
-        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae}, seam)
+        half = None if parts.encoder is None else parts.encoder.half
+        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae}, seam, half)
         self.parts = parts
         self._prompts: weakref.WeakKeyDictionary[Branch, Prompt] = weakref.WeakKeyDictionary()
 
@@ -80,10 +82,21 @@ class HunyuanModel(Adapter):
         transformer = self._part(self.parts.transformer, "transformer")
         transformer.boost = self.boost
         condition, t = placed.condition, level.timestep
-        v, _ = self._guided(condition, lambda text: transformer(x, t, condition.guidance, self._prompt(transformer, text)))
+
+        def forward(text: Branch) -> Tensor:
+            return transformer(x, t, condition.guidance, self._prompt(transformer, text), placed.positions)
+
+        v, _ = self._guided(condition, forward)
         if placed.pinned is not None:  # the clean frame does not move, and is its own clean estimate
             v[:, :, 0] = 0
         return v
+
+    @torch.inference_mode()
+    def preview(self, latent: Tensor) -> Tensor:
+        """At half the height and width, as VGDFR's release looks at clean estimates."""
+        decoder = self._part(self.parts.decoder, "vae")
+        with self.turns.turn("vae"):
+            return handed_on(decoder.group, decoder.runs(latent.to(self.device), half=True))
 
     def _prompt(self, transformer: HunyuanTransformer, branch: Branch) -> Prompt:
         """What follows from the prompt alone lives as long as the branch it came from."""
@@ -110,13 +123,13 @@ class HunyuanModel(Adapter):
 def load_hunyuan(geometry: ModelGeometry, folder: Path, loading: Loading) -> HunyuanModel:
     """Load parts of a checkpoint that fits ``geometry`` (``stages.models.checkpoint`` tells)."""
     has_text, decodes = "text" in loading.parts, "vae" in loading.parts
-    encodes = not loading.parts.isdisjoint(ENCODING) and geometry.image == "required"
-    vae = load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
+    does_encode = encodes(loading.parts, geometry.image == "required")
+    vae = load_vae(folder, loading, encodes=does_encode, decodes=decodes) if does_encode or decodes else None
     text, summary = load_text(folder, geometry, loading) if has_text else (None, None)
     parts = HunyuanParts(
         text=text,
         summary=summary,
-        encoder=HunyuanEncoder(vae) if encodes else None,
+        encoder=HunyuanEncoder(vae) if does_encode else None,
         transformer=load_transformer(folder, loading) if "transformer" in loading.parts else None,
         decoder=HunyuanDecoder(vae) if decodes else None,
     )

@@ -18,7 +18,7 @@ from orchestrator.geometry import ModelGeometry
 from stages.memory import modules_of, working_bytes
 from stages.models import first_frame
 from stages.models.adapter import Adapter
-from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
+from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request, encodes
 from stages.models.hunyuan15_parts import Guider, load_encoders, load_guider, load_transformer, load_vae
 from stages.models.hunyuan15_text import Hunyuan15Encoders
 from stages.models.hunyuan15_transformer import Hunyuan15Transformer, PromptMemory
@@ -44,7 +44,7 @@ class Hunyuan15Model(Adapter):
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, parts: Parts) -> None:
         text, vae = modules_of(parts.encoders), modules_of(parts.image_encoder, parts.decoder)
         seam = None if parts.transformer is None else parts.transformer.seam
-        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae}, seam)
+        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae}, seam, parts.image_encoder)
         self.parts = parts
         self._memories: weakref.WeakKeyDictionary[Branch, PromptMemory] = weakref.WeakKeyDictionary()
 
@@ -81,7 +81,11 @@ class Hunyuan15Model(Adapter):
         transformer = self._part(self.parts.transformer, "transformer")
         transformer.boost = self.boost
         time, condition = transformer.time(level), placed.condition
-        v, plain = self._guided(condition, lambda branch: transformer(x, placed.latent, time, self._memory(branch)))
+
+        def forward(branch: Branch) -> Tensor:
+            return transformer(x, placed.latent, time, self._memory(branch), placed.positions)
+
+        v, plain = self._guided(condition, forward)
         return v if plain is None else self.parts.guider(v, plain, condition.guidance)
 
     def _first_frame(self, condition: Condition, latent: Tensor, axes: Axes, mode: ImageMode) -> Tensor:
@@ -106,11 +110,11 @@ class Hunyuan15Model(Adapter):
 def load_hunyuan15(geometry: ModelGeometry, folder: Path, loading: Loading) -> Hunyuan15Model:
     """Load the parts that ``loading`` names. Raises ValueError for weights that do not fit ``geometry``."""
     wanted, takes_image = loading.parts, geometry.image == "required"
-    encodes, decodes = not wanted.isdisjoint(ENCODING) and takes_image, "vae" in wanted
-    vae = load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
+    does_encode, decodes = encodes(wanted, takes_image), "vae" in wanted
+    vae = load_vae(folder, loading, encodes=does_encode, decodes=decodes) if does_encode or decodes else None
     parts = Parts(
         load_encoders(geometry, folder, loading) if "text" in wanted else None,
-        Hunyuan15ImageEncoder(vae) if encodes else None,
+        Hunyuan15ImageEncoder(vae) if does_encode else None,
         load_transformer(folder, loading) if "transformer" in wanted else None,
         Hunyuan15Decoder(vae) if decodes else None,
         load_guider(folder),

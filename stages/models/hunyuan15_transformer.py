@@ -27,9 +27,10 @@ from stages.accelerators.trunk import State, Trunk
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
+from stages.models.base import Positions
 from stages.models.hunyuan15_block import EPS, StreamWeights, attend_part, block, bundle, finish_part
 from stages.models.joint import JointSeam, Share
-from stages.models.layers import attended, every, fuse, kept, require_all
+from stages.models.layers import Tables, attended, deciding, every, fuse, kept, per_layer, require_all
 from stages.replay import Replay
 from stages.sampling import NoiseLevel
 
@@ -118,7 +119,14 @@ class Hunyuan15Transformer:
         text = weights.context_embedder.time_text_embed
         return TimeState(modulation, last, self._embedded(text.time_proj, text.timestep_embedder, level.timestep), time)
 
-    def __call__(self, x: Tensor, condition: Tensor | None, time: TimeState, memory: PromptMemory) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        time: TimeState,
+        memory: PromptMemory,
+        positions: Positions | None = None,
+    ) -> Tensor:
         """Velocity ``[branches, C, T, H, W]`` float32: of one, or of both where the ranks of a slice have one each.
 
         ``condition [1, C + 1, T, H, W]``: image latent and mask; None means zeros.
@@ -126,30 +134,30 @@ class Hunyuan15Transformer:
         c, grid = self._text(memory, time), (x.shape[2], x.shape[3], x.shape[4])
         share = self.seam.share(math.prod(grid), c.shape[1])
         h = self._tokens(x, condition, share)
-        inputs = (h, share.text_rows(c), time.modulation), (self._rope(grid, share.image), share)
+        inputs = (h, share.text_rows(c), time.modulation), (self._rope(grid, share.image, positions), share)
         whole = functools.partial(self.replay, *inputs)
         h = whole() if self.boost is None else self.boost(self._trunk(whole, *inputs[0], inputs[1][0], time, grid))
         scale, shift = time.last.float()
         rows = self.seam.join(self.weights.proj_out(modulated_norm(h, scale, shift, EPS)))
         return rows.float().transpose(1, 2).reshape(len(rows), *x.shape[1:])
 
-    def _run(self, h: Tensor, c: Tensor, modulation: Tensor, rope: Tensor, share: Share) -> Tensor:
+    def _run(self, h: Tensor, c: Tensor, modulation: Tensor, rope: Tables, share: Share) -> Tensor:
         """All layers; what they make of the condition tokens is not used. ``share`` only tells recordings apart."""
         require_all(self._blocks, self.seam.layout)
-        for (image, text), rows in zip(self._blocks, modulation, strict=True):
-            h, c = self.block(image, text, rows, h, c, rope)
+        for (image, text), rows, table in zip(self._blocks, modulation, rope, strict=True):
+            h, c = self.block(image, text, rows, h, c, table)
         return h
 
     def _trunk(
-        self, whole: Callable[[], Tensor], h: Tensor, c: Tensor, modulation: Tensor, rope: Tensor, time: TimeState, grid: Grid
+        self, whole: Callable[[], Tensor], h: Tensor, c: Tensor, modulation: Tensor, rope: Tables, time: TimeState, grid: Grid
     ) -> Trunk:
         """The same forward in parts."""
 
         def one(index: int, state: State) -> State:
-            return self.block(*every(self._blocks)[index], modulation[index], *state, rope)
+            return self.block(*every(self._blocks)[index], modulation[index], *state, rope[index])
 
         def attend(index: int, state: State) -> State:
-            return self.attend(*every(self._blocks)[index], modulation[index], *state, rope)
+            return self.attend(*every(self._blocks)[index], modulation[index], *state, rope[index])
 
         def finish(index: int, state: State, found: State) -> State:
             return self.finish(*every(self._blocks)[index], modulation[index], *state, *found)
@@ -162,7 +170,7 @@ class Hunyuan15Transformer:
         share = attended(h.shape[-1], math.prod(grid) + c.shape[1], 4 * h.shape[-1])
         return Trunk(
             (h, c), len(self._blocks), whole, one, attend, finish, lambda state: state[0], signals,
-            share, id(self), self.seam.sequence, grid[1] * grid[2],
+            share, id(self), deciding(self._blocks, self.seam.layout), grid[1] * grid[2], lambda index: modulation[index, 0, 2],
         )  # fmt: skip
 
     def _tokens(self, x: Tensor, condition: Tensor | None, share: Share) -> Tensor:
@@ -191,11 +199,14 @@ class Hunyuan15Transformer:
         out: Tensor = embedder(waves(steps).to(self.dtype))
         return out
 
-    def _make_rope(self, grid: Grid, image: range) -> Tensor:
-        """Cosines and sines ``[n, head_dim / 2, 2]`` of some of a grid's cells."""
-        cos, sin = self.weights.rope(self._embed.new_empty(1, 1, *grid))
-        mine = slice(image.start, image.stop)
-        return torch.stack([cos[mine, 0::2], sin[mine, 0::2]], dim=-1)
+    def _make_rope(self, grid: Grid, image: range, positions: Positions | None) -> Tables:
+        """Each layer's cosines and sines ``[n, head_dim / 2, 2]`` of some of a grid's cells."""
+
+        def table(whole: Grid) -> Tensor:
+            cos, sin = self.weights.rope(self._embed.new_empty(1, 1, *whole))
+            return torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
+
+        return per_layer(len(self._blocks), grid, positions, table, lambda rows: rows[image.start : image.stop].contiguous())
 
 
 def _drained(blocks: Iterable[Any]) -> Iterator[tuple[StreamWeights, StreamWeights]]:

@@ -188,13 +188,17 @@ def _everywhere(k: Tensor, v: Tensor, frames: int, strips: Strips) -> tuple[Tens
 
 
 class Hunyuan15ImageEncoder:
-    """Callable ``pixels [1, 3, 1, H, W] in [-1, 1] -> latent [1, C, 1, H / 16, W / 16]``, as the transformer sees it."""
+    """Callable ``pixels [1, 3, F, H, W] in [-1, 1] -> latent [1, C, T, H / 16, W / 16]``, as the transformer sees it.
+
+    One frame is encoded whole. Video, where every cell attends to all before it, in overlapping tiles as stock.
+    """
 
     def __init__(self, vae: Any) -> None:
         """``vae`` holds an encoder."""
         self.vae = vae
 
     def __call__(self, pixels: Tensor) -> Tensor:
+        self.vae.use_tiling = pixels.shape[2] > 1
         latent: Tensor = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
         scale: float = self.vae.config.scaling_factor
         return (latent * scale).float()

@@ -24,6 +24,7 @@ from stages.accelerators.base import Boost
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
+from stages.models.base import Positions
 from stages.models.hunyuan_block import (
     EPS,
     DualWeights,
@@ -35,7 +36,7 @@ from stages.models.hunyuan_block import (
 )
 from stages.models.hunyuan_trunk import Halves, trunk
 from stages.models.joint import JointSeam, Share
-from stages.models.layers import Bundle, kept, patches, require_all
+from stages.models.layers import Bundle, Tables, kept, patches, per_layer, require_all
 from stages.replay import Replay
 
 NUM_TABLES = 4
@@ -97,13 +98,13 @@ class HunyuanTransformer:
         found = self._refiner_attention(refiner.token_refiner.refiner_blocks[0], tokens)
         return Prompt(tokens, found, mean, self.weights.time_text_embed.text_embedder(pooled.to(self.dtype)))
 
-    def __call__(self, x: Tensor, timestep: float, guidance: float, prompt: Prompt) -> Tensor:
+    def __call__(self, x: Tensor, timestep: float, guidance: float, prompt: Prompt, positions: Positions | None = None) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32. Raises ValueError if the grid is no multiple of the patch."""
         grid = patches(x, self.patch)
         share = self.seam.share(math.prod(grid), prompt.tokens.shape[1])
         time = self._embed_time(timestep, guidance, prompt)
         emb = F.silu(time)
-        rope, first = self._tables(grid, share, x.device)
+        rope, first = self._tables(grid, share, x.device, positions)
         h, c = self._embed(x, share), share.text_rows(self._refine(timestep, prompt))
         num = h.shape[1]
         whole = functools.partial(self.replay, (h, c, emb), (rope, first))
@@ -112,15 +113,16 @@ class HunyuanTransformer:
         velocity = self.weights.proj_out(modulated_norm(h[:, :num], scale, shift, EPS))
         return self._unpatch(self.seam.join(velocity), grid).float()
 
-    def _run(self, h: Tensor, c: Tensor, emb: Tensor, rope: Tensor, first: Tensor | None) -> Tensor:
+    def _run(self, h: Tensor, c: Tensor, emb: Tensor, rope: Tables, first: Tensor | None) -> Tensor:
         """All layers: of image and of text tokens, then of both in one row."""
         require_all(self.duals, self.seam.layout)
-        of_image = rope[: h.shape[1]], None if first is None else first[: h.shape[1]]
-        for dual in self.duals:
-            h, c = self.dual_block(dual, h, c, emb, *of_image)
+        num, num_duals = h.shape[1], len(self.duals)
+        first_image = None if first is None else first[:num]
+        for dual, table in zip(self.duals, rope[:num_duals], strict=True):
+            h, c = self.dual_block(dual, h, c, emb, table[:num], first_image)
         h = torch.cat([h, c], dim=1)
-        for single in self.singles:
-            h = self.single_block(single, h, emb, rope, first)
+        for single, table in zip(self.singles, rope[num_duals:], strict=True):
+            h = self.single_block(single, h, emb, table, first)
         return h
 
     def _embed_time(self, timestep: float, guidance: float, prompt: Prompt) -> Tensor:
@@ -160,19 +162,27 @@ class HunyuanTransformer:
         out: Tensor = attn.to_out[0](attend(q, k, v, F.scaled_dot_product_attention))
         return out
 
-    def _make_tables(self, grid: Grid, share: Share, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Cosines and sines ``[rows, head_dim / 2, 2]``, text standing still; the mark of the first frame ``[rows, 1]``.
+    def _make_tables(
+        self, grid: Grid, share: Share, device: torch.device, positions: Positions | None
+    ) -> tuple[Tables, Tensor | None]:
+        """Each layer's cosines and sines ``[rows, head_dim / 2, 2]``, text standing still; the mark of the first frame's rows.
 
-        For the rows of one share. A table belongs to it alone, so that it tells recordings apart.
+        For the rows of one share. Tables belong to it alone, so that they tell recordings apart.
         """
-        cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
-        cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=device))
-        mine = slice(share.image.start, share.image.stop)
-        image = torch.stack([cos[mine, 0::2], sin[mine, 0::2]], dim=-1)
-        still = torch.tensor([1.0, 0.0], device=device).expand(share.num_rows - len(image), image.shape[1], 2)
-        rope = torch.cat([image, still])
+
+        def table(whole: Grid) -> Tensor:
+            cells = [size * patch for size, patch in zip(whole, self.patch, strict=True)]
+            cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=device))
+            return torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
+
+        def mine(rows: Tensor) -> Tensor:
+            image = rows[share.image.start : share.image.stop]
+            still = torch.tensor([1.0, 0.0], device=device).expand(share.num_rows - len(image), image.shape[1], 2)
+            return torch.cat([image, still])
+
         num_first = len(share.image[: max(grid[1] * grid[2] - share.image.start, 0)])
-        mark = torch.arange(len(rope), device=device).unsqueeze(1) < num_first
+        mark = torch.arange(share.num_rows, device=device).unsqueeze(1) < num_first
+        rope = per_layer(len(self.duals) + len(self.singles), grid, positions, table, mine)
         return rope, mark if self.replaces_first else None
 
     def _embed(self, x: Tensor, share: Share) -> Tensor:

@@ -15,7 +15,7 @@ from stages.accelerators.trunk import State, Trunk
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.hunyuan_block import EPS, attend_dual, attend_single, finish_dual, finish_single, modulations
-from stages.models.layers import attended, every
+from stages.models.layers import Tables, attended, deciding, every
 
 if TYPE_CHECKING:
     from stages.models.hunyuan_transformer import HunyuanTransformer
@@ -37,43 +37,50 @@ def trunk(
     h: Tensor,
     c: Tensor,
     emb: Tensor,
-    rope: Tensor,
+    rope: Tables,
     first: Tensor | None,
     time: Tensor,
     grid: Grid,
 ) -> Trunk:
     """One forward in parts. Between blocks image and text are apart, whichever kind they are of."""
     num, num_duals = h.shape[1], len(net.duals)
-    of_image = rope[:num], None if first is None else first[:num]
+    first_image = None if first is None else first[:num]
 
     def one(index: int, state: State) -> State:
         if index < num_duals:
-            return net.dual_block(every(net.duals)[index], *state, emb, *of_image)
-        return split(net.single_block(every(net.singles)[index - num_duals], torch.cat(state, dim=1), emb, rope, first))
+            return net.dual_block(every(net.duals)[index], *state, emb, rope[index][:num], first_image)
+        return split(net.single_block(every(net.singles)[index - num_duals], torch.cat(state, dim=1), emb, rope[index], first))
 
     def attend(index: int, state: State) -> State:
         if index < num_duals:
-            return net.halves.attend_dual(every(net.duals)[index], *state, emb, *of_image)
+            return net.halves.attend_dual(every(net.duals)[index], *state, emb, rope[index][:num], first_image)
         weights = every(net.singles)[index - num_duals]
-        return split(net.halves.attend_single(weights, torch.cat(state, dim=1), emb, rope, first))
+        return split(net.halves.attend_single(weights, torch.cat(state, dim=1), emb, rope[index], first))
 
     def finish(index: int, state: State, found: State) -> State:
         if index < num_duals:
-            return net.halves.finish_dual(every(net.duals)[index], *state, *found, emb, of_image[1])
+            return net.halves.finish_dual(every(net.duals)[index], *state, *found, emb, first_image)
         weights, joined = every(net.singles)[index - num_duals], (torch.cat(state, dim=1), torch.cat(found, dim=1))
         return split(net.halves.finish_single(weights, *joined, emb, first))
 
     def split(joined: Tensor) -> State:
         return joined[:, :num], joined[:, num:]
 
+    def gate(index: int) -> Tensor:
+        if index < num_duals:
+            image = every(net.duals)[index].image
+            return modulations(emb, image.modulate_w, image.modulate_b, 6, first_image)[2]
+        single = every(net.singles)[index - num_duals]
+        return modulations(emb, single.modulate_w, single.modulate_b, 3, first_image)[2]
+
     def seen() -> Tensor:
         stream = every(net.duals)[0].image
-        shift, scale = modulations(emb, stream.modulate_w, stream.modulate_b, 6, of_image[1])[:2]
+        shift, scale = modulations(emb, stream.modulate_w, stream.modulate_b, 6, first_image)[:2]
         return modulated_norm(h, scale, shift, EPS)
 
-    signals = {"input": seen, "time": lambda: time, "modulation": lambda: emb}
-    share = attended(h.shape[-1], math.prod(grid) + c.shape[1], 4 * h.shape[-1])
+    signals = {"input": seen, "time": lambda: time[:1], "modulation": lambda: emb[:1]}
+    share = attended(h.shape[-1], math.prod(grid) + c.shape[1], int(net.weights.config.mlp_ratio * h.shape[-1]))
     return Trunk(
-        (h, c), num_duals + len(net.singles), lambda: whole()[:, :num], one, attend, finish, lambda state: state[0], signals,
-        share, id(net), net.seam.sequence, grid[1] * grid[2],
+        (h, c), num_duals + len(net.singles), lambda: whole()[:, :num], one, attend, finish, lambda state: state[0],
+        signals, share, id(net), deciding(net.duals, net.seam.layout), grid[1] * grid[2], gate,
     )  # fmt: skip

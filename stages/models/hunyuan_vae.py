@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from orchestrator.types import Grid
 from parallel.decoding import in_turns, least
 from parallel.groups import Group
 from stages import vae_policy
@@ -35,14 +36,16 @@ class LeanDecoder(nn.Module):
         self.decoder = decoder
         self.middle = FrameCausalMiddle(decoder.mid_block)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, half: bool = False) -> Tensor:
+        """``half``: height and width as the first block sees them, which grows in time only (VGDFR's release)."""
         decoder = self.decoder
         h = self.middle(convolve(decoder.conv_in, z.shape[2], _frames_of(z)))
-        for block in decoder.up_blocks:
+        for index, block in enumerate(decoder.up_blocks):
             for resnet in block.resnets:
                 h = residual(resnet, h)
             for layer in block.upsamplers or ():
-                h = upsample(layer, h)
+                factor_t, *factors = layer.upsample_factor
+                h = upsample(layer, h, (factor_t, 1, 1) if half and index == 0 else (factor_t, *factors))
         return normed_convolve(decoder.conv_norm_out, decoder.conv_out, h)
 
 
@@ -98,9 +101,9 @@ def affine(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     return scale.view(1, -1, 1, 1, 1), shift.view(1, -1, 1, 1, 1)
 
 
-def upsample(layer: Any, x: Tensor) -> Tensor:
+def upsample(layer: Any, x: Tensor, factor: Grid) -> Tensor:
     """A ``HunyuanVideoUpsampleCausal3D``: every frame but the first may become two, all grow by nearest neighbour."""
-    factor_t, *factors = layer.upsample_factor
+    factor_t, *factors = factor
     num_frames = 1 + (x.shape[2] - 1) * factor_t
 
     def frames(start: int, stop: int) -> Tensor:
@@ -133,17 +136,30 @@ def _frames_of(x: Tensor) -> Frames:
 
 
 class HunyuanEncoder:
-    """Callable ``frame [1, 3, 1, H, W] in [-1, 1] -> latent [1, C, 1, H / 8, W / 8]`` float32: the mode, nothing drawn."""
+    """Callable ``video [1, 3, F, H, W] in [-1, 1] -> latent [1, C, T, H / 8, W / 8]`` float32: the mode, nothing drawn."""
 
     def __init__(self, vae: Any) -> None:
         """``vae`` is an ``AutoencoderKLHunyuanVideo``, whose encoder's middle block is exchanged."""
         self.vae = vae
         vae.encoder.mid_block = FrameCausalMiddle(vae.encoder.mid_block)
 
-    def __call__(self, frame: Tensor) -> Tensor:
-        latent: Tensor = self.vae.encode(frame.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
+    def __call__(self, video: Tensor) -> Tensor:
+        latent: Tensor = self.vae.encode(video.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
         latent *= self.vae.config.scaling_factor
         return latent
+
+    def half(self, video: Tensor) -> Tensor:
+        """Of video at half its height and width ``[1, 3, F, H / 2, W / 2]``: the last block shrinks it in time only."""
+        last = [block for block in self.vae.encoder.down_blocks if block.downsamplers][-1]
+        convs = [layer.conv.conv for layer in last.downsamplers]
+        strides = [conv.stride for conv in convs]
+        try:
+            for conv, stride in zip(convs, strides, strict=True):
+                conv.stride = (stride[0], 1, 1)
+            return self(video)
+        finally:
+            for conv, stride in zip(convs, strides, strict=True):
+                conv.stride = stride
 
 
 class HunyuanDecoder:
@@ -156,8 +172,10 @@ class HunyuanDecoder:
         """The ranks that decode together, with the same latent each."""
         vae.decoder = LeanDecoder(vae.decoder)
 
-    def runs(self, latent: Tensor) -> Iterator[Tensor]:
+    def runs(self, latent: Tensor, half: bool = False) -> Iterator[Tensor]:
         """Video ``[1, 3, f, 8H, 8W]`` float32 in [-1, 1], a run of frames at a time; 4 (T - 1) + 1 frames in all.
+
+        ``half``: of half that height and width, in a quarter of the time.
 
         On a group rank 0 yields them and the others nothing, but they are to be drained too.
         """
@@ -166,10 +184,10 @@ class HunyuanDecoder:
         stride_t = vae.temporal_compression_ratio
         length, step = vae.tile_sample_min_num_frames // stride_t, vae.tile_sample_stride_num_frames // stride_t
         if z.shape[2] <= length:
-            yield from map(_levels, self._decoded([z]))
+            yield from map(_levels, self._decoded([z], half))
             return
         before: Tensor | None = None
-        for now in self._decoded([z[:, :, start : start + length + 1] for start in range(0, z.shape[2], step)]):
+        for now in self._decoded([z[:, :, start : start + length + 1] for start in range(0, z.shape[2], step)], half):
             if before is not None:
                 now = vae.blend_t(before, now[:, :, 1:], (length - step) * stride_t)
             num = step * stride_t + (before is None)
@@ -177,22 +195,22 @@ class HunyuanDecoder:
                 yield _levels(now[:, :, :num])
             before = now
 
-    def _decoded(self, pieces: list[Tensor]) -> Iterator[Tensor]:
+    def _decoded(self, pieces: list[Tensor], half: bool) -> Iterator[Tensor]:
         """The video of each piece of a latent, in order: of one rank, or made by all of a group in turns for rank 0."""
-        tiled = least(self.group, int(not needs_tiles(self.vae, pieces[0]))) == 0
-        shapes = [self._video_shape(piece) for piece in pieces]
-        return in_turns(self.group, shapes, lambda index: self._decode(pieces[index], tiled), pieces[0])
+        tiled = not half and least(self.group, int(not needs_tiles(self.vae, pieces[0]))) == 0
+        shapes = [self._video_shape(piece, half) for piece in pieces]
+        return in_turns(self.group, shapes, lambda index: self._decode(pieces[index], tiled, half), pieces[0])
 
-    def _video_shape(self, z: Tensor) -> tuple[int, ...]:
+    def _video_shape(self, z: Tensor, half: bool) -> tuple[int, ...]:
         num_frames = 1 + (z.shape[2] - 1) * self.vae.temporal_compression_ratio
-        height, width = (size * self.vae.spatial_compression_ratio for size in z.shape[3:])
+        height, width = (size * self.vae.spatial_compression_ratio // (1 + half) for size in z.shape[3:])
         return z.shape[0], 3, num_frames, height, width
 
-    def _decode(self, z: Tensor, tiled: bool) -> Tensor:
+    def _decode(self, z: Tensor, tiled: bool, half: bool) -> Tensor:
         if tiled:
             tile: Tensor = self.vae.tiled_decode(z, return_dict=False)[0]
             return tile
-        video: Tensor = self.vae.decoder(self.vae.post_quant_conv(z))
+        video: Tensor = self.vae.decoder(self.vae.post_quant_conv(z), half)
         return video
 
 

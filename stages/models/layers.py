@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -12,9 +12,12 @@ from orchestrator.types import Grid
 from parallel.groups import Group
 from parallel.layout import Layout
 from parallel.sharding import Sharded, shard
+from stages.models.base import Positions
 
 Bundle = TypeVar("Bundle", bound=tuple[object, ...])
 """The weights of one layer."""
+Tables = tuple[Tensor, ...]
+"""One for each layer; layers that rotate alike have the same one."""
 
 
 def kept(layers: Iterable[Bundle], group: Group | None) -> tuple[Bundle, ...] | Sharded[Bundle]:
@@ -26,6 +29,13 @@ def require_all(layers: tuple[Bundle, ...] | Sharded[Bundle], layout: Layout | N
     """Raises ValueError where layers are spread over ranks that are not all in ``layout``."""
     if isinstance(layers, Sharded):
         layers.require(layout)
+
+
+def deciding(layers: tuple[Bundle, ...] | Sharded[Bundle], layout: Layout | None) -> Group | None:
+    """The ranks that must leave out the same forwards: those that share the tokens, or all that gather layers together."""
+    if layout is None:
+        return None
+    return layout.whole if isinstance(layers, Sharded) else layout.sequence
 
 
 def every(layers: tuple[Bundle, ...] | Sharded[Bundle]) -> tuple[Bundle, ...]:
@@ -42,6 +52,25 @@ def attended(dim: int, tokens: int, hidden: int, cross: bool = False) -> float:
     """
     attention = 8 * dim * dim + 4 * tokens * dim
     return attention / (attention + 4 * dim * hidden + (4 * dim * dim if cross else 0))
+
+
+def per_layer(
+    num_layers: int,
+    grid: Grid,
+    positions: Positions | None,
+    table: Callable[[Grid], Tensor],
+    mine: Callable[[Tensor], Tensor],
+) -> Tables:
+    """Each layer's rotations: ``mine`` (this rank's rows) of ``table(grid)``, whose rows ``[t h w, ...]`` count frames from 0.
+
+    The layers of ``positions`` have the rows of the same frames in the whole video, as VGDFR rotates them (arXiv 2504.12259).
+    """
+    local = mine(table(grid))
+    if positions is None or not positions.layers:
+        return (local,) * num_layers
+    frames = table((positions.frames[-1] + 1, *grid[1:])).unflatten(0, (-1, grid[1] * grid[2]))
+    whole = mine(frames[list(positions.frames)].flatten(0, 1))
+    return tuple(whole if index in positions.layers else local for index in range(num_layers))
 
 
 def fuse(linears: Sequence[nn.Linear]) -> tuple[nn.Parameter, nn.Parameter]:

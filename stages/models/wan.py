@@ -17,7 +17,7 @@ from orchestrator.geometry import ModelGeometry
 from stages.memory import modules_of, working_bytes
 from stages.models import first_frame
 from stages.models.adapter import Adapter
-from stages.models.base import ENCODING, Branch, Condition, ImageMode, Loading, Placed, Request
+from stages.models.base import Branch, Condition, ImageMode, Loading, Placed, Request, encodes
 from stages.models.wan_decoder import WanDecoder, WanEncoder
 from stages.models.wan_image import ImageTokens, padded, with_mask
 from stages.models.wan_parts import Index, load_experts, load_image_tokens, load_text, load_vae, read_index
@@ -44,7 +44,7 @@ class WanModel(Adapter):
     def __init__(self, geometry: ModelGeometry, device: torch.device, dtype: torch.dtype, index: Index, parts: WanParts) -> None:
         text, vae = modules_of(parts.text, parts.image_tokens), modules_of(parts.encoder, parts.decoder)
         seam = parts.experts[0].seam if parts.experts else None
-        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae}, seam)
+        super().__init__(geometry, device, dtype, parts.decoder, {"text": text, "vae": vae}, seam, parts.encoder)
         self.parts = parts
         self.boundary = geometry.boundary if index.boundary is None else index.boundary
         self.takes_image = _takes_image(geometry, index)
@@ -80,7 +80,8 @@ class WanModel(Adapter):
         expert.boost = self.boost
         clean_first = placed.pinned is not None
         seen = x if placed.latent is None else torch.cat([x, placed.latent], dim=1)
-        v, plain = self._guided(placed.condition, lambda branch: expert(seen, level.timestep, branch, clean_first))
+        told = clean_first, placed.positions
+        v, plain = self._guided(placed.condition, lambda branch: expert(seen, level.timestep, branch, *told))
         if plain is not None:
             v = plain + guidance * (v - plain)
         if clean_first:  # a clean frame does not move, and its own estimate of itself is exact
@@ -129,12 +130,12 @@ def load_wan(geometry: ModelGeometry, folder: Path, loading: Loading) -> WanMode
     """Load parts of a checkpoint, the folder of which ``stages.models.weights`` has found and checked."""
     index = read_index(folder)
     has_text, decodes = "text" in loading.parts, "vae" in loading.parts
-    encodes = not loading.parts.isdisjoint(ENCODING) and _takes_image(geometry, index)
-    vae = load_vae(folder, loading, encodes=encodes, decodes=decodes) if encodes or decodes else None
+    does_encode = encodes(loading.parts, _takes_image(geometry, index))
+    vae = load_vae(folder, loading, encodes=does_encode, decodes=decodes) if does_encode or decodes else None
     parts = WanParts(
         text=load_text(folder, loading) if has_text else None,
         image_tokens=load_image_tokens(folder, loading) if has_text and "image_encoder" in index.components else None,
-        encoder=WanEncoder(vae) if encodes else None,
+        encoder=WanEncoder(vae) if does_encode else None,
         experts=load_experts(folder, geometry, loading) if "transformer" in loading.parts else (),
         decoder=WanDecoder(vae) if decodes else None,
     )

@@ -26,8 +26,8 @@ from stages.accelerators.trunk import State, Trunk
 from stages.attention import in_blocks
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
-from stages.models.base import Branch
-from stages.models.layers import attended, every, kept, patches, require_all
+from stages.models.base import Branch, Positions
+from stages.models.layers import Tables, attended, deciding, every, kept, patches, per_layer, require_all
 from stages.models.wan_block import (
     BlockWeights,
     CrossMemory,
@@ -88,7 +88,9 @@ class WanTransformer:
             self._memories[branch] = self._make_memory(branch)
         return self._memories[branch]
 
-    def __call__(self, x: Tensor, timestep: float, branch: Branch, clean_first: bool = False) -> Tensor:
+    def __call__(
+        self, x: Tensor, timestep: float, branch: Branch, clean_first: bool = False, positions: Positions | None = None
+    ) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32 of the noisy latent with its condition's channels, ``[1, C + ..., T, H, W]``.
 
         Where ranks split guidance, it is ``[2, C, T, H, W]``: of both branches, each from the ranks whose ``branch`` it is.
@@ -96,7 +98,7 @@ class WanTransformer:
         """
         grid, memory = patches(x, self.patch), self.remember(branch)
         rows, _ = self.seam.cut(math.prod(grid))
-        rope = self._rope(grid, rows.start, rows.stop)
+        rope = self._rope(grid, rows.start, rows.stop, positions)
         is_first = self._first(grid, rows.start, rows.stop) if clean_first else None
         time, modulations = self._embed_time((0.0, timestep) if clean_first else (timestep,))
         inputs = (self._embed(x, grid, rows), modulations), (is_first, rope, memory), self.seam.key
@@ -107,11 +109,11 @@ class WanTransformer:
         velocity: Tensor = self.weights.proj_out(modulated_norm(h, scale, shift, self.eps))
         return self._unpatch(self.seam.join(velocity), grid).float()
 
-    def _run(self, h: Tensor, modulations: Tensor, is_first: Tensor | None, rope: Tensor, memory: TextMemory) -> Tensor:
+    def _run(self, h: Tensor, modulations: Tensor, is_first: Tensor | None, rope: Tables, memory: TextMemory) -> Tensor:
         """All layers."""
         require_all(self.layers, self.seam.layout)
-        for layer, modulation, seen in zip(self.layers, modulations, memory, strict=True):
-            h = self.block(layer, h, modulation, is_first, rope, seen)
+        for layer, modulation, table, seen in zip(self.layers, modulations, rope, memory, strict=True):
+            h = self.block(layer, h, modulation, is_first, table, seen)
         return h
 
     def _trunk(
@@ -120,7 +122,7 @@ class WanTransformer:
         h: Tensor,
         modulations: Tensor,
         is_first: Tensor | None,
-        rope: Tensor,
+        rope: Tables,
         memory: TextMemory,
         time: Tensor,
         grid: Grid,
@@ -129,23 +131,34 @@ class WanTransformer:
         layers = self.layers
 
         def one(index: int, state: State) -> State:
-            return (self.block(every(layers)[index], state[0], modulations[index], is_first, rope, memory[index]),)
+            return (self.block(every(layers)[index], state[0], modulations[index], is_first, rope[index], memory[index]),)
 
         def attend(index: int, state: State) -> State:
-            return (self.attend(every(layers)[index], state[0], modulations[index], is_first, rope),)
+            return (self.attend(every(layers)[index], state[0], modulations[index], is_first, rope[index]),)
 
         def finish(index: int, state: State, found: State) -> State:
             return (self.finish(every(layers)[index], state[0], found[0], modulations[index], is_first, memory[index]),)
+
+        def gate(index: int) -> Tensor:
+            return per_token(modulations[index].unbind(-2)[2], is_first)
 
         def seen() -> Tensor:
             shift, scale = (per_token(row, is_first) for row in modulations[0].unbind(-2)[:2])
             return modulated_norm(h, scale, shift, self.eps)
 
-        signals = {"input": seen, "time": lambda: time, "modulation": lambda: modulations[0] - self._tables[0]}
+        def noisy(rows: Tensor, num_dims: int) -> Tensor:
+            """Without the row of a clean first frame, which is told the same at every step."""
+            return rows if rows.ndim == num_dims else rows[-1]
+
+        signals = {
+            "input": seen,
+            "time": lambda: noisy(time, 1),
+            "modulation": lambda: noisy(modulations[0] - self._tables[0], 2),
+        }
         share = attended(h.shape[-1], math.prod(grid), self.weights.config.ffn_dim, cross=True)
         return Trunk(
             (h,), len(layers), whole, one, attend, finish, lambda state: state[0], signals,
-            share, id(self), self.seam.sequence, grid[1] * grid[2],
+            share, id(self), deciding(layers, self.seam.layout), grid[1] * grid[2], gate,
         )  # fmt: skip
 
     def _replay(self, branch: Branch) -> Replay:
@@ -193,15 +206,22 @@ class WanTransformer:
             return CrossMemory(*text, bias)
         return CrossMemory(*text, bias, heads(cross.norm_added_k(cross.add_k_proj(image))), heads(cross.add_v_proj(image)))
 
-    def _make_rope(self, grid: Grid, start: int, stop: int) -> Tensor:
-        """Cosines and sines of a grid's tokens ``start`` to ``stop``, ``[n, head_dim / 2, 2]``; complex, without the 2, on a CPU.
+    def _make_rope(self, grid: Grid, start: int, stop: int, positions: Positions | None) -> Tables:
+        """For each layer cosines and sines of a grid's tokens ``start`` to ``stop``, ``[n, head_dim / 2, 2]``.
 
-        Memory of its own, which compiled code takes as it is.
+        On a CPU complex, without the 2. Memory of its own, which compiled code takes as it is.
         """
-        cells = [size * patch for size, patch in zip(grid, self.patch, strict=True)]
-        cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=self.device))
-        table = torch.stack((cos[0, start:stop, 0, 0::2], sin[0, start:stop, 0, 1::2]), dim=-1).float().contiguous()
-        return torch.view_as_complex(table) if self.device.type in ON_CPU else table
+
+        def table(whole: Grid) -> Tensor:
+            cells = [size * patch for size, patch in zip(whole, self.patch, strict=True)]
+            cos, sin = self.weights.rope(torch.empty(1, 1, *cells, device=self.device))
+            return torch.stack((cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), dim=-1).float()
+
+        def mine(rows: Tensor) -> Tensor:
+            rows = rows[start:stop].contiguous()
+            return torch.view_as_complex(rows) if self.device.type in ON_CPU else rows
+
+        return per_layer(len(self.layers), grid, positions, table, mine)
 
     def _first_frame(self, grid: Grid, start: int, stop: int) -> Tensor:
         """Which of the tokens ``start`` to ``stop`` are of the first frame, ``[n, 1]``."""

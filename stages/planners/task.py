@@ -13,7 +13,7 @@ from orchestrator.geometry import ModelGeometry, SolverName
 from orchestrator.types import Action, Decision, Grid, Stage, VideoShape
 from stages.accelerators.base import Accelerator
 from stages.demand import Pixels
-from stages.models.base import Model
+from stages.models.base import Model, Positions
 from stages.resize import Axes, nested_axes
 from stages.sampling import Solver, make_solver
 
@@ -54,6 +54,10 @@ class Crossing:
     model: Model
     velocity: Tensor
     """Of the transition's forward, on the grid that is left: with the clean estimate it tells the noise in the latent."""
+    pixels: Pixels
+    """What the planner decided by, so that a clean estimate is decoded once."""
+    onward: Callable[[], Tensor]
+    """Where the solver's own step would have led: for a planner that finds nothing to change."""
 
     @property
     def action(self) -> Action:
@@ -103,6 +107,14 @@ class Planner(Protocol):
         """The level to come back to; ``there`` is on the schedule of the stage that begins, with step ``step + 1``."""
         ...
 
+    def look(self, model: Model) -> Pixels:
+        """What decodes a clean estimate for :meth:`decide`."""
+        ...
+
+    def positions(self, decision: Decision | None, stage_index: int) -> Positions | None:
+        """Where a stage's latent frames are, for layers that are to go by that; None: all count them from 0."""
+        ...
+
     def axes(self, stages: Sequence[Stage], decision: Decision | None) -> tuple[Axes, ...]:
         """For every stage the cells of the final grid that it is on. Without a decision there is one stage, the first."""
         ...
@@ -125,6 +137,12 @@ class BasePlanner:
 
     def sigma_after(self, step: int, here: Solver, there: Solver) -> float:
         return there.levels[step + 1].sigma
+
+    def look(self, model: Model) -> Pixels:
+        return model.pixels
+
+    def positions(self, decision: Decision | None, stage_index: int) -> Positions | None:
+        return None
 
     def axes(self, stages: Sequence[Stage], decision: Decision | None) -> tuple[Axes, ...]:
         """Until the plan is known the first stage's cells are nested in the full grid itself."""
