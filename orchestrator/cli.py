@@ -13,6 +13,7 @@ import typer
 
 from orchestrator import (
     __version__,
+    cli_cache_command,
     cli_compare,
     cli_evaluate,
     cli_metrics,
@@ -260,6 +261,7 @@ def track(
     run_track(run, uri)
 
 
+cli_cache_command.register(app)
 cli_simulate_command.add_to(app)
 cli_ops.add_to(app)
 cli_compare.register(app)

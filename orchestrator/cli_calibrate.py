@@ -53,7 +53,7 @@ def run_calibrate(options: Options, machine: Machine, as_json: bool) -> None:
     shape = shape_of(options.shape, model)
     if wrong := [*wrong, *model.shape_mistakes(shape)]:
         raise ConfigError(wrong)
-    grids = _grids(options.grids) if options.grids else None
+    grids = latent_grids(options.grids) if options.grids else None
     degrees = _degrees(options, model, machine)
     weights = None if options.random_weights else _weights(model, options.weights)
     console = Console(stderr=as_json)
@@ -78,8 +78,8 @@ def _option_mistakes(options: Options) -> list[str]:
     return mistakes
 
 
-def _grids(text: str) -> tuple[Grid, ...]:
-    """From ``21x60x104,10x30x52``."""
+def latent_grids(text: str) -> tuple[Grid, ...]:
+    """From ``21x60x104,10x30x52``. Raises ConfigError for other forms."""
     grids = []
     for part in text.split(","):
         sides = part.strip().lower().split("x")

@@ -77,6 +77,14 @@ class Trunk:
         rows = self.sequence.gather_rows(mine.unsqueeze(0), (1,) * self.sequence.size)
         return [float(value) for value in rows.cpu().sum(dim=0).tolist()]
 
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Image rows ``[1, n, D]`` of all ranks that share the tokens, in order. The host waits for the device."""
+        if self.sequence is None:
+            return rows
+        own = torch.full((1,), rows.shape[1], device=rows.device)
+        counts = self.sequence.gather_rows(own, (1,) * self.sequence.size).tolist()
+        return self.sequence.gather_rows(rows[0], tuple(counts)).unsqueeze(0)
+
 
 def relative_change(trunk: Trunk, now: Tensor, before: Tensor) -> float:
     """``mean |now - before| / mean |before|`` over the tokens of all ranks."""

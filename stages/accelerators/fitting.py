@@ -1,0 +1,130 @@
+"""Fits of caches: how a model's signals and outputs change from step to step, measured by ``dvg calibrate-cache``.
+
+A file holds a polynomial per signal for TeaCache (arXiv 2411.19108) and the magnitude ratios of MagCache (arXiv 2506.09045).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.geometry import ModelGeometry
+from orchestrator.types import Grid
+
+Signal = Literal["input", "time", "modulation"]
+SIGNALS: tuple[Signal, ...] = get_args(Signal)
+FOLDER_VARIABLE = "DVG_CACHE_FITS_DIR"
+SHIPPED = Path(__file__).parent / "fits"
+DEGREE = 4
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SignalFit(_Row):
+    """The output residual's relative change as a polynomial of the signal's."""
+
+    coefficients: tuple[float, ...] = Field(min_length=1)
+    """Of the highest power first."""
+    span: tuple[float, float]
+    """Changes of the signal that were seen. Outside, the polynomial means nothing: the nearest of the two counts."""
+    error: float = Field(ge=0, allow_inf_nan=False)
+    """Root mean square of what is left, as a share of the mean change."""
+
+
+class CacheFit(_Row):
+    """One file."""
+
+    format: Literal[1] = 1
+    model: str
+    revision: str
+    """Fingerprint of the weights."""
+    grids: tuple[Grid, ...] = Field(min_length=1)
+    """Latent grids of the clips."""
+    num_steps: int = Field(ge=3)
+    solver: str
+    shift: float = Field(gt=0)
+    guidance: float
+    num_clips: int = Field(ge=1)
+    signals: dict[Signal, SignalFit]
+    ratios: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    """By branch of guidance: mean over tokens of the residual's norm as a share of the step's before, 1 for the first step."""
+
+    @property
+    def best(self) -> Signal:
+        """The signal that tells the change best."""
+        return min(self.signals, key=lambda signal: self.signals[signal].error)
+
+
+def fit_signal(changes: Sequence[float], outputs: Sequence[float]) -> SignalFit:
+    """Least squares over all steps and clips. Raises ValueError for fewer different changes than coefficients."""
+    x, y = np.asarray(changes, dtype=np.float64), np.asarray(outputs, dtype=np.float64)
+    if len(np.unique(x)) <= DEGREE:
+        raise ValueError(f"{len(np.unique(x))} different changes of a signal are too few for a polynomial of degree {DEGREE}")
+    series = np.polynomial.Polynomial.fit(x, y, DEGREE).convert()  # fitted on a scaled axis, which is well conditioned
+    left = float(np.sqrt(np.mean((series(x) - y) ** 2)))
+    falling = tuple(float(value) for value in reversed(np.pad(series.coef, (0, DEGREE + 1 - len(series.coef)))))
+    return SignalFit(coefficients=falling, span=(float(x.min()), float(x.max())), error=left / float(y.mean()))
+
+
+def stretched(ratios: tuple[tuple[float, ...], ...], num_steps: int) -> tuple[tuple[float, ...], ...]:
+    """Ratios of clips of another number of steps: of the step nearest in time, to the power of the steps that it spans."""
+    power = (len(ratios[0]) - 1) / max(num_steps - 1, 1)
+    if power == 1:
+        return ratios
+    nearest = [round(step * power) for step in range(num_steps)]
+    return tuple(tuple(row[index] ** power for index in nearest) for row in ratios)
+
+
+def user_folder() -> Path:
+    """Where ``dvg calibrate-cache`` writes: DVG_CACHE_FITS_DIR if set, otherwise in the user's cache."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dvg" / "cache-fits"
+
+
+def load(path: Path) -> CacheFit:
+    """Raises ValueError, naming the file and what to do, when it is missing or no fit."""
+    try:
+        return CacheFit.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"fit {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(
+            f"fit {str(path)!r} is broken ({where}: {first['msg']}); delete it, or measure again with dvg calibrate-cache"
+        ) from error
+
+
+def find(geometry: ModelGeometry, grid: Grid, num_steps: int, file: str | None = None) -> CacheFit | None:
+    """The fit in ``file``, or of the model's the one nearest in steps, then in tokens; the user's folder before what ships.
+
+    Raises ValueError for a broken file, or one of another model.
+    """
+    if file is not None:
+        fit = load(Path(file))
+        if fit.model != geometry.name:
+            raise ValueError(f"fit {file!r} is of {fit.model}, not of {geometry.name}: measure one with {command(geometry)}")
+        return fit
+    tokens = geometry.num_tokens(grid)
+    for folder in dict.fromkeys((user_folder(), SHIPPED)):
+        own = [fit for path in sorted(folder.glob("*.json")) if (fit := load(path)).model == geometry.name]
+        if own:
+            return min(own, key=lambda fit: (abs(fit.num_steps - num_steps), _distance(geometry, fit, tokens)))
+    return None
+
+
+def command(geometry: ModelGeometry) -> str:
+    """What measures a fit of this model."""
+    return f"dvg calibrate-cache {geometry.name}"
+
+
+def _distance(geometry: ModelGeometry, fit: CacheFit, tokens: int) -> int:
+    return min(abs(geometry.num_tokens(grid) - tokens) for grid in fit.grids)
