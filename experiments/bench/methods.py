@@ -1,7 +1,7 @@
 """Every method at a model's real size with random weights, in one run: seconds, operations, and the paper's speed beside them.
 
-``python -m experiments.bench.methods wan --out FILE``. Seconds depend on shapes and on how much a rule computes; a rule that goes by
-content decides here on what random weights show, so each row says what share of the operations it executed.
+``python -m experiments.bench.methods wan --out FILE``. Seconds depend on shapes and on how much a rule computes; a rule that
+goes by content decides here on what random weights show, so each row says what share of the operations it executed.
 """
 
 from __future__ import annotations
