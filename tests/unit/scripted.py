@@ -34,6 +34,11 @@ class Script:
     gate: Adds = lambda block, step: 1.0
     num_blocks: int = 4
     attention_share: float = 0.25
+    signal: Callable[[int], float] | None = None
+    """Of a step: every signal is the pattern times it."""
+    image_of_middle: Callable[[int], Tensor] | None = None
+    """Of a step: what attention of every block finds for the image, instead of the pattern times ``attention``."""
+    tokens_per_frame: int = 1
     calls: list[str] = field(default_factory=list)
     """Of one forward: ``all``, blocks as ``0``, halves as ``a0`` and ``f0``."""
 
@@ -42,6 +47,8 @@ class Script:
 
         def attend(index: int, state: State) -> State:
             self.calls.append(f"a{index}")
+            if self.image_of_middle is not None:
+                return self.image_of_middle(step), TEXT
             return PATTERN * self.attention(index, step), TEXT * self.attention(index, step)
 
         def finish(index: int, state: State, found: State) -> State:
@@ -57,9 +64,11 @@ class Script:
             self.calls.append("all")
             return self.answer(step, h)
 
+        seen, names = self.signal or (lambda step: 1.0), ("input", "time", "modulation")
+        signals = {name: lambda: PATTERN * seen(step) for name in names}
         return Trunk(
-            inputs, self.num_blocks, whole, block, attend, finish, lambda state: state[0], {}, self.attention_share, "script",
-            gate=lambda index: torch.tensor(self.gate(index, step)),
+            inputs, self.num_blocks, whole, block, attend, finish, lambda state: state[0], signals, self.attention_share, "script",
+            tokens_per_frame=self.tokens_per_frame, gate=lambda index: torch.tensor(self.gate(index, step)),
         )  # fmt: skip
 
     def answer(self, step: int, h: float = 0.0) -> Tensor:
