@@ -9,7 +9,7 @@ from orchestrator.arms import Arm
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.prompts import Prompt
 from orchestrator.types import Grid, VideoShape
-from stages.accelerators.fitting import SIGNALS, CacheFit, fit_signal
+from stages.accelerators.fitting import SIGNALS, CacheFit, fit_signal, warmup_of
 from stages.accelerators.probe import Change, Probe
 from stages.denoise import run_stages, start
 from stages.models.base import Model, Request
@@ -43,6 +43,8 @@ def measure(
     for num, (grid, (seed, prompt)) in enumerate(product(grids, enumerate(prompts)), 1):
         changes += watched(model, arm, shape_of(model.geometry, grid, arm.fps), prompt, prompt.seed or seed)
         on_clip(num)
+    warmup = warmup_of(arm.num_steps)
+    told = [change for change in changes if warmup <= change.step < arm.num_steps - 1]  # the others are always computed
     return CacheFit(
         model=arm.model,
         revision=arm.revision,
@@ -52,7 +54,8 @@ def measure(
         shift=arm.under_its_shift(model.geometry).full_shift,
         guidance=arm.guidance,
         num_clips=len(grids) * len(prompts),
-        signals={name: fit_signal([c.signals[name] for c in changes], [c.output for c in changes]) for name in SIGNALS},
+        warmup=warmup,
+        signals={name: fit_signal([c.signals[name] for c in told], [c.output for c in told]) for name in SIGNALS},
         ratios=mean_ratios(changes, arm.num_steps),
     )
 

@@ -108,6 +108,10 @@ class Boost:
         """Of the operations of all forwards of the stage so far: those that were executed. 1 without an accelerator."""
         return sum(self._work) / self._num_forwards if self._num_forwards else 1.0
 
+    def let_go(self) -> None:
+        """Of all that is kept: the stage is over, and what comes next needs the memory."""
+        self._of = {}
+
     def at(self, step: int, level: NoiseLevel) -> None:
         """The next forwards are of this solver step."""
         self._step, self._level = step, level

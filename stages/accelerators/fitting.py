@@ -52,6 +52,8 @@ class CacheFit(_Row):
     shift: float = Field(gt=0)
     guidance: float
     num_clips: int = Field(ge=1)
+    warmup: int = Field(ge=1)
+    """Steps at the beginning that the polynomials do not tell: outputs change far more there than any signal does."""
     signals: dict[Signal, SignalFit]
     ratios: tuple[tuple[float, ...], ...] = Field(min_length=1)
     """By branch of guidance: mean over tokens of the residual's norm as a share of the step's before, 1 for the first step."""
@@ -60,6 +62,11 @@ class CacheFit(_Row):
     def best(self) -> Signal:
         """The signal that tells the change best."""
         return min(self.signals, key=lambda signal: self.signals[signal].error)
+
+
+def warmup_of(num_steps: int) -> int:
+    """Steps at the beginning that a fit leaves out, and TeaCache by it computes: 5 of 30."""
+    return max(1, num_steps // 6)
 
 
 def fit_signal(changes: Sequence[float], outputs: Sequence[float]) -> SignalFit:

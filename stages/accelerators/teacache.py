@@ -159,15 +159,17 @@ def resolve(settings: TeaCacheSettings, request: Request) -> TeaCacheSettings:
 def _known(settings: TeaCacheSettings, request: Request) -> dict[str, object]:
     """Of published coefficients unless a fit is asked for, then of a fit."""
     rows = published(request) if settings.fit is None else {}
-    row = rows.get(settings.variant or "plain")
-    if row is not None and settings.signal in (None, row.signal):
-        threshold = row.threshold if settings.threshold is None else settings.threshold
-        return {"coefficients": row.coefficients, "signal": row.signal, "threshold": threshold}
+    known = rows.get(settings.variant or "plain")
+    if known is not None and settings.signal in (None, known.signal):
+        threshold = known.threshold if settings.threshold is None else settings.threshold
+        return {"coefficients": known.coefficients, "signal": known.signal, "threshold": threshold}
     geometry = request.geometry
     fit = fitting.find(geometry, geometry.latent_grid(request.shape), request.num_steps, settings.fit)
     if fit is not None:
         signal = settings.signal or fit.best
-        return {"coefficients": fit.signals[signal].coefficients, "signal": signal, "span": fit.signals[signal].span}
+        row = fit.signals[signal]
+        warmup = max(fit.warmup, settings.warmup or 1)
+        return {"coefficients": row.coefficients, "signal": signal, "span": row.span, "warmup": warmup}
     if rows:
         raise ValueError(f"teacache: {geometry.name} has coefficients for variant {', '.join(rows)} only")
     raise ValueError(

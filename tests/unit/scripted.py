@@ -67,8 +67,8 @@ class Script:
         seen, names = self.signal or (lambda step: 1.0), ("input", "time", "modulation")
         signals = {name: lambda: PATTERN * seen(step) for name in names}
         return Trunk(
-            inputs, self.num_blocks, whole, block, attend, finish, lambda state: state[0], signals, self.attention_share, "script",
-            tokens_per_frame=self.tokens_per_frame, gate=lambda index: torch.tensor(self.gate(index, step)),
+            inputs, self.num_blocks, whole, block, attend, finish, lambda state: state[0], signals, self.attention_share,
+            "script", tokens_per_frame=self.tokens_per_frame, gate=lambda index: torch.tensor(self.gate(index, step)),
         )  # fmt: skip
 
     def answer(self, step: int, h: float = 0.0) -> Tensor:
