@@ -74,7 +74,7 @@ def test_a_grid_that_shrinks_in_between_leaves_the_full_one_the_measure() -> Non
 
 @pytest.mark.parametrize("transitions", [(0, 5), (5, 5), (5, 9), (7, 6)])
 def test_a_grid_without_a_step_of_its_own_is_refused(transitions: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="with 10 steps .* Take more steps, fewer rates, or planner full"):
+    with pytest.raises(ValueError, match=r"with 10 steps .* Take more steps, fewer rates, or planner full"):
         grid_schedule(WAN, FULL, (0.5, 0.75, 1.0), transitions, (5.0,) * 3, 10)
 
 
