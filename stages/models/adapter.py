@@ -68,6 +68,8 @@ class Adapter:
             self._decoder.group = None if layout is None else layout.whole
 
     def accelerate(self, boost: Boost | None) -> None:
+        if self.boost is not None:
+            self.boost.let_go()
         self.boost = boost
 
     def _guided(self, condition: Condition, forward: Callable[[Branch], Tensor]) -> tuple[Tensor, Tensor | None]:
