@@ -46,7 +46,7 @@ class Kept:
 
 
 class MagCache:
-    """Of one stage. It decides by the step alone, so ranks agree by themselves."""
+    """Of one stage."""
 
     def __init__(self, settings: MagCacheSettings, geometry: ModelGeometry) -> None:
         if not settings.ratios:
@@ -56,14 +56,14 @@ class MagCache:
 
     def forward(self, trunk: Trunk, now: Now) -> Tensor:
         kept = self._kept.get(now.branch)
-        if kept is not None and self._is_close(now, kept):
+        if kept is not None and self._is_close(trunk, now, kept):
             kept.in_a_row += 1
             return trunk.inputs[0] + kept.residual
         out = trunk.compute()
         self._kept[now.branch] = Kept(out - trunk.inputs[0])
         return out
 
-    def _is_close(self, now: Now, kept: Kept) -> bool:
+    def _is_close(self, trunk: Trunk, now: Now, kept: Kept) -> bool:
         longest = LONGEST if self.settings.max_skips is None and not now.event.in_stages else self.settings.max_skips
         pace = Pace(max(1, int(self.settings.retention * now.event.num_steps)), longest)
         if self.settings.threshold == 0 or not pace.allows(now, kept.in_a_row):
@@ -71,7 +71,7 @@ class MagCache:
         rows = fitting.stretched(self.ratios, now.event.num_steps)
         kept.ratio *= rows[min(now.branch, len(rows) - 1)][now.step]
         kept.error += abs(1 - kept.ratio)
-        return kept.error < self.settings.threshold
+        return trunk.agreed(kept.error) < self.settings.threshold
 
 
 def resolve(settings: MagCacheSettings, request: Request) -> MagCacheSettings:

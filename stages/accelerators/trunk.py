@@ -77,6 +77,12 @@ class Trunk:
         rows = self.sequence.gather_rows(mine.unsqueeze(0), (1,) * self.sequence.size)
         return [float(value) for value in rows.cpu().sum(dim=0).tolist()]
 
+    def agreed(self, value: float) -> float:
+        """The mean over all ranks that must decide alike: some may do the other branch of guidance."""
+        if self.sequence is None:
+            return value
+        return self.total(torch.full((), value, dtype=torch.float64, device=self.inputs[0].device))[0] / self.sequence.size
+
     def gathered(self, rows: Tensor) -> Tensor:
         """Image rows ``[1, n, D]`` of all ranks that share the tokens, in order. The host waits for the device."""
         if self.sequence is None:
