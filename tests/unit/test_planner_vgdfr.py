@@ -101,12 +101,14 @@ def test_content_decides_which_frames_stay() -> None:
     assert "25 frames to 21" in decision.why
 
 
-def test_two_values_of_a_pixel_range_are_one_picture() -> None:
-    """Frames are compared in [0, 1], as the release does."""
-    video = clip((25, 1)) * torch.linspace(1, 0.9, 25).view(1, 1, -1, 1, 1)
+def test_frames_are_compared_as_pictures_between_black_and_white() -> None:
+    video = clip((25, 1)) * 0.8 + clip((25, 0)) * 0.1
     expected = likeness((video / 2 + 0.5), 1)[0]
-    made = planner(similarity_threshold=min(expected) - 1e-4)
-    assert made.decide(noise(1, 16, 7, 8, 8), lambda x0: video).merged == Merged(25, (1, 9), ())
+    least = min(expected[1:17:2])
+    below, above = (planner(similarity_threshold=least + margin) for margin in (-1e-4, 1e-4))
+    assert below.decide(noise(1, 16, 7, 8, 8), lambda x0: video).merged == Merged(25, (1, 9), ())
+    decided = above.decide(noise(1, 16, 7, 8, 8), lambda x0: video).merged
+    assert decided is None or len(decided.by_twos) == 1
 
 
 def test_a_ratio_may_merge_by_fours() -> None:
