@@ -16,6 +16,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from experiments.calibrate_cache import PROMPTS, mean_ratios, watched
+from orchestrator import cli_sweep
 from orchestrator.arms import Arm
 from orchestrator.cli import app
 from orchestrator.dvg_config import DvgConfig
@@ -191,6 +192,40 @@ def test_a_spec_that_asks_for_a_method_nobody_can_serve_is_refused_with_what_ser
         resolve_arm("two", {"model": "wan-mini", "planner": "full", "accelerators": ["teacache", "adacache"]}, mistakes) is None
     )
     assert any("teacache and adacache cannot be combined" in line for line in mistakes)
+
+
+SPEC = """
+prompts: [a red circle]
+arms:
+  full: {planner: full}
+  tea: {planner: full, accelerators: [teacache]}
+  tea-tight: {planner: full, accelerators: [{teacache: {threshold: 0.05}}]}
+  ada: {planner: full, accelerators: [{adacache: {codebook: slow}}]}
+  mag: {planner: full, accelerators: [magcache]}
+  both: {planner: dvg, budget: 0.5, accelerators: [magcache]}
+steps: 20
+frames: 9
+height: 64
+width: 64
+metrics: {names: []}
+tracking: {enabled: false}
+"""
+
+
+def test_caches_run_from_a_spec_and_records_tell_what_was_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_sweep, "conclude", lambda *given: ())  # the report is another test's
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC)
+    done = CliRunner().invoke(app, ["sweep", str(spec), "--local", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    rows = {row["arm"]: row for row in map(json.loads, (tmp_path / "run" / "records.jsonl").read_text().splitlines())}
+    assert {arm: row["accelerators"] for arm, row in rows.items()} == {
+        "full": "", "tea": "teacache", "tea-tight": "teacache", "ada": "adacache", "mag": "magcache", "both": "magcache",
+    }  # fmt: skip
+    of = {arm: row["tflops"] / rows["full"]["tflops"] for arm, row in rows.items()}
+    assert of["tea"] < of["tea-tight"] <= of["full"] == 1
+    assert max(of["ada"], of["mag"]) < 0.9
+    assert of["both"] < 0.5
 
 
 def test_what_a_fit_decides_is_part_of_the_arm() -> None:
