@@ -14,7 +14,7 @@ from orchestrator.types import Grid
 from stages.accelerators.base import Boost, StageEvent
 from stages.models.base import Positions
 from stages.models.layers import per_layer
-from tests.unit.test_trunk import LEVEL, Parts, noise, placed, resident
+from tests.unit.test_trunk import LEVEL, Blocks, Parts, noise, placed, resident
 
 FAMILIES = ("wan-mini", "hunyuanvideo", "hunyuanvideo-i2v", "hunyuanvideo-1.5")
 GRID: Grid = (3, 4, 6)
@@ -62,11 +62,12 @@ def test_each_layer_can_be_told_alone(name: str) -> None:
     assert all((a - b).abs().max() > 1e-5 for a, b in itertools.pairwise(found))
 
 
+@pytest.mark.parametrize("by", [Blocks, Parts])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_forward_in_parts_is_told_the_same(name: str) -> None:
+def test_a_forward_in_parts_is_told_the_same(name: str, by: type) -> None:
     own, layers = resident(name), frozenset({1})
     expected = velocity(name, (0, 4, 6), layers)
-    boost = Boost((Parts,), StageEvent(GRID, range(4), 4, 0, crosses=False))
+    boost = Boost((by,), StageEvent(GRID, range(4), 4, 0, crosses=False))
     boost.at(0, LEVEL)
     own.accelerate(boost)
     try:
