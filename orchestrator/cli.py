@@ -16,7 +16,9 @@ from orchestrator import (
     cli_cache_command,
     cli_compare,
     cli_evaluate,
+    cli_methods,
     cli_metrics,
+    cli_models_command,
     cli_ops,
     cli_report,
     cli_schema,
@@ -80,7 +82,11 @@ def generate(
     weights: Weights = None,
     lora: Annotated[list[str] | None, typer.Option(help="PATH[:SCALE][:both|high|low], repeatable.")] = None,
     image: Annotated[str | None, typer.Option(help="First frame, for models that take one.")] = None,
-    planner: Annotated[str, typer.Option(help="full, dvg, temporal-only, spatial-only or fixed.")] = "dvg",
+    preset: Annotated[str | None, typer.Option(help="fast, balanced or careful: a planner, its budget, accelerators.")] = None,
+    planner: Annotated[
+        str | None, typer.Option(help="A name of `dvg methods`, or {name: {setting: value}}; default: dvg.")
+    ] = None,
+    accelerators: Annotated[list[str] | None, typer.Option(help="Likewise, repeatable.")] = None,
     budget: Budget = None,
     speedup: Speedup = None,
     gpu_seconds: GpuSeconds = None,
@@ -106,7 +112,8 @@ def generate(
     from orchestrator.cli_generate import Machine, run_generate
 
     settings = _settings(
-        model=model, weights=weights, lora=lora, image=image, planner=planner, steps=steps, solver=solver, shift=shift,
+        model=model, weights=weights, lora=lora, image=image, steps=steps, solver=solver, shift=shift,
+        preset=preset, planner=planner, accelerators=accelerators,
         budget=_budget(budget, speedup, gpu_seconds), calibration=calibration,
         guidance=guidance, guidance_low=guidance_low, negative=negative, frames=frames, height=height, width=width, fps=fps,
     )  # fmt: skip
@@ -218,30 +225,6 @@ def calibrate(
     run_calibrate(options, Machine(device, attention, compile_blocks), as_json)
 
 
-models_app = typer.Typer(invoke_without_command=True, help="List the models, and the vocabulary of the embedded one.")
-app.add_typer(models_app, name="models")
-
-
-@models_app.callback()
-def models(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the models, and the vocabulary of the embedded one."""
-    from orchestrator.cli_models import run_models
-
-    if context.invoked_subcommand is None:
-        run_models(as_json)
-
-
-@models_app.command("build-tiny")
-def build_tiny(
-    name: Annotated[str, typer.Argument(help="A model name; `dvg models` lists them.")],
-    folder: Annotated[pathlib.Path, typer.Argument(help="A folder that is empty or does not exist yet.")],
-) -> None:
-    """Write a tiny checkpoint with random weights in the model's real format, to try the machinery without its weights."""
-    from orchestrator.cli_models import run_build_tiny
-
-    run_build_tiny(name, folder)
-
-
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, what it gives, and what each missing piece would give."""
@@ -266,7 +249,9 @@ cli_simulate_command.add_to(app)
 cli_ops.add_to(app)
 cli_compare.register(app)
 cli_evaluate.register(app)
+cli_methods.register(app)
 cli_metrics.register(app)
+cli_models_command.register(app)
 cli_report.register(app)
 cli_schema.register(app)
 cli_score.register(app)

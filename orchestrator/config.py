@@ -175,7 +175,7 @@ def _points(spec: SweepSpec, with_weights: bool, mistakes: list[str]) -> tuple[t
     shared = {key: value for key, value in spec.model_dump().items() if key in ArmOptions.model_fields}
     if shared["device_name"] is None and not spec.cluster.gpus_per_rank:
         shared["device_name"] = device_name(on_gpu=False)
-    arms = spec.arms or {method_named(spec.planner or "dvg")[0]: ArmOptions()}
+    arms = spec.arms or {spec.preset or method_named(spec.planner or "dvg")[0]: ArmOptions()}
     return tuple(
         point
         for name, options in arms.items()

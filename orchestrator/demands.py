@@ -18,7 +18,7 @@ from orchestrator.actions import decide, full_action, uniform_action
 from orchestrator.arms import Arm
 from orchestrator.budgets import Target, actions_for
 from orchestrator.geometry import model
-from orchestrator.methods import BUDGETED, Request, find, read_settings
+from orchestrator.methods import WITHOUT_SETTINGS, Request, find, read_settings
 from orchestrator.types import Action, Decision, Demand
 
 MAX_DEMANDS = 500
@@ -109,16 +109,21 @@ def _bits_per_pixel(data: Mapping[str, Any]) -> float | None:
     return 8 * num_bytes / (frames * height * width) if all(sizes) else None
 
 
+def request_of(arm: Arm) -> Request:
+    """What an arm's methods were asked for."""
+    geometry = arm.under_its_shift(model(arm.model))
+    return Request(geometry, arm.shape, arm.num_steps, arm.guidance, arm.planner, arm.dvg, arm.solver)
+
+
 def actions_of(arm: Arm) -> tuple[Action, ...]:
     """Every action that an item of the arm may come to, as its planner lists them. Raises ValueError as the planner does."""
     geometry = arm.under_its_shift(model(arm.model))
     task = (geometry, arm.shape, arm.num_steps)
     if arm.planner == "full":
         return (full_action(*task),)
-    if arm.planner not in (*BUDGETED, "fixed"):
+    if arm.planner not in WITHOUT_SETTINGS:
         method = find(arm.planner, "planner")
-        request = Request(geometry, arm.shape, arm.num_steps, arm.guidance, arm.planner, arm.dvg, arm.solver)
-        return method.actions(read_settings(method, arm.planner_settings), request)
+        return method.actions(read_settings(method, arm.planner_settings), request_of(arm))
     if arm.planner != "dvg":
         return (uniform_action(arm.planner, *task, arm.budget, arm.dvg),)
     target = arm.target or Target(value=arm.budget if arm.budget is not None else 1.0)

@@ -42,6 +42,9 @@ PLANNERS: Mapping[str, str] = {
 """Where each planner lives, by the name that a spec writes."""
 BUDGETED = ("dvg", "temporal-only", "spatial-only")
 """Planners that spend a budget; the others spend what they spend."""
+WITHOUT_SETTINGS = ("full", *BUDGETED, "fixed")
+"""Planners with nothing to set, fill in or refuse, whose schedules ``orchestrator.demands`` knows: a spec of these alone is read
+without loading torch."""
 ACCELERATORS: Mapping[str, str] = {
     "teacache": "stages.accelerators.teacache",
     "adacache": "stages.accelerators.adacache",

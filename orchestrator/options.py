@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
+import yaml
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Tag, WithJsonSchema
 
 from orchestrator.arms import LoraSpec
@@ -70,6 +71,16 @@ def _prompts_form(value: Any) -> str | None:
     return FILE if isinstance(value, str) else LIST if isinstance(value, list) else None
 
 
+def _method_form(value: Any) -> Any:
+    """``{name: {setting: value}}`` as text, as on a command line, is read as in a spec. Raises ValueError for what is no YAML."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{value!r} is not {{name: {{setting: value}}}}, in YAML") from error
+
+
 def _method_forms(kind: MethodKind) -> dict[str, Any]:
     """A method's name, or its name with settings, for editors."""
     names = list(available(kind))
@@ -99,12 +110,14 @@ ArmNames = Annotated[list[str], BeforeValidator(_words, json_schema_input_type=l
 PlannerOption = Annotated[
     str | dict[str, Any],
     BeforeValidator(refuse_absent),
+    BeforeValidator(_method_form),
     AfterValidator(checked("planner")),
     WithJsonSchema(_method_forms("planner")),
 ]
 AcceleratorOption = Annotated[
     str | dict[str, Any],
     BeforeValidator(refuse_absent),
+    BeforeValidator(_method_form),
     AfterValidator(checked("accelerator")),
     WithJsonSchema(_method_forms("accelerator")),
 ]

@@ -76,6 +76,8 @@ class ArmSizing(BaseModel):
     """Ranks over which the weights are sharded, as one GPU cannot hold them."""
     actions: tuple[Action, ...] = ()
     """What its sketches may come to; empty: nobody knows before they do."""
+    together: str = ""
+    """Why its clips stay on one rank, whatever more would gain; empty if they need not."""
 
 
 class Sizing(BaseModel):
@@ -95,7 +97,8 @@ class Sizing(BaseModel):
 
     def sized(self, arm: ArmSizing, stages: tuple[tuple[Choice, ...], ...], num_before: int) -> tuple[Phase, ...]:
         clip = self.clip(stages)
-        voice = Voice("GPU" if arm.limits.on_gpu else "rank", arm.cost.num_branches)
+        remark = f"; {arm.together}" if arm.together else ""
+        voice = Voice("GPU" if arm.limits.on_gpu else "rank", arm.cost.num_branches, remark)
         return sizing.phases(clip, stages, num_before, sizing.with_remark(voice, self.config, clip))
 
     def clip(self, stages: tuple[tuple[Choice, ...], ...]) -> tuple[Choice, ...]:

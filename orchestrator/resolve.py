@@ -14,6 +14,7 @@ from orchestrator.actions import DvgConfig, steps_per_stage
 from orchestrator.arms import Arm, LoraSpec
 from orchestrator.methods import BUDGETED, Request, named
 from orchestrator.mistakes import from_validation
+from orchestrator.presets import with_preset
 from orchestrator.resolve_budget import Budgeting, Run, resolve_budget
 from orchestrator.resolve_methods import resolve_methods
 from orchestrator.types import VideoShape
@@ -25,7 +26,7 @@ from stages.models.weights import cached, check_weights, fingerprint, repository
 def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str], with_weights: bool = True) -> Arm | None:
     """The arm, or None with what is wrong appended to ``mistakes``. ``with_weights`` False: they are not looked for."""
     found: list[str] = []
-    arm = _resolve(name, settings, found, with_weights)
+    arm = _resolve(name, with_preset(settings), found, with_weights)
     mistakes.extend(f"arm {name}: {line}" for line in found)
     return None if found else arm
 

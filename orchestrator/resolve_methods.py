@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from orchestrator.arms import MethodUse
-from orchestrator.methods import Method, Request, find, named, read_settings
+from orchestrator.methods import WITHOUT_SETTINGS, Method, Request, find, named, read_settings
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ def resolve_methods(request: Request, settings: Mapping[str, Any], mistakes: lis
     """Reads ``planner`` and ``accelerators`` of an arm's settings. None, with a line in ``mistakes`` for all that is wrong."""
     found: list[str] = []
     planner, given = named(settings.get("planner") or "dvg")
+    if planner in WITHOUT_SETTINGS and not given and not settings.get("accelerators"):
+        return Chosen({}, (), ())
     asked = [(find(planner, "planner"), given)]
     for use in settings.get("accelerators") or ():
         name, given = named(use)
@@ -41,7 +43,8 @@ def _resolved(method: Method, given: Mapping[str, Any], request: Request, mistak
     try:
         settings = method.resolve(read_settings(method, given), request)
     except ValueError as error:
-        mistakes.append(str(error))
+        told = str(error)
+        mistakes.append(told if told.startswith(method.name) else f"{method.name}: {told}")
         return MethodUse(name=method.name)
     mistakes.extend(f"{method.name}: {line}" for line in method.mistakes(settings, request))
     return MethodUse(name=method.name, settings=settings.model_dump(mode="json"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from orchestrator.arms import Arm
@@ -11,6 +11,7 @@ from orchestrator.cost import CostModel, split, with_degrees
 from orchestrator.degrees import WEIGHT_BYTES, Limits, device_limits, powers, require, shard_ranks
 from orchestrator.demands import actions_of
 from orchestrator.geometry import model
+from orchestrator.method_widths import kept_together, sharding_mistake, width_mistake
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.policy import ArmSizing, Sizing
 from orchestrator.sizing import SizingConfig
@@ -38,11 +39,23 @@ def sizing_of(arms: Iterable[Arm], pod: Pod) -> Sizing:
     """
     arms = tuple(arms)
     alone = {arm.name: arm_sizing(arm, pod) for arm in arms}
+    least = _least_widths(arms, alone)
+    if wrong := _sharding_mistakes(arms, least):
+        raise ValueError("; ".join(wrong))
+    joint = {arm.name: alone[arm.name].model_copy(update={"least_width": least[arm.name]}) for arm in arms}
+    return Sizing(config=pod.sizing, arms=joint)
+
+
+def _least_widths(arms: Iterable[Arm], alone: Mapping[str, ArmSizing]) -> dict[str, int]:
+    """By arm: over how many ranks the model that it shares with others is spread."""
     least: dict[object, int] = {}
     for arm in arms:
         least[_memory_key(arm)] = max(least.get(_memory_key(arm), 1), alone[arm.name].least_width)
-    joint = {arm.name: alone[arm.name].model_copy(update={"least_width": least[_memory_key(arm)]}) for arm in arms}
-    return Sizing(config=pod.sizing, arms=joint)
+    return {arm.name: least[_memory_key(arm)] for arm in arms}
+
+
+def _sharding_mistakes(arms: Iterable[Arm], least: Mapping[str, int]) -> list[str]:
+    return [f"arm {arm.name}: {wrong}" for arm in arms if (wrong := sharding_mistake(arm, least[arm.name]))]
 
 
 def _memory_key(arm: Arm) -> object:
@@ -51,11 +64,19 @@ def _memory_key(arm: Arm) -> object:
 
 
 def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
-    """Raises ValueError as :func:`sizing_of`."""
+    """Raises ValueError as :func:`sizing_of`, and for a width that its accelerators cannot have."""
+    if wrong := width_mistake(arm, pod.sizing):
+        raise ValueError(wrong)
     geometry = model(arm.model)
     cost = arm.cost or cost_model(geometry, arm.shape, arm.guidance)
-    sized = sizing_on(_limits(cost.device, pod), geometry, arm.shape, cost)
-    return sized.model_copy(update={"actions": actions_of(arm)})
+    together, limits = kept_together(arm), _limits(cost.device, pod)
+    if together:
+        limits = limits.model_copy(update={"max_width": 1})
+    try:
+        sized = sizing_on(limits, geometry, arm.shape, cost)
+    except ValueError as error:
+        raise ValueError(f"{error}; {together}" if together else str(error)) from error
+    return sized.model_copy(update={"actions": actions_of(arm), "together": together})
 
 
 def sizing_on(limits: Limits, geometry: ModelGeometry, shape: VideoShape, cost: CostModel) -> ArmSizing:
@@ -86,13 +107,16 @@ def _limits(device: str, pod: Pod) -> Limits:
 
 def sizing_mistakes(arms: Iterable[Arm], pod: Pod) -> list[str]:
     """Everything about the pod that cannot be, and every arm that it cannot run."""
-    found = _pod_mistakes(pod)
+    found, alone, arms = _pod_mistakes(pod), {}, tuple(arms)
     for arm in arms:
         try:
-            found += _sketch_mistakes(arm, arm_sizing(arm, pod).limits)
+            alone[arm.name] = arm_sizing(arm, pod)
         except ValueError as error:
             found.append(f"arm {arm.name}: {error}")
-    return found
+    sized = [arm for arm in arms if arm.name in alone]
+    for arm in sized:
+        found += _sketch_mistakes(arm, alone[arm.name].limits)
+    return [*found, *_sharding_mistakes(sized, _least_widths(sized, alone))]
 
 
 def _sketch_mistakes(arm: Arm, limits: Limits) -> list[str]:

@@ -206,4 +206,4 @@ def with_remark(voice: Voice, config: SizingConfig, clip: Sequence[Choice]) -> V
         return voice
     took = f"{total_s(clip):.3g} s of the {config.deadline_s:g} s allowed"
     late = "" if total_s(clip) <= config.deadline_s else ", the fastest there is"
-    return replace(voice, remark=f"; {took}{late}")
+    return replace(voice, remark=f"{voice.remark}; {took}{late}")

@@ -19,6 +19,7 @@ from orchestrator.options import (
     PromptsOption,
     SweepName,
 )
+from orchestrator.presets import PresetName
 from orchestrator.prompts import Seed
 from orchestrator.tracking_config import TrackingConfig
 
@@ -36,6 +37,9 @@ class ArmOptions(BaseModel):
     """Low-rank adapters merged into the transformer, each ``{path, scale, expert}`` or ``PATH[:SCALE][:EXPERT]``."""
     image: str | None = Field(None, min_length=1)
     """First frame for the prompts that have none of their own."""
+    preset: PresetName | None = None
+    """A planner with its budget and accelerators under one word, as ``dvg methods`` lists them. What is given beside it stands;
+    under another planner nothing of it is left."""
     planner: PlannerOption | None = None
     """Which grid each step runs on: a planner's name, or ``{name: {setting: value}}``. None: ``dvg``, by content. full: the stock
     run, every step on the full grid. temporal-only, spatial-only, fixed: every step but those of the last stage on one smaller

@@ -79,7 +79,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         (("--budget", "0.5", "--speedup", "3"), ["--budget", "--speedup"]),
         (("--attention", "flsh"), ["'flsh'", "did you mean 'flash'"]),
         (("--solver", "unipcc"), ["unipcc", "'unipc'"]),
-        (("--planner", "dgv"), ["dgv", "'temporal-only'"]),
+        (("--planner", "dgv"), ["dgv", "did you mean 'dvg'", "temporal-only"]),
         (("--planner", "full", "--budget", "0.5"), ["planner full spends"]),
         (("--planner", "fixed", "--speedup", "2"), ["planner fixed spends"]),
     ],

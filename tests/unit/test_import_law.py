@@ -25,6 +25,7 @@ SHARED_NAMES = (
     "degrees",
     "mistakes",
     "methods",
+    "presets",
     "flops",
     "vgdfr",
     "progressive",

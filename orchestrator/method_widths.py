@@ -1,0 +1,59 @@
+"""What an arm's accelerators ask of the ranks that share its clips, checked before any of them is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.arms import Arm
+from orchestrator.cost import num_branches
+from orchestrator.demands import request_of
+from orchestrator.methods import Method, available, find, read_settings
+from orchestrator.sizing import SizingConfig
+
+
+def kept_together(arm: Arm) -> str:
+    """Why the arm's clips must stay on one rank, as more would split its two branches of guidance; empty if they need not."""
+    request = request_of(arm)
+    if not arm.accelerators or num_branches(request.geometry, arm.guidance) == 1:
+        return ""
+    return next((why for method, settings in _accelerators(arm) if (why := method.together(settings, request))), "")
+
+
+def width_mistake(arm: Arm, config: SizingConfig) -> str:
+    """Of an arm that is kept on one rank: a width that was asked for; empty otherwise."""
+    if config.rule != "fixed" or (config.width or 1) == 1 or not (why := kept_together(arm)):
+        return ""
+    return f"cluster.sizing.width is {config.width}, and more than 1 rank would split guidance: {why}"
+
+
+def sharding_mistake(arm: Arm, num_ranks: int) -> str:
+    """Why an arm cannot run with the model's weights spread over so many ranks; empty if it can."""
+    if num_ranks == 1:
+        return ""
+    if why := kept_together(arm):
+        return f"{_spread(arm, num_ranks)}, so they must work on each clip together: {why}"
+    partly = [method.name for method, settings in _accelerators(arm) if not method.leaves_whole_forwards(settings)]
+    if not partly:
+        return ""
+    instead = f"an accelerator that leaves out whole forwards ({', '.join(_whole())})"
+    return (
+        f"{_spread(arm, num_ranks)}, all of which join in every block that one computes, and {partly[0]} computes parts of a "
+        f"forward; take GPUs that hold the model whole, or {instead}"
+    )
+
+
+def _spread(arm: Arm, num_ranks: int) -> str:
+    return f"the weights of {arm.model} do not fit on one GPU and are spread over {num_ranks} ranks"
+
+
+def _accelerators(arm: Arm) -> Iterator[tuple[Method, Any]]:
+    for use in arm.accelerators:
+        method = find(use.name, "accelerator")
+        yield method, read_settings(method, use.settings)
+
+
+def _whole() -> list[str]:
+    """Accelerators that leave out whole forwards, as they come."""
+    methods = [find(name, "accelerator") for name in available("accelerator")]
+    return [method.name for method in methods if method.leaves_whole_forwards(method.settings())]
