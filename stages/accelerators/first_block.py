@@ -14,12 +14,9 @@ from torch import Tensor
 from orchestrator.geometry import ModelGeometry
 from orchestrator.methods import Method, Request, Settings
 from stages.accelerators.base import Now
+from stages.accelerators.pace import Pace
 from stages.accelerators.trunk import State, Trunk, relative_change
 
-LONGEST_IN_STAGES = 3
-"""Steps in a row that may be reused inside a stage of several."""
-WARM_UP_IN_STAGES = 2
-"""Steps at most that a stage of several begins with computed."""
 PUBLISHED_FN = 8
 
 
@@ -31,7 +28,7 @@ class FirstBlockSettings(Settings):
 
     @property
     def rule(self) -> Rule:
-        return Rule(self.threshold, first=1)
+        return Rule(self.threshold, 1, 0, Pace())
 
 
 class DbCacheSettings(Settings):
@@ -53,7 +50,7 @@ class DbCacheSettings(Settings):
     @property
     def rule(self) -> Rule:
         first = PUBLISHED_FN if self.fn_blocks is None else self.fn_blocks
-        return Rule(self.threshold, first, self.bn_blocks, self.warmup, self.max_cached, self.max_continuous)
+        return Rule(self.threshold, first, self.bn_blocks, Pace(self.warmup, self.max_continuous), self.max_cached)
 
 
 @dataclass(frozen=True)
@@ -62,24 +59,13 @@ class Rule:
 
     threshold: float
     first: int
-    last: int = 0
-    warmup: int = 1
+    last: int
+    pace: Pace
     max_cached: int | None = None
-    max_continuous: int | None = None
 
     def may_reuse(self, now: Now, num_cached: int, in_a_row: int) -> bool:
         """Before anything is measured."""
-        longest, warmup = self.max_continuous, self.warmup
-        if now.event.in_stages:
-            longest = LONGEST_IN_STAGES if longest is None else min(longest, LONGEST_IN_STAGES)
-            warmup = min(warmup, WARM_UP_IN_STAGES)
-        if now.must_compute or now.since < warmup:
-            return False
-        return not (_spent(self.max_cached, num_cached) or _spent(longest, in_a_row))
-
-
-def _spent(most: int | None, used: int) -> bool:
-    return most is not None and used >= most
+        return self.pace.allows(now, in_a_row) and (self.max_cached is None or num_cached < self.max_cached)
 
 
 @dataclass

@@ -14,8 +14,8 @@ from orchestrator.methods import Method, Settings
 from stages.accelerators.base import Now, StageEvent
 from stages.accelerators.trunk import Trunk
 
-LONGEST_IN_STAGES = 3
-"""Steps between two computed ones inside a stage of several: a stage of 3 to 15 steps has no history for more."""
+INTERVAL_IN_STAGES = 3
+"""Inside a stage of several, of 3 to 15 steps, there is no history for more."""
 
 
 class TaylorSeerSettings(Settings):
@@ -107,7 +107,7 @@ class TaylorSeer:
 
 
 def interval(settings: TaylorSeerSettings, event: StageEvent) -> int:
-    return min(settings.interval, LONGEST_IN_STAGES) if event.in_stages else settings.interval
+    return min(settings.interval, INTERVAL_IN_STAGES) if event.in_stages else settings.interval
 
 
 def _forecast(trunk: Trunk, history: History, step: int) -> Tensor:

@@ -138,7 +138,7 @@ def test_dbcache_reuses_no_more_than_it_may(settings: dict[str, int], steps: lis
 
 def test_in_a_stage_of_several_warm_ups_and_runs_are_short() -> None:
     steady = Script(lambda block, step: 1.0)
-    accelerator = made("dbcache", fn_blocks=1, warmup=8, max_continuous=6)
+    accelerator = made("dbcache", fn_blocks=1, warmup=8)
     assert computed(drive(accelerator, steady, event(20, (10, 10), stage=1))) == [10, 11, 15, 19]
     assert computed(drive(made("first-block"), steady, event(20, (10, 10), stage=0))) == [0, 4, 8, 9]
 
