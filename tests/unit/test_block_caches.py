@@ -44,6 +44,13 @@ def test_delta_dit_leaves_out_rear_blocks_first_and_front_blocks_after_the_bound
     assert calls(forwards) == [whole, rear] * 3 + [whole, front] * 2 + [whole, ("all",)]
 
 
+def test_what_one_side_added_is_never_taken_for_the_others() -> None:
+    """The boundary falls between two computed steps."""
+    forwards = drive(made("delta-dit", interval=4), Script(rising), event(12))
+    whole, rear, front = ("0", "1", "2", "3"), ("0",), ("3",)
+    assert calls(forwards) == [whole, rear, rear, rear, whole, rear, whole, front, front, front, whole, ("all",)]
+
+
 def test_what_delta_dit_reuses_is_what_those_blocks_added_when_they_were_last_computed() -> None:
     script = Script(rising)
     forwards = drive(made("delta-dit"), script, event(12), h=lambda step: float(step))

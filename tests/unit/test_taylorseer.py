@@ -31,6 +31,11 @@ def test_as_released_fifty_steps_take_ten_forwards() -> None:
     assert {forward.work for forward in forwards} == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("mode", ["lite", "blocks"])
+def test_at_an_interval_of_one_every_forward_is_whole(mode: str) -> None:
+    assert [forward.calls for forward in drive(made(interval=1, mode=mode), Script(flat), event(6))] == [("all",)] * 6
+
+
 def test_the_interval_counts_from_the_last_computed_step() -> None:
     assert computed(drive(made(interval=4, first_enhance=3), Script(flat), event(16))) == [0, 1, 2, 6, 10, 14]
 
