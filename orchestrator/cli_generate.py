@@ -215,6 +215,8 @@ def _print(console: Console, out: pathlib.Path, arm: Arm, decision: Decision, ti
         grid = "x".join(str(side) for side in stage.grid)
         table.add_row(f"stage {index}", grid, f"{timings_s.get(f'stage{index}_s', 0):.2f}")
     table.add_row("decode", "", f"{timings_s.get('decode_s', 0):.2f}")
+    if "restore_s" in timings_s:
+        table.add_row("restore", "", f"{timings_s['restore_s']:.2f}")
     table.add_row("encode", "", f"{timings_s.get('encode_s', 0):.2f}")
     console.print(table)
     if predicted := _predicted(arm, decision):
