@@ -60,6 +60,12 @@ def test_teacache_computes_when_the_reckoned_change_comes_to_the_threshold() -> 
     assert steps == [0, 4, 8, 12, 16, 19], "0.1 three times is under 0.35, four times is not; the last step always"
 
 
+def test_at_threshold_zero_teacache_computes_every_step_even_where_the_polynomial_is_below_zero() -> None:
+    """As some published ones are for small changes."""
+    below = {"coefficients": (-1.0,), "signal": "input"}
+    assert computed("teacache", growing(0.1), event(9), threshold=0.0, **below) == list(range(9))
+
+
 def test_teacaches_polynomial_has_the_highest_power_first() -> None:
     own = made("teacache", coefficients=(2.0, 3.0, 5.0), signal="input")
     assert own.reckoned(0.5) == pytest.approx(2 * 0.25 + 3 * 0.5 + 5)
@@ -188,6 +194,8 @@ def test_adacache_keeps_for_as_long_as_the_codebook_says(rate: float, codebook: 
     assert steps[:2] == [0, 1], "the second step tells the first change"
     gaps = [following - here for here, following in pairwise(steps)]
     assert gaps[1] == lengths
+    if rate == 0.1:
+        assert gaps[2:6] == [lengths] * 4, "a change over two steps is shared between them: each is under 0.16, their sum is not"
     assert steps[-2:] == [28, 29], "the last two steps are computed"
 
 
