@@ -112,8 +112,11 @@ def reachable(num_frames: int, by_fours: bool) -> tuple[int, ...]:
 
 
 def steps_before(num_steps: int, asked: int | None) -> int:
-    """Forwards on all frames: as asked, or a tenth of the steps as in the release's experiments, one at least."""
-    return max(1, int(num_steps * RELEASED_SHARE)) if asked is None else asked
+    """Forwards on all frames: as asked, or a tenth of the steps as in the release's experiments.
+
+    Of few steps two, if there are as many: what pure noise is taken for shows nothing of the video yet.
+    """
+    return max(1, min(num_steps - 1, max(2, int(num_steps * RELEASED_SHARE)))) if asked is None else asked
 
 
 def schedule(geometry: ModelGeometry, shape: VideoShape, num_steps: int, before: int, num_latents: int) -> Action:

@@ -41,7 +41,7 @@ class VgdfrSettings(Settings):
     similarity_threshold: float | None = Field(None, gt=0, le=1)
     """Merge all windows that are more alike than this, by twos only (published: 0.75); 1: the plain run."""
     before_compression_steps: int | None = Field(None, ge=1)
-    """Steps on all frames; None: a tenth of all steps."""
+    """Steps on all frames; None: a tenth of all steps, two at least."""
     global_layers: tuple[int, ...] | None = None
     """Transformer layers that rotate by the frames' places in the whole video; the others count the frames that are left.
     None: the release's for HunyuanVideo, none for other models."""
@@ -161,9 +161,7 @@ def mistakes(settings: VgdfrSettings, request: Request) -> list[str]:
     if before >= request.num_steps:
         found.append(f"{before} steps before the compression leave none of {request.num_steps} after it: take fewer of them")
     if shape.num_frames < vgdfr.FEWEST_FRAMES:
-        found.append(
-            f"num_frames is {shape.num_frames}: it takes {vgdfr.FEWEST_FRAMES} at least, for one window of 8"
-        )
+        found.append(f"num_frames is {shape.num_frames}: it takes {vgdfr.FEWEST_FRAMES} at least, for one window of 8")
     if min(shape.height, shape.width) < 2 * WINDOW:
         found.append(f"frames of {shape.height}x{shape.width} are too small for SSIM: {2 * WINDOW} pixels a side at least")
     if wrong := [layer for layer in settings.global_layers or () if not 0 <= layer < geometry.num_layers]:

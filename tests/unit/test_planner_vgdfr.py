@@ -97,7 +97,7 @@ def test_content_decides_which_frames_stay() -> None:
     made = planner(similarity_threshold=0.75)
     decision = made.decide(noise(1, 16, 7, 8, 8), lambda x0: clip((9, 1), (16, 0)))
     assert decision.merged == Merged(25, (1,), ())
-    assert decision.action.stages == (Stage((7, 8, 8), 0, GEOMETRY.full_shift), Stage((6, 8, 8), 12, GEOMETRY.full_shift))
+    assert decision.action.stages == (Stage((7, 8, 8), 1, GEOMETRY.full_shift), Stage((6, 8, 8), 11, GEOMETRY.full_shift))
     assert "25 frames to 21" in decision.why
 
 
@@ -343,7 +343,7 @@ def spec(folder: Path, **changes: Any) -> Path:
 def test_a_spec_names_it_with_settings(tmp_path: Path) -> None:
     (found,) = load_sweep(spec(tmp_path, planner={"vgdfr": {"similarity_threshold": 0.8}}), []).arms
     assert found.planner_settings["similarity_threshold"] == 0.8
-    assert found.planner_settings["before_compression_steps"] == 1
+    assert found.planner_settings["before_compression_steps"] == 2
     assert found.sketch_parts == {"vae", "encoder"}
     assert [action.stages[1].grid[0] for action in actions_of(found)] == [7, 6, 5]
     assert find("vgdfr", "planner").follows == "release"
