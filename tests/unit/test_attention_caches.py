@@ -163,6 +163,16 @@ def test_reckoned_it_differs_from_the_other_as_it_did_with_bands_that_grow() -> 
         torch.testing.assert_close(found[step], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_at_the_very_end_low_frequencies_differ_as_before() -> None:
+    """Timesteps fall by 25; from 75 on, below 99, only the high ones grow."""
+    settings = {"negative_interval": 10, "low_growth": 1.5, "high_growth": 1.25}
+    guide = Guide(made("fastercache", **settings), lambda step: frames(step), lambda step: frames(1000 + step))
+    found = guide.run(40)
+    low = low_frequencies(frames(30) - frames(1030))
+    high = frames(30) - frames(1030) - low
+    torch.testing.assert_close(found[38], frames(1038) + low * 1.5**6 + high * 1.25**8, atol=1e-3, rtol=1e-4)
+
+
 def test_low_frequencies_are_a_circle_of_a_fifth_of_a_frame() -> None:
     """Of 10 x 14: up to 2 cycles along each side; the corner (2, 2) is outside the circle."""
     rows, columns = (torch.arange(size) / size * 2 * torch.pi for size in (10, 14))

@@ -177,6 +177,20 @@ def test_where_nothing_changes_what_is_reused_is_exact(model: str, name: str, mo
 
 
 @pytest.mark.parametrize("name", EAGER)
+def test_the_host_waits_for_a_value_only_where_a_decision_needs_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that decide by the step alone never; the others once for each step that may reuse, of each branch."""
+    cond, event = placed("wan-mini", GRID), StageEvent(GRID, range(8), 8, 0, crosses=False)
+    levels = [NoiseLevel(0.5, 500.0, 500.0)] * 8
+    forwards("wan-mini", None, cond, levels[:1])
+    reads: list[str] = []
+    for read in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
+        real = getattr(Tensor, read)
+        monkeypatch.setattr(Tensor, read, lambda x, *a, real=real, read=read: (reads.append(read), real(x, *a))[1])
+    forwards("wan-mini", Boost((maker(name, EAGER[name]),), event), cond, levels)
+    assert reads == ["tolist"] * (6 * 2 if name in ("first-block", "dbcache") else 0)
+
+
+@pytest.mark.parametrize("name", EAGER)
 def test_between_stages_nothing_is_left_of_a_cache(name: str) -> None:
     """By value: a clip that is handed over at every transition is the same. By life: every cache goes with its stage."""
     lived: list[weakref.ref[Any]] = []
