@@ -34,6 +34,7 @@ METRICS: dict[str, str] = {
     "degree": "degree",
     "budget": "budget",
     "num_steps": "num_steps",
+    "tflops": "tflops",
 }
 """Metric name to field of ``Record``. Prompt runs carry the value; arm runs the mean under the same name."""
 
@@ -51,11 +52,11 @@ IDENTITY = frozenset({"item_key", "arm", "prompt_id", "seed", "sha256", "referen
 
 PARAMS = (
     *("prompt", "prompt_id", "seed", "arm", "model", "planner", "budget", "target", "action", "s2", "f2", "num_steps"),
-    *("guidance", "num_frames", "height", "width", "fps", "stage_grids", "solver"),
+    *("guidance", "num_frames", "height", "width", "fps", "stage_grids", "solver", "accelerators", "reconstructed"),
 )
 TAGS = (
     *("why", "stage_s", "image", "degree", "stage_degrees", "sizing", "device", "host", "sha256", "neutral_demand"),
-    *("cost_label", "cost_device"),
+    *("cost_label", "cost_device", "accelerators", "reconstructed", "restored_by"),
 )
 
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_PARAMS = 6000, 8000, 100

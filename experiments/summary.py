@@ -24,6 +24,8 @@ COLUMNS = (*(f.name for f in fields(Record)), *QUALITY_COLUMNS)
 """Columns of ``summary.csv``, in order: the record's fields, then what was measured of its video."""
 
 NO_VALUE = "–"
+RECONSTRUCTED = "†"
+"""Behind the name of an arm with a method that follows no released code."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,33 @@ class ArmStats:
     ssim: float | None
     quality: Mapping[str, float] = field(default_factory=dict)
     """Every metric that was measured, psnr and ssim among them: its mean over the videos that have it."""
+    tflops: float | None = None
+    """10^12 operations that denoising a video executed; None where a record does not say."""
+    accelerators: str = ""
+    reconstructed: str = ""
+    """Which of its methods follow no released code."""
+
+    @property
+    def marked(self) -> str:
+        """Its name, and whether a method of it is reconstructed."""
+        return f"{self.arm} {RECONSTRUCTED}" if self.reconstructed else self.arm
 
 
 def busy_s(record: Record) -> float:
     """Seconds of work on one video, waiting excluded."""
     return record.text_s + record.denoise_s + record.decode_s + record.encode_s
+
+
+def mean_tflops(records: Iterable[Record]) -> float | None:
+    """None unless every record says."""
+    found = [record.tflops for record in records]
+    return _mean([tflops for tflops in found if tflops]) if found and all(found) else None
+
+
+def reconstructed_told(stats: Iterable[ArmStats]) -> str:
+    """What the mark means, with the methods that it stands for; empty without any."""
+    found = {name: None for stat in stats for name in stat.reconstructed.split("+") if name}
+    return f"{RECONSTRUCTED} reconstructed, follows no released code: {', '.join(found)}" if found else ""
 
 
 def on_gpu(records: Iterable[Record]) -> bool:
@@ -149,8 +173,16 @@ def _stats(
         psnr=measured.get("psnr"),
         ssim=measured.get("ssim"),
         quality=measured,
+        tflops=mean_tflops(records),
+        accelerators=_joined(r.accelerators for r in records),
+        reconstructed=_joined(r.reconstructed for r in records),
         **{name: mean(name) for name in _MEANS},
     )
+
+
+def _joined(values: Iterable[str]) -> str:
+    """Names joined by ``+``, each once."""
+    return "+".join(dict.fromkeys(name for value in values for name in value.split("+") if name))
 
 
 _MEANS = (
@@ -176,12 +208,14 @@ def _metric_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
     """The table a sweep ends with. Seconds are per video; speedup is of denoising (device seconds) against the reference arm."""
+    stats = list(stats)
     columns, rows = table_rows(stats, with_metrics=False)
     table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, padding=0)
     for column in columns:
         table.add_column(column.replace(" ", "\n"), justify="left" if column == "arm" else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
+    table.caption = reconstructed_told(stats) or None
     return table
 
 
@@ -224,9 +258,9 @@ TABLE_COLUMNS = ("arm", "n", "density", "text s", "sketch s", "refine s", "decod
 def _cells(stat: ArmStats) -> tuple[str, ...]:
     count = f"{stat.num_videos}" + (f"/{stat.num_videos + stat.num_failed}" if stat.num_failed else "")
     if not stat.num_videos:
-        return (stat.arm, count, *[NO_VALUE] * len(TABLE_COLUMNS))
+        return (stat.marked, count, *[NO_VALUE] * len(TABLE_COLUMNS))
     return (
-        stat.arm,
+        stat.marked,
         count,
         f"{stat.density:.3f}",
         *(f"{s:.2f}" for s in (stat.text_s, stat.sketch_s, stat.refine_s, stat.decode_s + stat.encode_s)),

@@ -279,6 +279,8 @@ def notes(sweep: Sweep, sizing: Sizing) -> list[str]:
         found.append(f"{_several('arm', rough)}: seconds from a roofline, good to a factor of two; dvg calibrate measures them")
     if guessed := [name for name, cost in costs.items() if not split.decode_is_measured(cost)]:
         found.append(f"{_several('arm', guessed)}: decoding was never measured; taken as {split.DECODE_SHARE:.1%} of a full run")
+    if cached := [arm.name for arm in sweep.arms if arm.accelerators]:
+        found.append(f"{_several('arm', cached)}: what a cache leaves out is not predicted; counted as if all were computed")
     return found
 
 

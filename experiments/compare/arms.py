@@ -55,6 +55,10 @@ class Arm:
         return _distinct(r.model for r in self.records.values())
 
     @cached_property
+    def planners(self) -> tuple[str, ...]:
+        return _distinct(r.planner for r in self.records.values())
+
+    @cached_property
     def machines(self) -> tuple[str, ...]:
         """What its seconds were taken on."""
         return self.on(self.run.cores)

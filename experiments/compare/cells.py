@@ -8,7 +8,7 @@ from typing import Literal
 from experiments.compare.comparison import Compared, Figure
 from experiments.compare.stats import Estimate, Paired
 from experiments.metrics.names import Metric
-from experiments.summary import NO_VALUE
+from experiments.summary import NO_VALUE, RECONSTRUCTED
 
 Verdict = Literal["better", "worse", ""]
 
@@ -27,6 +27,16 @@ def rate(value: float) -> str:
 
 def plain(value: float | None, form: str) -> str:
     return form.format(value) if value is not None and math.isfinite(value) else NO_VALUE
+
+
+def label(row: Compared) -> str:
+    """Marked where a method of the arm is reconstructed."""
+    return f"{row.arm.label} {RECONSTRUCTED}" if row.arm.stats.reconstructed else row.arm.label
+
+
+def operations(row: Compared) -> str:
+    """10^12 of them, of denoising one video."""
+    return rate(row.arm.stats.tflops) if row.arm.stats.tflops else NO_VALUE
 
 
 def count(row: Compared) -> str:

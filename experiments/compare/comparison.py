@@ -13,7 +13,7 @@ from experiments.compare.pairing import Pairing, pair
 from experiments.compare.sources import Run
 from experiments.compare.stats import Estimate, Paired, Values
 from experiments.metrics.names import GROUPS, METRICS, Metric
-from experiments.summary import busy_s, denoise_device_s
+from experiments.summary import busy_s, denoise_device_s, mean_tflops
 from orchestrator.mistakes import ConfigError, unknown
 from orchestrator.types import Record
 
@@ -41,6 +41,8 @@ class Compared:
     """Of denoising, in device seconds."""
     work_speedup: Estimate | None
     """Of all the work on a video: text, denoising, decoding and mp4."""
+    operations: float | None
+    """Of denoising, executed: a share of the base's."""
     figures: Mapping[str, Figure]
     comparable: bool
     """With the base; an arm of other prompts or another shape is not."""
@@ -57,6 +59,11 @@ class Comparison:
     quality: str | None
     notes: tuple[str, ...]
     """What the figures do not say by themselves, the gravest first."""
+
+    @property
+    def counts_operations(self) -> bool:
+        """Whether any record says how many it executed."""
+        return any(row.operations for row in self.rows)
 
 
 def compare(runs: Sequence[Run], base: str | None = None, metrics: Sequence[str] = ()) -> Comparison:
@@ -151,6 +158,7 @@ def _row(arm: Arm, base: Arm | None, pairing: Pairing | None, names: Iterable[st
         is_base=arm is base,
         speedup=_speedup(arm, base, pairing, denoise_device_s),
         work_speedup=_speedup(arm, base, pairing, busy_s),
+        operations=_operations(arm, base, pairing),
         figures=figures,
         comparable=on_front is not None,
         on_front=bool(on_front),
@@ -161,6 +169,14 @@ def _speedup(arm: Arm, base: Arm | None, pairing: Pairing | None, seconds: Calla
     if base is None or pairing is None:
         return None
     return stats.ratio(*({key: seconds(a.records[key]) for key in pairing.keys} for a in (base, arm)))
+
+
+def _operations(arm: Arm, base: Arm | None, pairing: Pairing | None) -> float | None:
+    """Over the videos that both have; None where a record does not say."""
+    if base is None or pairing is None:
+        return None
+    ours, theirs = (mean_tflops(one.records[key] for key in pairing.keys) for one in (arm, base))
+    return ours / theirs if ours and theirs else None
 
 
 def _figure(arm: Arm, base: Arm | None, pairing: Pairing | None, name: str) -> Figure | None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from experiments.compare import cells
 from experiments.compare.cells import Verdict
 from experiments.compare.comparison import Compared, Comparison
-from experiments.summary import NO_VALUE, work_unit
+from experiments.summary import NO_VALUE, reconstructed_told, work_unit
 
 WIDE = 120
 """Columns of a terminal that has room for more than what is asked for most."""
@@ -38,28 +38,30 @@ def cost_table(comparison: Comparison, wide: bool) -> Table:
     """One row per arm. Seconds are per video."""
     of = work_unit(all(row.arm.stats.on_gpu for row in comparison.rows if row.arm.records))
     quality = [comparison.metrics[comparison.quality].label, "front"] if comparison.quality else []
-    more = ["executed", "work speedup", "work s"] if wide else []
-    names = ["n", "density", "speedup", "p50 s", "p95 s", f"{of} s", f"videos /{of}-h", *more, *quality]
+    more = ["executed", "TFLOP", "work speedup", "work s"] if wide else []
+    ops = ["ops"] if comparison.counts_operations else []
+    names = ["n", "density", *ops, "speedup", "p50 s", "p95 s", f"{of} s", f"videos /{of}-h", *more, *quality]
     table = _table()
     table.add_column("arm", overflow="fold")
     for name in names:
         table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in comparison.rows:
         extra = _more(row) if wide else []
-        table.add_row(*_cost(row, wide), *extra, *_front(row, comparison), style="bold" if row.is_base else None)
+        table.add_row(*_cost(row, wide, bool(ops)), *extra, *_front(row, comparison), style="bold" if row.is_base else None)
     return table
 
 
-def _cost(row: Compared, wide: bool) -> list[str | Text]:
+def _cost(row: Compared, wide: bool, with_ops: bool) -> list[str | Text]:
     stats = row.arm.stats
     if not stats.num_videos:
-        return [row.arm.label, cells.count(row), *[NO_VALUE] * 6]
+        return [cells.label(row), cells.count(row), *[NO_VALUE] * (6 + with_ops)]
     speedup = cells.plain(row.speedup.mean if row.speedup else None, "{:.2f}x")
     told = cells.with_interval(speedup, row.speedup, "{:.2f}") if wide and not row.is_base else speedup
     return [
-        row.arm.label,
+        cells.label(row),
         cells.count(row),
         cells.plain(stats.density, "{:.3f}"),
+        *([cells.plain(row.operations, "{:.3f}")] if with_ops else []),
         Text(told, STYLES[cells.speed_verdict(row.speedup)]),
         cells.seconds(stats.latency_p50_s),
         cells.seconds(stats.latency_p95_s),
@@ -71,7 +73,7 @@ def _cost(row: Compared, wide: bool) -> list[str | Text]:
 def _more(row: Compared) -> list[str]:
     speedup = row.work_speedup.mean if row.work_speedup else None
     executed = cells.plain(row.arm.stats.density_executed, "{:.3f}")
-    return [executed, cells.plain(speedup, "{:.2f}x"), cells.seconds(row.arm.stats.busy_s)]
+    return [executed, cells.operations(row), cells.plain(speedup, "{:.2f}x"), cells.seconds(row.arm.stats.busy_s)]
 
 
 def _front(row: Compared, comparison: Comparison) -> list[str]:
@@ -88,6 +90,10 @@ def _front(row: Compared, comparison: Comparison) -> list[str]:
 def legend(comparison: Comparison, mark: str = FRONT) -> str:
     base = f"against {comparison.base.label}: " if comparison.base else ""
     told = f"{base}speedup of denoising on the prompts and seeds that both have; [95 % intervals] resample prompts"
+    if comparison.counts_operations:
+        told += f"; ops: executed operations of denoising, as a share{' of that' if comparison.base else ''}"
+    if reconstructed := reconstructed_told(row.arm.stats for row in comparison.rows):
+        told += f"; {reconstructed}"
     if comparison.quality:
         told += f"; front {mark}: no arm beats it in both p50 and {comparison.metrics[comparison.quality].label}"
     return told

@@ -11,7 +11,7 @@ from experiments.report.material import Material
 from experiments.report.quality import Chart, Cost, measured, pareto_charts, quality_table
 from experiments.report.radar import Board, boards, totals_of
 from experiments.report.timeline import Timeline, timeline
-from experiments.summary import ArmStats, arm_stats, number, on_gpu, table_rows, work_unit
+from experiments.summary import ArmStats, arm_stats, number, on_gpu, reconstructed_told, table_rows, work_unit
 from orchestrator.types import Record
 
 __all__ = ["NUM_COLOURS", "NUM_SHAPES", "Page", "build_page", "duration"]
@@ -39,6 +39,8 @@ class Page:
     charts: tuple[tuple[Cost, list[Chart]], ...]
     table: tuple[tuple[str, ...], list[tuple[str, ...]]]
     """Heads and rows, as the terminal shows them."""
+    reconstructed: str
+    """What the mark behind an arm's name means; empty without one."""
     quality: tuple[list[str], list[list[str]]]
     """Of what ``table`` has no column for."""
     has_ssim: bool
@@ -72,6 +74,7 @@ def build_page(material: Material) -> Page:
         reference=reference,
         charts=tuple(pareto_charts(arms, records, found, colours)) if found else (),
         table=table,
+        reconstructed=reconstructed_told(arms),
         has_ssim=any(one.name == "ssim" for one in found),
         quality=quality_table([stats.arm for stats in with_videos], found, table[0]),
         maps=tuple(action_maps(records, spec)),

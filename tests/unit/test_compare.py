@@ -279,8 +279,19 @@ def test_a_run_without_anything_in_it_is_refused(tmp_path: Path) -> None:
 
 
 HEADER = (
-    *("label", "run", "arm", "model", "device", "is_base", "on_pareto_front", "num_videos", "num_failed", "num_pairs"),
-    *("density", "density_executed", "speedup", "speedup_low", "speedup_high"),
+    *("label", "run", "arm", "model", "planner", "accelerators", "reconstructed", "device", "is_base", "on_pareto_front"),
+    *(
+        "num_videos",
+        "num_failed",
+        "num_pairs",
+        "density",
+        "density_executed",
+        "tflops",
+        "operations_share",
+        "speedup",
+        "speedup_low",
+        "speedup_high",
+    ),
     *("work_speedup", "work_speedup_low", "work_speedup_high"),
     *("latency_p50_s", "latency_p95_s", "work_s", "device_s", "videos_per_device_hour"),
     *("ssim", "ssim_low", "ssim_high", "ssim_difference", "ssim_difference_low", "ssim_difference_high"),

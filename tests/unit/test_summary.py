@@ -19,7 +19,8 @@ GOLDEN_COLUMNS = (
     "spatial_demand,temporal_demand,spatial_weight,temporal_weight,neutral_demand,action,s2,f2,why,density,"
     "density_executed,tokens_full,stage_grids,stage_s,text_s,sketch_s,refine_s,denoise_s,decode_s,encode_s,latency_s,"
     "device_s,degree,attempts,device,host,video,num_bytes,sha256,finished_at,"
-    "target,predicted_s,cost_label,cost_device,image,solver,stage_degrees,sizing,reference_arm,psnr,ssim,"
+    "target,predicted_s,cost_label,cost_device,image,solver,stage_degrees,sizing,accelerators,reconstructed,tflops,"
+    "num_restored,restored_by,restore_s,reference_arm,psnr,ssim,"
     "lpips,latent_cosine,flicker,motion,static,frames_ok,semantic_colour,semantic_shape,semantic_size,semantic_direction,"
     "semantic_speed,semantic_background,semantic_camera"
 )

@@ -56,7 +56,7 @@ def test_sixteen_prompt_runs_nest_under_two_arm_runs_under_one_sweep_run(tmp_pat
 
 
 def test_prompt_runs_carry_typed_metrics_params_quality_and_their_own_times(tmp_path: Path) -> None:
-    records = make_records(1)
+    records = [dataclasses.replace(record, tflops=2.5) for record in make_records(1)]
     paths = make_run(tmp_path, records)
     tracked(paths, records)
     found = {run.data.params["arm"]: run for run in by_level(paths)["prompt"]}
