@@ -6,6 +6,8 @@ import functools
 import json
 import pathlib
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from orchestrator.demands import actions_of
 from orchestrator.dvg_config import DvgConfig
 from orchestrator.flops import forward_tflops
 from orchestrator.geometry import MODELS
+from orchestrator.methods import find, read_settings
 from orchestrator.mistakes import ConfigError
 from orchestrator.paths import RunPaths
 from orchestrator.types import VideoShape
@@ -86,6 +89,17 @@ def test_torch_counts_the_same_operations() -> None:
     (whole, told_whole), (less, told_less) = counts
     assert told_whole == pytest.approx(whole, rel=0.2), "the text's own products, embeddings and refinements are left out"
     assert told_less / told_whole == pytest.approx(less / whole, rel=0.05)
+
+
+def test_a_cache_begins_anew_where_grids_fall_and_rise() -> None:
+    """The first step of every grid and its change are computed, whatever the cache left on the one before."""
+    taylorseer = find("taylorseer", "accelerator")
+    settings = read_settings(taylorseer, {})
+    planner = made("bottleneck", 40, steps=20)
+    planner.task = replace(planner.task, accelerators=(partial(taylorseer.make, settings, planner.task.geometry),))
+    whole, found = (finished(wan_mini(), made_so, condition()) for made_so in (made("bottleneck", 40, steps=20), planner))
+    assert found.x.isfinite().all()
+    assert 0.3 < found.past.tflops / whole.past.tflops < 0.9
 
 
 @pytest.mark.parametrize("solver", ["euler", "unipc"])
