@@ -362,3 +362,16 @@ def test_a_changed_network_makes_other_videos() -> None:
 def test_fewest_frames_are_those_of_one_window() -> None:
     assert len(vgdfr.reachable(vgdfr.FEWEST_FRAMES, False)) == 2
     assert len(vgdfr.reachable(vgdfr.FEWEST_FRAMES - 4, False)) == 1
+
+
+def test_it_goes_with_a_cache_that_begins_anew_after_the_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.planners.vgdfr.likeness", lambda video, furthest: [[0.9] * (video.shape[2] - 1)])
+    planner = {"vgdfr": {**ALIKE, "before_compression_steps": 3}}
+    given = {"planner": planner, "weights": str(checkpoint("wan-mini")), "steps": 12, "guidance": 1}
+    spent = []
+    for accelerators in ([], ["taylorseer"]):
+        sweep = load_sweep(spec(tmp_path, **given, accelerators=accelerators), [])
+        made = ClipWorker(sweep.arms_by_name, num_threads=1)
+        _, _, boundary = made.sketch(sweep.items[0])
+        spent.append(made.refine(sweep.items[0], boundary)[0].past.tflops)
+    assert spent[1] < 0.8 * spent[0]

@@ -76,6 +76,7 @@ def test_likeness_must_be_above_the_threshold() -> None:
     assert vgdfr.scan(alike(25, 0.7500001), 25, 0.75, False) == Merged(25, (1, 9))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.data())
 def test_bisection_meets_a_ratio_to_within_a_window(data: st.DataObject) -> None:
     num_frames = data.draw(st.sampled_from([65, 81, 121, 129]))
@@ -106,6 +107,7 @@ def test_a_video_that_is_never_alike_keeps_all_however_little_is_asked_for() -> 
     assert vgdfr.scan_to_ratio(alike(65, 0.0), 65, 0.4)[0] == Merged(65)
 
 
+@settings(deadline=None, max_examples=50)
 @given(mergers())
 def test_groups_are_all_frames_in_order_and_the_ends_stand_alone(merged: Merged) -> None:
     found = list(vgdfr.groups(merged))
@@ -115,6 +117,7 @@ def test_groups_are_all_frames_in_order_and_the_ends_stand_alone(merged: Merged)
     assert len(found) == vgdfr.num_kept(merged) == len(vgdfr.kept_frames(merged))
 
 
+@settings(deadline=None, max_examples=50)
 @given(mergers())
 def test_what_is_left_is_whole_latent_frames_that_keep_their_places(merged: Merged) -> None:
     frames, latents = vgdfr.kept_frames(merged), vgdfr.kept_latents(merged)
@@ -123,6 +126,7 @@ def test_what_is_left_is_whole_latent_frames_that_keep_their_places(merged: Merg
     assert [frames[4 * i - 3] for i in range(1, len(latents))] == [4 * latent - 3 for latent in latents[1:]]
 
 
+@settings(deadline=None, max_examples=50)
 @given(mergers())
 def test_every_outcome_is_among_those_that_are_planned_for(merged: Merged) -> None:
     num = len(vgdfr.kept_latents(merged))
@@ -141,7 +145,7 @@ def test_a_tenth_of_the_steps_or_two_come_before_the_compression(num_steps: int,
     assert vgdfr.steps_before(num_steps, 7) == 7
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(st.integers(2, 60), st.data())
 def test_so_many_forwards_run_on_all_frames_and_the_rest_on_those_left(num_steps: int, data: st.DataObject) -> None:
     geometry, shape = model("hunyuanvideo"), VideoShape(65, 544, 960)
