@@ -11,7 +11,12 @@ def forward_tflops(geometry: ModelGeometry, grid: Grid) -> float:
 
     Text tokens that join the video's count at their most. Norms, rotations and embeddings are left out: under 1 %.
     """
-    tokens = geometry.num_tokens(grid) + geometry.text_tokens
+    return tokens_tflops(geometry, geometry.num_tokens(grid))
+
+
+def tokens_tflops(geometry: ModelGeometry, num_tokens: int) -> float:
+    """As :func:`forward_tflops`, of any number of the video's tokens."""
+    tokens = num_tokens + geometry.text_tokens
     return (linear_flops(geometry) * tokens + attention_flops(geometry, tokens)) / 1e12
 
 

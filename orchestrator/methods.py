@@ -38,6 +38,7 @@ PLANNERS: Mapping[str, str] = {
     "changing-resolution": "stages.planners.changing",
     "spectral": "stages.planners.spectral",
     "fewer-steps": "stages.planners.fewer",
+    "fresco": "stages.planners.fresco",
 }
 """Where each planner lives, by the name that a spec writes."""
 BUDGETED = ("dvg", "temporal-only", "spatial-only")
@@ -144,7 +145,6 @@ class Absent:
 
 
 ABSENT: Mapping[str, Absent] = {
-    "fresco": Absent("planner", "Fresco, arXiv 2601.07462"),
     "spargeattn": Absent("accelerator", "SpargeAttn, arXiv 2502.18137"),
     "lipar": Absent("accelerator", "LIPAR, arXiv 2603.05811"),
     "tome": Absent("accelerator", "token merging"),

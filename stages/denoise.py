@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.flops import forward_tflops
+from orchestrator.flops import tokens_tflops
 from orchestrator.types import Decision, Grid, Past, Stage
 from stages.accelerators.base import Boost, StageEvent
 from stages.compiling import compile_seconds
@@ -126,7 +126,9 @@ class _Leg:
         self.solver: Solver = task.solver(self.stage)
         self.levels = _told(self.solver, task, stages[0])
         placed = self._place(planner.axes(stages, decision)[boundary.stage])
-        self.placed = dataclasses.replace(placed, positions=planner.positions(decision, boundary.stage))
+        mixed = planner.mixture(boundary.x.to(model.device), boundary.stage)
+        self.placed = dataclasses.replace(placed, positions=planner.positions(decision, boundary.stage), mixed=mixed)
+        self.recent: list[Tensor] = []
         self.finite: list[Tensor] = []
         self.boost = Boost(task.accelerators, self._event())
 
@@ -150,7 +152,9 @@ class _Leg:
     def _tflops(self) -> float:
         """Executed in this stage, over all ranks, both branches of guidance taken for alike."""
         num_forwards = len(self.boost.event.steps) * (1 if self.boundary.condition.negative is None else 2)
-        return self.boost.share * num_forwards * forward_tflops(self.model.geometry, self.stage.grid)
+        geometry, mixed = self.model.geometry, self.placed.mixed
+        tokens = geometry.num_tokens(self.stage.grid) if mixed is None else mixed.num_tokens
+        return self.boost.share * num_forwards * tokens_tflops(geometry, tokens)
 
     def _run(self) -> Boundary:
         x = self.boundary.x.to(self.model.device)
@@ -159,6 +163,7 @@ class _Leg:
         x = self.placed.pin(x)
         for step in range(self.boundary.step, self.end if self.is_last else self.end - 1):
             v = self._forward(x, step, self.levels[step])
+            self._remember(x, v, step)
             x = self.placed.pin(self.solver.step(x, v, step))
             self._note(x, step)
         decision = self.boundary.decision
@@ -167,6 +172,12 @@ class _Leg:
         else:
             decision, x = self._cross(x, self.end - 1)
         return dataclasses.replace(self.boundary, x=x, step=self.end, stage=self.boundary.stage + 1, decision=decision)
+
+    def _remember(self, x: Tensor, v: Tensor, step: int) -> None:
+        """The clean estimate, for a planner that looks at the last ones."""
+        if self.planner.remembers > 1 and not self.is_last:
+            clean = self.placed.pin(clean_estimate(x, v, self.solver.levels[step].sigma))
+            self.recent = [*self.recent, clean][1 - self.planner.remembers :]
 
     def _cross(self, x: Tensor, step: int) -> tuple[Decision, Tensor]:
         """Decide if nobody has yet, then carry the clean estimate to the next grid, at the level of the next step there."""
@@ -178,7 +189,9 @@ class _Leg:
         following = self.planner.task.solver(decision.action.stages[self.boundary.stage + 1])
         sigma = self.planner.sigma_after(step, self.solver, following)
         here = decision, self.boundary.stage, sigma, self.boundary.seed, self.model, v, pixels
-        return decision, self.planner.cross(x0, Crossing(*here, lambda: self.placed.pin(self.solver.step(x, v, step))))
+        recent = (*self.recent, x0) if self.planner.remembers else ()
+        crossing = Crossing(*here, lambda: self.placed.pin(self.solver.step(x, v, step)), recent, self.placed.mixed)
+        return decision, self.planner.cross(x0, crossing)
 
     def _forward(self, x: Tensor, step: int, level: NoiseLevel) -> Tensor:
         self.boost.at(step, level)

@@ -17,6 +17,7 @@ from parallel.groups import Group
 from parallel.layout import Layout
 from parallel.seam import Exchange
 from stages.accelerators.base import Boost
+from stages.mixed import Mixed
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
 
@@ -106,6 +107,8 @@ class Placed:
     """Clean first latent frame ``[1, C, 1, H, W]``, held in place at every step."""
     positions: Positions | None = None
     """None: every layer counts the latent's frames from 0."""
+    mixed: Mixed | None = None
+    """The tokens, if they are of two grids at once."""
 
     def pin(self, x: Tensor) -> Tensor:
         """``x`` with its first frame replaced by the clean one, where there is one."""

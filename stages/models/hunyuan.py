@@ -84,7 +84,7 @@ class HunyuanModel(Adapter):
         condition, t = placed.condition, level.timestep
 
         def forward(text: Branch) -> Tensor:
-            return transformer(x, t, condition.guidance, self._prompt(transformer, text), placed.positions)
+            return transformer(x, t, condition.guidance, self._prompt(transformer, text), placed.positions, placed.mixed)
 
         v, _ = self._guided(condition, forward)
         if placed.pinned is not None:  # the clean frame does not move, and is its own clean estimate

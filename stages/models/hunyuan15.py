@@ -83,7 +83,7 @@ class Hunyuan15Model(Adapter):
         time, condition = transformer.time(level), placed.condition
 
         def forward(branch: Branch) -> Tensor:
-            return transformer(x, placed.latent, time, self._memory(branch), placed.positions)
+            return transformer(x, placed.latent, time, self._memory(branch), placed.positions, placed.mixed)
 
         v, plain = self._guided(condition, forward)
         return v if plain is None else self.parts.guider(v, plain, condition.guidance)

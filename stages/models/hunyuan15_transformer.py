@@ -27,6 +27,7 @@ from stages.accelerators.trunk import State, Trunk
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
+from stages.mixed import Mixed
 from stages.models.base import Positions
 from stages.models.hunyuan15_block import EPS, StreamWeights, attend_part, block, bundle, finish_part
 from stages.models.joint import JointSeam, Share
@@ -126,20 +127,21 @@ class Hunyuan15Transformer:
         time: TimeState,
         memory: PromptMemory,
         positions: Positions | None = None,
+        mixed: Mixed | None = None,
     ) -> Tensor:
         """Velocity ``[branches, C, T, H, W]`` float32: of one, or of both where the ranks of a slice have one each.
 
         ``condition [1, C + 1, T, H, W]``: image latent and mask; None means zeros.
         """
         c, grid = self._text(memory, time), (x.shape[2], x.shape[3], x.shape[4])
-        share = self.seam.share(math.prod(grid), c.shape[1])
-        h = self._tokens(x, condition, share)
-        inputs = (h, share.text_rows(c), time.modulation), (self._rope(grid, share.image, positions), share)
+        share = self.seam.share(mixed.num_tokens if mixed else math.prod(grid), c.shape[1])
+        h, rope = self._tokens(x, condition, share, mixed), self._rotations(grid, share.image, positions, mixed)
+        inputs = (h, share.text_rows(c), time.modulation), (rope, share)
         whole = functools.partial(self.replay, *inputs)
         h = whole() if self.boost is None else self.boost(self._trunk(whole, *inputs[0], inputs[1][0], time, grid))
         scale, shift = time.last.float()
         rows = self.seam.join(self.weights.proj_out(modulated_norm(h, scale, shift, EPS)))
-        return rows.float().transpose(1, 2).reshape(len(rows), *x.shape[1:])
+        return (mixed.lay(rows, _laid) if mixed else _laid(rows, grid)).float()
 
     def _run(self, h: Tensor, c: Tensor, modulation: Tensor, rope: Tables, share: Share) -> Tensor:
         """All layers; what they make of the condition tokens is not used. ``share`` only tells recordings apart."""
@@ -173,11 +175,15 @@ class Hunyuan15Transformer:
             share, id(self), deciding(self._blocks, self.seam.layout), grid[1] * grid[2], lambda index: modulation[index, 0, 2],
         )  # fmt: skip
 
-    def _tokens(self, x: Tensor, condition: Tensor | None, share: Share) -> Tensor:
+    def _tokens(self, x: Tensor, condition: Tensor | None, share: Share, mixed: Mixed | None) -> Tensor:
         """One token per latent cell, this rank's of ``[1, N, D]``."""
         channels, mine = self.num_latent_channels, slice(share.image.start, share.image.stop)
-        h = F.linear(_rows(x, self.dtype)[:, mine], self._embed[:, :channels], self.weights.x_embedder.proj.bias)
-        return h if condition is None else h + F.linear(_rows(condition, self.dtype)[:, mine], self._embed[:, channels:])
+
+        def rows(x: Tensor) -> Tensor:
+            return (mixed.take(x, _rows) if mixed else _rows(x)).to(self.dtype)[:, mine]
+
+        h = F.linear(rows(x), self._embed[:, :channels], self.weights.x_embedder.proj.bias)
+        return h if condition is None else h + F.linear(rows(condition), self._embed[:, channels:])
 
     def _text(self, memory: PromptMemory, time: TimeState) -> Tensor:
         """Condition tokens ``[1, n, D]``: image, glyphs, then the text, refined for this noise level."""
@@ -199,14 +205,22 @@ class Hunyuan15Transformer:
         out: Tensor = embedder(waves(steps).to(self.dtype))
         return out
 
-    def _make_rope(self, grid: Grid, image: range, positions: Positions | None) -> Tables:
+    def _rotations(self, grid: Grid, image: range, positions: Positions | None, mixed: Mixed | None) -> Tables:
+        if mixed is None:
+            return self._rope(grid, image, positions)
+        return mixed.once((id(self), image), functools.partial(self._make_rope, grid, image, positions, mixed))
+
+    def _make_rope(self, grid: Grid, image: range, positions: Positions | None, mixed: Mixed | None = None) -> Tables:
         """Each layer's cosines and sines ``[n, head_dim / 2, 2]`` of some of a grid's cells."""
 
         def table(whole: Grid) -> Tensor:
             cos, sin = self.weights.rope(self._embed.new_empty(1, 1, *whole))
             return torch.stack([cos[:, 0::2], sin[:, 0::2]], dim=-1)
 
-        return per_layer(len(self._blocks), grid, positions, table, lambda rows: rows[image.start : image.stop].contiguous())
+        def mine(rows: Tensor) -> Tensor:
+            return rows[image.start : image.stop].contiguous()
+
+        return per_layer(len(self._blocks), grid, positions, table, mine, mixed)
 
 
 def _drained(blocks: Iterable[Any]) -> Iterator[tuple[StreamWeights, StreamWeights]]:
@@ -216,6 +230,11 @@ def _drained(blocks: Iterable[Any]) -> Iterator[tuple[StreamWeights, StreamWeigh
         empty(module.attn.parameters())
 
 
-def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _rows(x: Tensor) -> Tensor:
     """``[1, C, T, H, W]`` to ``[1, T H W, C]``."""
-    return x.to(dtype).flatten(2).transpose(1, 2)
+    return x.flatten(2).transpose(1, 2)
+
+
+def _laid(rows: Tensor, grid: Grid) -> Tensor:
+    """``[B, T H W, C]`` to ``[B, C, T, H, W]``."""
+    return rows.transpose(1, 2).unflatten(2, grid)

@@ -24,6 +24,7 @@ from stages.accelerators.base import Boost
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
+from stages.mixed import Mixed
 from stages.models.base import Positions
 from stages.models.hunyuan_block import (
     EPS,
@@ -98,20 +99,29 @@ class HunyuanTransformer:
         found = self._refiner_attention(refiner.token_refiner.refiner_blocks[0], tokens)
         return Prompt(tokens, found, mean, self.weights.time_text_embed.text_embedder(pooled.to(self.dtype)))
 
-    def __call__(self, x: Tensor, timestep: float, guidance: float, prompt: Prompt, positions: Positions | None = None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        timestep: float,
+        guidance: float,
+        prompt: Prompt,
+        positions: Positions | None = None,
+        mixed: Mixed | None = None,
+    ) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32. Raises ValueError if the grid is no multiple of the patch."""
         grid = patches(x, self.patch)
-        share = self.seam.share(math.prod(grid), prompt.tokens.shape[1])
+        share = self.seam.share(mixed.num_tokens if mixed else math.prod(grid), prompt.tokens.shape[1])
         time = self._embed_time(timestep, guidance, prompt)
         emb = F.silu(time)
-        rope, first = self._tables(grid, share, x.device, positions)
-        h, c = self._embed(x, share), share.text_rows(self._refine(timestep, prompt))
+        rope, first = self._placed(grid, share, x.device, positions, mixed)
+        h, c = self._embed(x, share, mixed), share.text_rows(self._refine(timestep, prompt))
         num = h.shape[1]
         whole = functools.partial(self.replay, (h, c, emb), (rope, first))
         h = whole() if self.boost is None else self.boost(trunk(self, whole, h, c, emb, rope, first, time, grid))
         scale, shift = self.weights.norm_out.linear(emb[0]).chunk(2)
         velocity = self.weights.proj_out(modulated_norm(h[:, :num], scale, shift, EPS))
-        return self._unpatch(self.seam.join(velocity), grid).float()
+        found = self.seam.join(velocity)
+        return (mixed.lay(found, self._unpatch) if mixed else self._unpatch(found, grid)).float()
 
     def _run(self, h: Tensor, c: Tensor, emb: Tensor, rope: Tables, first: Tensor | None) -> Tensor:
         """All layers: of image and of text tokens, then of both in one row."""
@@ -162,8 +172,17 @@ class HunyuanTransformer:
         out: Tensor = attn.to_out[0](attend(q, k, v, F.scaled_dot_product_attention))
         return out
 
+    def _placed(
+        self, grid: Grid, share: Share, device: torch.device, positions: Positions | None, mixed: Mixed | None
+    ) -> tuple[Tables, Tensor | None]:
+        if mixed is None:
+            return self._tables(grid, share, device, positions)
+        make = functools.partial(self._make_tables, grid, share, device, positions, mixed)
+        found: tuple[Tables, Tensor | None] = mixed.once((id(self), share), make)
+        return found
+
     def _make_tables(
-        self, grid: Grid, share: Share, device: torch.device, positions: Positions | None
+        self, grid: Grid, share: Share, device: torch.device, positions: Positions | None, mixed: Mixed | None = None
     ) -> tuple[Tables, Tensor | None]:
         """Each layer's cosines and sines ``[rows, head_dim / 2, 2]``, text standing still; the mark of the first frame's rows.
 
@@ -180,19 +199,27 @@ class HunyuanTransformer:
             still = torch.tensor([1.0, 0.0], device=device).expand(share.num_rows - len(image), image.shape[1], 2)
             return torch.cat([image, still])
 
-        num_first = len(share.image[: max(grid[1] * grid[2] - share.image.start, 0)])
-        mark = torch.arange(share.num_rows, device=device).unsqueeze(1) < num_first
-        rope = per_layer(len(self.duals) + len(self.singles), grid, positions, table, mine)
+        if mixed:
+            mine_first = mixed.first_frame[share.image.start : share.image.stop]
+            mark = F.pad(mine_first, (0, 0, 0, share.num_rows - len(share.image)))
+        else:
+            num_first = len(share.image[: max(grid[1] * grid[2] - share.image.start, 0)])
+            mark = torch.arange(share.num_rows, device=device).unsqueeze(1) < num_first
+        rope = per_layer(len(self.duals) + len(self.singles), grid, positions, table, mine, mixed)
         return rope, mark if self.replaces_first else None
 
-    def _embed(self, x: Tensor, share: Share) -> Tensor:
+    def _embed(self, x: Tensor, share: Share, mixed: Mixed | None) -> Tensor:
         """``[1, c, (t pt), (h ph), (w pw)]`` to this rank's of ``[1, t h w, D]``: the patch convolution as one product."""
         proj = self.weights.x_embedder.proj
+        rows = mixed.take(x, self._parts) if mixed else self._parts(x)
+        return F.linear(rows[:, share.image.start : share.image.stop], proj.weight.flatten(1), proj.bias)
+
+    def _parts(self, x: Tensor) -> Tensor:
+        """What is in each patch, ``[1, t h w, (c pt ph pw)]``."""
         pt, ph, pw = self.patch
         t, h, w = patches(x, self.patch)
-        parts = x.to(self.dtype).view(1, -1, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        rows = parts.flatten(4).flatten(1, 3)[:, share.image.start : share.image.stop]
-        return F.linear(rows, proj.weight.flatten(1), proj.bias)
+        parts = x.to(self.dtype).reshape(1, -1, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return parts.flatten(4).flatten(1, 3)
 
     def _unpatch(self, h: Tensor, grid: Grid) -> Tensor:
         """``[B, t h w, (c pt ph pw)]`` to ``[B, c, (t pt), (h ph), (w pw)]``."""

@@ -12,6 +12,7 @@ from orchestrator.types import Grid
 from parallel.groups import Group
 from parallel.layout import Layout
 from parallel.sharding import Sharded, shard
+from stages.mixed import Mixed
 from stages.models.base import Positions
 
 Bundle = TypeVar("Bundle", bound=tuple[object, ...])
@@ -60,12 +61,14 @@ def per_layer(
     positions: Positions | None,
     table: Callable[[Grid], Tensor],
     mine: Callable[[Tensor], Tensor],
+    mixed: Mixed | None = None,
 ) -> Tables:
     """Each layer's rotations: ``mine`` (this rank's rows) of ``table(grid)``, whose rows ``[t h w, ...]`` count frames from 0.
 
     The layers of ``positions`` have the rows of the same frames in the whole video, as VGDFR rotates them (arXiv 2504.12259).
+    Tokens of two grids are all counted on the finer one.
     """
-    local = mine(table(grid))
+    local = mine(table(grid) if mixed is None else mixed.rotations(table))
     if positions is None or not positions.layers:
         return (local,) * num_layers
     frames = table((positions.frames[-1] + 1, *grid[1:])).unflatten(0, (-1, grid[1] * grid[2]))

@@ -80,7 +80,7 @@ class WanModel(Adapter):
         expert.boost = self.boost
         clean_first = placed.pinned is not None
         seen = x if placed.latent is None else torch.cat([x, placed.latent], dim=1)
-        told = clean_first, placed.positions
+        told = clean_first, placed.positions, placed.mixed
         v, plain = self._guided(placed.condition, lambda branch: expert(seen, level.timestep, branch, *told))
         if plain is not None:
             v = plain + guidance * (v - plain)

@@ -26,6 +26,7 @@ from stages.accelerators.trunk import State, Trunk
 from stages.attention import in_blocks
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
+from stages.mixed import Mixed
 from stages.models.base import Branch, Positions
 from stages.models.layers import Tables, attended, deciding, every, kept, patches, per_layer, require_all
 from stages.models.wan_block import (
@@ -89,7 +90,13 @@ class WanTransformer:
         return self._memories[branch]
 
     def __call__(
-        self, x: Tensor, timestep: float, branch: Branch, clean_first: bool = False, positions: Positions | None = None
+        self,
+        x: Tensor,
+        timestep: float,
+        branch: Branch,
+        clean_first: bool = False,
+        positions: Positions | None = None,
+        mixed: Mixed | None = None,
     ) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32 of the noisy latent with its condition's channels, ``[1, C + ..., T, H, W]``.
 
@@ -97,17 +104,18 @@ class WanTransformer:
         With ``clean_first`` the first latent frame is told timestep 0. Raises ValueError if the grid is no multiple of the patch.
         """
         grid, memory = patches(x, self.patch), self.remember(branch)
-        rows, _ = self.seam.cut(math.prod(grid))
-        rope = self._rope(grid, rows.start, rows.stop, positions)
-        is_first = self._first(grid, rows.start, rows.stop) if clean_first else None
+        rows, _ = self.seam.cut(mixed.num_tokens if mixed else math.prod(grid))
+        rope = self._rotations(grid, rows, positions, mixed)
+        is_first = self._is_first(grid, rows, mixed) if clean_first else None
         time, modulations = self._embed_time((0.0, timestep) if clean_first else (timestep,))
-        inputs = (self._embed(x, grid, rows), modulations), (is_first, rope, memory), self.seam.key
+        inputs = (self._embed(x, rows, mixed), modulations), (is_first, rope, memory), self.seam.key
         whole = functools.partial(self._replay(branch), *inputs)
         h = whole() if self.boost is None else self.boost(self._trunk(whole, *inputs[0], *inputs[1], time, grid))
         table = self.weights.scale_shift_table[0] + time.unsqueeze(-2)
         shift, scale = (per_token(row, is_first) for row in table.float().unbind(-2))
         velocity: Tensor = self.weights.proj_out(modulated_norm(h, scale, shift, self.eps))
-        return self._unpatch(self.seam.join(velocity), grid).float()
+        found = self.seam.join(velocity)
+        return (mixed.lay(found, self._unpatch) if mixed else self._unpatch(found, grid)).float()
 
     def _run(self, h: Tensor, modulations: Tensor, is_first: Tensor | None, rope: Tables, memory: TextMemory) -> Tensor:
         """All layers."""
@@ -206,7 +214,13 @@ class WanTransformer:
             return CrossMemory(*text, bias)
         return CrossMemory(*text, bias, heads(cross.norm_added_k(cross.add_k_proj(image))), heads(cross.add_v_proj(image)))
 
-    def _make_rope(self, grid: Grid, start: int, stop: int, positions: Positions | None) -> Tables:
+    def _rotations(self, grid: Grid, rows: slice, positions: Positions | None, mixed: Mixed | None) -> Tables:
+        if mixed is None:
+            return self._rope(grid, rows.start, rows.stop, positions)
+        make = functools.partial(self._make_rope, grid, rows.start, rows.stop, positions, mixed)
+        return mixed.once((id(self), rows.start, rows.stop), make)
+
+    def _make_rope(self, grid: Grid, start: int, stop: int, positions: Positions | None, mixed: Mixed | None = None) -> Tables:
         """For each layer cosines and sines of a grid's tokens ``start`` to ``stop``, ``[n, head_dim / 2, 2]``.
 
         On a CPU complex, without the 2. Memory of its own, which compiled code takes as it is.
@@ -221,17 +235,26 @@ class WanTransformer:
             rows = rows[start:stop].contiguous()
             return torch.view_as_complex(rows) if self.device.type in ON_CPU else rows
 
-        return per_layer(len(self.layers), grid, positions, table, mine)
+        return per_layer(len(self.layers), grid, positions, table, mine, mixed)
+
+    def _is_first(self, grid: Grid, rows: slice, mixed: Mixed | None) -> Tensor:
+        return self._first(grid, rows.start, rows.stop) if mixed is None else mixed.first_frame[rows]
 
     def _first_frame(self, grid: Grid, start: int, stop: int) -> Tensor:
         """Which of the tokens ``start`` to ``stop`` are of the first frame, ``[n, 1]``."""
         return (torch.arange(start, stop, device=self.device) < grid[1] * grid[2]).unsqueeze(-1)
 
-    def _embed(self, x: Tensor, grid: Grid, rows: slice) -> Tensor:
+    def _embed(self, x: Tensor, rows: slice, mixed: Mixed | None) -> Tensor:
         """``[1, c, (t pt), (h ph), (w pw)]`` to ``rows`` of ``[1, t h w, D]``: the patch convolution as one product."""
-        proj, (t, h, w), (pt, ph, pw) = self.weights.patch_embedding, grid, self.patch
+        proj = self.weights.patch_embedding
+        parts = mixed.take(x, self._parts) if mixed else self._parts(x)
+        return F.linear(parts[:, rows], proj.weight.flatten(1), proj.bias)
+
+    def _parts(self, x: Tensor) -> Tensor:
+        """What is in each patch, ``[1, t h w, (c pt ph pw)]``."""
+        (t, h, w), (pt, ph, pw) = patches(x, self.patch), self.patch
         parts = x.to(self.dtype).reshape(1, -1, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return F.linear(parts.flatten(4).flatten(1, 3)[:, rows], proj.weight.flatten(1), proj.bias)
+        return parts.flatten(4).flatten(1, 3)
 
     def _unpatch(self, h: Tensor, grid: Grid) -> Tensor:
         """``[B, t h w, (pt ph pw c)]`` to ``[B, c, (t pt), (h ph), (w pw)]``."""

@@ -13,6 +13,7 @@ from orchestrator.geometry import ModelGeometry, SolverName
 from orchestrator.types import Action, Decision, Grid, Stage, VideoShape
 from stages.accelerators.base import Accelerator
 from stages.demand import Pixels
+from stages.mixed import Mixed
 from stages.models.base import Model, Positions
 from stages.resize import Axes, nested_axes
 from stages.sampling import Solver, make_solver
@@ -58,6 +59,10 @@ class Crossing:
     """What the planner decided by, so that a clean estimate is decoded once."""
     onward: Callable[[], Tensor]
     """Where the solver's own step would have led: for a planner that finds nothing to change."""
+    recent: tuple[Tensor, ...] = ()
+    """The clean estimates of the stage's last steps, ``x0`` the last of them; as many as the planner ``remembers``."""
+    mixed: Mixed | None = None
+    """The tokens of the stage that is left, if they are of two grids."""
 
     @property
     def action(self) -> Action:
@@ -73,6 +78,8 @@ class Planner(Protocol):
     task: Task
     needs_sketch: bool
     """False: the schedule is known without a first stage, which runs where the others do (``Action.needs_sketch``)."""
+    remembers: int
+    """Clean estimates of a stage's last steps that :meth:`cross` is to be given."""
 
     def first(self) -> Stage:
         """The stage every run starts with. It is the whole run when it has all steps."""
@@ -115,6 +122,10 @@ class Planner(Protocol):
         """Where a stage's latent frames are, for layers that are to go by that; None: all count them from 0."""
         ...
 
+    def mixture(self, x: Tensor, stage_index: int) -> Mixed | None:
+        """The tokens of a stage that begins with ``x``, where they are of two grids at once; None: of one."""
+        ...
+
     def axes(self, stages: Sequence[Stage], decision: Decision | None) -> tuple[Axes, ...]:
         """For every stage the cells of the final grid that it is on. Without a decision there is one stage, the first."""
         ...
@@ -125,6 +136,7 @@ class BasePlanner:
 
     task: Task
     needs_sketch = True
+    remembers = 0
 
     def carry(self, x0: Tensor, action: Action, stage_index: int, sigma: float, seed: int) -> Tensor:
         raise RuntimeError(f"{type(self).__name__} has no passage out of stage {stage_index + 1} of {action.name!r}")
@@ -142,6 +154,9 @@ class BasePlanner:
         return model.pixels
 
     def positions(self, decision: Decision | None, stage_index: int) -> Positions | None:
+        return None
+
+    def mixture(self, x: Tensor, stage_index: int) -> Mixed | None:
         return None
 
     def axes(self, stages: Sequence[Stage], decision: Decision | None) -> tuple[Axes, ...]:
