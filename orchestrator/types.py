@@ -234,7 +234,8 @@ class Record:
     reconstructed: str = ""
     """Which of its planner and accelerators follow no released code, joined by ``+``."""
     tflops: float | None = None
-    """10^12 floating-point operations that its denoising executed, both branches of guidance, what was reused left out."""
+    """10^12 floating-point operations that its denoising executed, both branches of guidance, what was reused left out. Of ranks
+    that split guidance the branch with the prompt counts for both."""
     num_restored: int = 0
     """Frames made from their neighbours after decoding, of a planner that left them out."""
     restored_by: str = ""

@@ -6,6 +6,7 @@ for every stage, so there is nothing to reset between stages; within one, anothe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -94,6 +95,7 @@ class Boost:
         self.branch = 0
         self._makers = tuple(makers)
         self._of: dict[Hashable, Accelerator] = {}
+        self._told = event
         self._step = event.steps[0]
         self._level: NoiseLevel | None = None
         self._work: list[float] = []
@@ -138,14 +140,15 @@ class Boost:
     def _now(self) -> Now:
         if self._level is None:
             raise RuntimeError("a forward came before its step was told")
-        return Now(self._step, self._level, self.branch, self.event)
+        return Now(self._step, self._level, self.branch, self._told)
 
     def _count(self, work: float) -> None:
         self._work.append(work)
         self._num_forwards += 1
 
     def _accelerator(self, owner: Hashable) -> Accelerator:
-        """A stage that changes its expert begins anew; what the other one left is let go."""
+        """A stage that changes its expert begins anew, at that step; what the other one left is let go."""
         if owner not in self._of:
             self._of = {owner: self._makers[0]()}
+            self._told = dataclasses.replace(self.event, steps=range(self._step, self.event.steps.stop))
         return self._of[owner]

@@ -129,14 +129,14 @@ def test_leaving_out_a_block_or_a_half_is_not_the_whole_forward(name: str) -> No
 
     plain = velocity(name, None)
     for part in ("block", "half"):
-        assert (velocity(name, lambda part=part: Missing(part)) - plain).abs().max() > 1e-3, part
+        assert (velocity(name, functools.partial(Missing, part)) - plain).abs().max() > 1e-3, part
 
 
 def counting() -> FlopCounterMode:
     """Torch's count of all products, and of attention where it goes by an operator that torch has no count for."""
 
     def attention(q: Any, k: Any, v: Any, *args: Any, **more: Any) -> int:
-        return sdpa_flop_count(q, k, v)
+        return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
     names = (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.dvg.attend)
     return FlopCounterMode(display=False, custom_mapping=dict.fromkeys(names, attention))
@@ -273,10 +273,13 @@ def test_another_expert_begins_anew_and_what_the_other_left_is_let_go() -> None:
     class Remembers:
         def __init__(self) -> None:
             self.owners: set[Any] = set()
+            self.since: list[int] = []
             made.append(self)
 
         def forward(self, trunk: Trunk, now: Now) -> Tensor:
             self.owners.add(trunk.owner)
+            if now.branch == 0:
+                self.since.append(now.since)
             return trunk.compute()
 
     own, cond = resident("wan2.2-a14b"), condition(Case("wan2.2-a14b"))
@@ -289,6 +292,7 @@ def test_another_expert_begins_anew_and_what_the_other_left_is_let_go() -> None:
     own.accelerate(None)
     assert [len(each.owners) for each in made] == [1, 1]
     assert made[0].owners != made[1].owners
+    assert [each.since for each in made] == [[0, 1], [0, 1]], "steps are counted from where the expert began"
 
 
 def test_an_answer_of_another_grid_is_an_error_and_not_a_broken_picture() -> None:
