@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,8 +34,8 @@ def calibrate_cache(
     from orchestrator.cli_calibrate_cache import Options, run_calibrate_cache
     from orchestrator.cli_generate import Machine
 
-    asked = {"model": model, "weights": weights, "height": height, "width": width, "frames": frames, "steps": steps}
-    asked |= {"guidance": guidance, "solver": solver, "shift": shift}
+    asked: dict[str, Any] = {"model": model, "weights": weights, "height": height, "width": width, "frames": frames}
+    asked |= {"steps": steps, "guidance": guidance, "solver": solver, "shift": shift}
     settings = {key: value for key, value in asked.items() if value is not None}
     run_calibrate_cache(Options(settings, prompts, limit, grids, out), Machine(device, attention, False), as_json)
 

@@ -21,9 +21,7 @@ from stages.accelerators.trunk import Trunk, relative_change
 CodebookName = Literal["fast", "slow", "long"]
 LONG_RUN = 60
 """Steps from which the codebook of long runs is taken unasked."""
-EXPECTED_MOTION = 0.385
 MOTION_POWER = 8
-GRADIENT = 10.0
 MEASURED = (0.1, 0.9)
 """The share of a clip's steps between which motion counts."""
 NUM_LAST = 2
@@ -60,6 +58,10 @@ class AdaCacheSettings(Settings):
     """``fast`` and ``slow`` are for 30 steps, ``long`` for 100, scaled to the clip's; None: ``fast``, or ``long`` from 60."""
     motion: bool = True
     """Compute more often where the content moves (the paper's MoReg)."""
+    expected_motion: float = Field(0.385, gt=0)
+    """Difference of neighbouring frames that changes nothing: with less, steps are kept for longer."""
+    gradient: float = Field(10.0, ge=0)
+    """Weight of the motion's own change from one computed step to the next; where it jumps, little is left out."""
     warmup: int = Field(1, ge=1)
     """Steps at the beginning that are computed, and of every stage (2 at most) where the clip changes its grid on the way."""
     max_skips: int | None = Field(None, ge=0)
@@ -111,7 +113,7 @@ class AdaCache:
             return 1, weight
         since = now.step - kept.step
         change = relative_change(trunk, middle, kept.middle) / since
-        factor = weight + abs(GRADIENT * (weight - kept.motion) / since) if self.settings.motion else 1.0
+        factor = weight + abs(self.settings.gradient * (weight - kept.motion) / since) if self.settings.motion else 1.0
         return self.codebook(now.event.num_steps).length(change * factor, now.event.num_steps), weight
 
     def codebook(self, num_steps: int) -> Codebook:
@@ -123,7 +125,7 @@ class AdaCache:
         if not self.settings.motion or not first < now.step < last:
             return 1.0
         change = frame_change(trunk, middle)
-        return 1.0 if change is None else (change / EXPECTED_MOTION) ** MOTION_POWER
+        return 1.0 if change is None else (change / self.settings.expected_motion) ** MOTION_POWER
 
 
 def _computed(trunk: Trunk) -> tuple[Tensor, Tensor]:

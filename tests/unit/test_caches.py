@@ -18,7 +18,7 @@ from orchestrator.geometry import model as geometry_of
 from orchestrator.methods import Request, find, read_settings
 from orchestrator.types import VideoShape
 from stages.accelerators import fitting, teacache
-from stages.accelerators.adacache import CODEBOOKS, AdaCache, frame_change
+from stages.accelerators.adacache import CODEBOOKS, AdaCache, AdaCacheSettings, frame_change
 from stages.accelerators.base import StageEvent
 from stages.accelerators.fitting import FOLDER_VARIABLE, CacheFit, SignalFit, fit_signal, stretched
 from stages.accelerators.pace import LONGEST_IN_STAGES, WARM_UP_IN_STAGES
@@ -27,11 +27,11 @@ from tests.unit.scripted import PATTERN, Script, drive, event
 MINI = geometry_of("wan-mini")
 
 
-def request(name: str = "wan-mini", planner: str = "full", **shape: int) -> Request:
+def request(name: str = "wan-mini", **shape: int) -> Request:
     geometry = geometry_of(name)
     default = geometry.default_shape
     size = VideoShape(default.num_frames, shape.get("height", default.height), shape.get("width", default.width))
-    return Request(geometry, size, 30, geometry.default_guidance, planner, DvgConfig(), geometry.solver)
+    return Request(geometry, size, 30, geometry.default_guidance, "full", DvgConfig(), geometry.solver)
 
 
 def made(name: str, **settings: Any) -> Any:
@@ -211,7 +211,7 @@ def test_a_faster_change_is_never_kept_for_longer(name: Any, low: float, more: f
 
 
 def test_the_codebook_of_long_runs_is_taken_for_long_runs() -> None:
-    own = AdaCache(find("adacache", "accelerator").settings(), MINI)
+    own = AdaCache(AdaCacheSettings(), MINI)
     assert (own.codebook(30), own.codebook(100)) == (CODEBOOKS["fast"], CODEBOOKS["long"])
 
 
@@ -241,9 +241,10 @@ def test_adacache_looks_at_the_block_in_the_middle() -> None:
 
 
 def test_teacache_takes_the_published_coefficients_of_the_model_variant_and_size() -> None:
-    def first(name: str, variant: str | None = None, **shape: int) -> tuple[float, str, float]:
+    def first(name: str, variant: str | None = None, height: int = 0, width: int = 0) -> tuple[float, str, float]:
         method = find("teacache", "accelerator")
-        found = method.resolve(method.settings.model_validate({"variant": variant}), request(name, **shape))
+        size = {"height": height, "width": width} if height else {}
+        found = method.resolve(read_settings(method, {"variant": variant}), request(name, **size))
         return found.coefficients[0], found.signal, found.threshold
 
     assert first("hunyuanvideo") == (733.226126, "input", 0.1)
@@ -274,7 +275,7 @@ def test_a_variant_without_coefficients_is_refused_with_those_that_have_some(mon
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     method = find("teacache", "accelerator")
     with pytest.raises(ValueError, match="hunyuanvideo has coefficients for variant plain only"):
-        method.resolve(method.settings(variant="ret"), request("hunyuanvideo"))
+        method.resolve(read_settings(method, {"variant": "ret"}), request("hunyuanvideo"))
 
 
 def fit(model: str = "wan2.2-a14b", num_steps: int = 30, num: float = 1.0) -> CacheFit:
@@ -333,3 +334,10 @@ def test_fits_of_the_embedded_model_ship() -> None:
     for name in ("teacache", "magcache"):
         method = find(name, "accelerator")
         method.resolve(method.settings(), request())
+
+
+def test_a_jump_of_motion_is_computed_as_often_as_the_gradient_weighs_it() -> None:
+    signs = [torch.tensor([1.0, 1.0, -1.0 if step % 2 else 1.0]).reshape(1, 3, 1) * 0.9**step for step in range(30)]
+    rows = [row.double().repeat(1, 1, 2) for row in signs]
+    nums = [len(adacache_steps(Middles(rows).script(), 30, codebook="fast", gradient=weight)) for weight in (0.0, 10.0)]
+    assert nums[0] < nums[1] == 30
