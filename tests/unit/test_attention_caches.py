@@ -48,6 +48,16 @@ def test_between_its_timesteps_attention_is_computed_every_other_step() -> None:
     assert all(forward.calls == ("all",) for forward in forwards if forward.step < 4 or forward.step > 17)
 
 
+def test_its_first_and_last_timesteps_are_outside() -> None:
+    """Here steps that would reuse fall on 800 and on 100."""
+    forwards = drive(made("pab"), Script(by_step, rest), event(24), lambda step: 1050.0 - 50 * step)
+    assert reused(forwards) == [7, 9, 11, 13, 15, 17]
+
+
+def test_the_last_step_is_computed_though_attention_was_just_found() -> None:
+    assert reused(drive(made("pab", timesteps=(0, 1000)), Script(by_step, rest), event(8))) == [1, 3, 5]
+
+
 def test_an_interval_of_three_reuses_twice() -> None:
     forwards = drive(made("pab", interval=3, timesteps=(0, 1000)), Script(by_step, rest), event(10))
     assert reused(forwards) == [1, 2, 4, 5, 7, 8]

@@ -176,6 +176,30 @@ def test_where_nothing_changes_what_is_reused_is_exact(model: str, name: str, mo
     assert boost.share < 0.95
 
 
+class Gated:
+    """Computes everything, and holds each block's gate against what its attention is multiplied by."""
+
+    def forward(self, trunk: Trunk, now: Now) -> Tensor:
+        state = trunk.inputs
+        for index in range(trunk.num_blocks):
+            found = trunk.run_attend(index, state)
+            after, none = trunk.run_finish(index, state, found), (torch.zeros_like(found[0]), *found[1:])
+            added = trunk.gate(index) * found[0]
+            before, within = trunk.run_finish(index, (state[0] + added, *state[1:]), none), trunk.run_finish(index, state, none)
+            ways = (before[0], within[0] + added)  # attention comes before the feed-forward, or beside it
+            assert added.abs().max() > 1e-3
+            assert min(float((way - after[0]).abs().max()) for way in ways) < 1e-5, index
+            state = after
+        return trunk.image(state)
+
+
+@pytest.mark.parametrize("model", ["wan-mini", "wan2.2-ti2v-5b", "hunyuanvideo", "hunyuanvideo-i2v", "hunyuanvideo-1.5"])
+def test_a_gate_is_what_a_blocks_attention_is_multiplied_by(model: str) -> None:
+    event = StageEvent(GRID, range(1), 1, 0, crosses=False)
+    (velocity,) = forwards(model, Boost((Gated,), event), placed(model, GRID), [NoiseLevel(0.5, 500.0, 500.0)])
+    assert velocity.isfinite().all()
+
+
 @pytest.mark.parametrize("name", EAGER)
 def test_the_host_waits_for_a_value_only_where_a_decision_needs_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that decide by the step alone never; the others once for each step that may reuse, of each branch."""
