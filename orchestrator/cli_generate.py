@@ -197,8 +197,8 @@ def _facts(decision: Decision) -> dict[str, Any]:
 
 
 def _predicted(arm: Arm, decision: Decision) -> dict[str, Any] | None:
-    """Denoising seconds that the cost model gave this action."""
-    if arm.cost is None:
+    """Denoising seconds that the cost model gave this action; None with a cache, of which it knows nothing."""
+    if arm.cost is None or arm.accelerators:
         return None
     predicted_s = denoise_s(model(arm.model), decision.action, arm.cost)
     return {"denoise_s": predicted_s, "label": arm.cost.label, "device": arm.cost.device}

@@ -46,6 +46,8 @@ class Limits(BaseModel):
     on_gpu: bool = True
     memory_gb: float | None = Field(None, gt=0)
     """Of one rank, in 10^9 bytes; None: enough for anything."""
+    kept_tensors: float = Field(0.0, ge=0)
+    """Tensors of a token's width that a cache keeps there of every token, for each branch of guidance."""
 
     @property
     def device_type(self) -> str:
@@ -110,14 +112,33 @@ def _memory_mistakes(
 ) -> list[str]:
     if limits.memory_gb is None:
         return []
-    weights_gb, working_gb = memory_gb(geometry, width, num_branches, max(num_tokens, default=0))
-    if weights_gb + working_gb <= limits.memory_gb:
+    most = max(num_tokens, default=0)
+    weights_gb, working_gb = memory_gb(geometry, width, num_branches, most)
+    kept_gb = limits.kept_tensors * kept_bytes(geometry, width, num_branches, most) / 1e9
+    total_gb = weights_gb + working_gb + kept_gb
+    if total_gb <= limits.memory_gb:
         return []
     shards = f" / {width} ranks" if width > 1 else ""
+    kept = f" + {kept_gb:.1f} GB that its cache keeps" if kept_gb else ""
     return [
-        f"width {width}: {all_weights_gb(geometry):.1f} GB of weights{shards} + {working_gb:.1f} GB of working memory = "
-        f"{weights_gb + working_gb:.1f} GB, and a GPU has {limits.memory_gb:.0f} GB"
+        f"width {width}: {all_weights_gb(geometry):.1f} GB of weights{shards} + {working_gb:.1f} GB of working memory{kept} = "
+        f"{total_gb:.1f} GB, and a GPU has {limits.memory_gb:.0f} GB"
     ]
+
+
+def kept_bytes(geometry: ModelGeometry, width: int, num_branches: int, num_tokens: int) -> int:
+    """Of one tensor of a token's width, in bf16, for all tokens that a rank of a slice has, in every branch that it makes."""
+    side_by_side, degree = split(width, num_branches)
+    return num_branches // side_by_side * _token_bytes(geometry) * _share(geometry, num_tokens, degree)
+
+
+def _token_bytes(geometry: ModelGeometry) -> int:
+    return geometry.heads * geometry.head_dim * 2
+
+
+def _share(geometry: ModelGeometry, num_tokens: int, degree: int) -> int:
+    """Tokens of video and text on one of ``degree`` ranks."""
+    return -(-(num_tokens + geometry.text_tokens) // degree)
 
 
 def memory_gb(geometry: ModelGeometry, width: int, num_branches: int, num_tokens: int) -> tuple[float, float]:
@@ -134,8 +155,7 @@ def all_weights_gb(geometry: ModelGeometry) -> float:
 
 def working_bytes(geometry: ModelGeometry, num_tokens: int, degree: int = 1) -> int:
     """What one forward of so many video tokens needs beside the weights, in bf16, on each of ``degree`` ranks."""
-    share = -(-(num_tokens + geometry.text_tokens) // degree)
-    return share * geometry.heads * geometry.head_dim * 2 * ACTIVATION_WIDTHS + RESERVE_BYTES
+    return _share(geometry, num_tokens, degree) * _token_bytes(geometry) * ACTIVATION_WIDTHS + RESERVE_BYTES
 
 
 def shard_ranks(geometry: ModelGeometry, limits: Limits, num_branches: int, num_tokens: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.arms import Arm
 from orchestrator.cost import num_branches
 from orchestrator.demands import request_of
+from orchestrator.geometry import model
 from orchestrator.methods import Method, available, find, read_settings
 from orchestrator.sizing import SizingConfig
 
@@ -18,6 +19,26 @@ def kept_together(arm: Arm) -> str:
     if not arm.accelerators or num_branches(request.geometry, arm.guidance) == 1:
         return ""
     return next((why for method, settings in _accelerators(arm) if (why := method.together(settings, request))), "")
+
+
+def kept_tensors(arm: Arm) -> float:
+    """Tensors of a token's width that its accelerators keep of each branch of guidance."""
+    return sum(method.kept_tensors(settings, model(arm.model)) for method, settings in _accelerators(arm))
+
+
+def kept_told(arm: Arm) -> str:
+    """What to take where memory is short of what is kept; empty where little is."""
+    names = [method.name for method, settings in _accelerators(arm) if _keeps_much(method, settings, arm)]
+    if not names:
+        return ""
+    lean = [name for name in _whole() if not _keeps_much(find(name, "accelerator"), None, arm)]
+    many = f"{names[0]} keeps {kept_tensors(arm):.0f} tensors of every token for each branch of guidance"
+    return f"{many}; {', '.join(lean)} keep few"
+
+
+def _keeps_much(method: Method, settings: Any, arm: Arm) -> bool:
+    geometry = model(arm.model)
+    return method.kept_tensors(method.settings() if settings is None else settings, geometry) >= geometry.num_layers
 
 
 def width_mistake(arm: Arm, config: SizingConfig) -> str:
@@ -44,7 +65,7 @@ def sharding_mistake(arm: Arm, num_ranks: int) -> str:
 
 
 def _spread(arm: Arm, num_ranks: int) -> str:
-    return f"the weights of {arm.model} do not fit on one GPU and are spread over {num_ranks} ranks"
+    return f"the weights of {arm.model} and what goes beside them are too much for one GPU, so {num_ranks} ranks share them"
 
 
 def _accelerators(arm: Arm) -> Iterator[tuple[Method, Any]]:

@@ -1,6 +1,6 @@
 """Methods by name: planners, which decide what grid a step runs on, and accelerators, which make the steps on a grid cheaper.
 
-A method is one file that says all about itself (``METHOD``), and one line here.
+A method is one file that says all about itself (``METHODS``, by name), and one line here.
 """
 
 from __future__ import annotations
@@ -99,12 +99,17 @@ def nothing_needed(settings: Any, request: Request) -> str:
     return ""
 
 
+def residual_kept(settings: Any, geometry: ModelGeometry) -> float:
+    """Of a cache that keeps what all blocks add, and what it compares."""
+    return 2.0
+
+
 @dataclass(frozen=True)
 class Method:
     """All that is known of a method before it runs.
 
-    ``make`` of a planner is called ``(settings, task)`` and gives a planner; of an accelerator likewise, and gives a new
-    accelerator for one stage.
+    ``make`` of a planner is called ``(settings, task, budget)`` and gives a planner; of an accelerator ``(settings, geometry)``,
+    and gives a new one for one stage.
     """
 
     name: str
@@ -131,6 +136,8 @@ class Method:
     """Of an accelerator: it leaves out whole forwards only, so weights may be spread over ranks. It may depend on settings."""
     together: Callable[[Any, Request], str] = nothing_needed
     """Of an accelerator: why ranks must not split guidance between them; empty if they may."""
+    kept_tensors: Callable[[Any, ModelGeometry], float] = residual_kept
+    """Of an accelerator: tensors of a token's width that it keeps of each branch of guidance, for every token of the grid."""
 
     def leaves_whole_forwards(self, settings: Any) -> bool:
         return self.whole_forwards if isinstance(self.whole_forwards, bool) else self.whole_forwards(settings)

@@ -52,6 +52,12 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_w
     request = Request(run.geometry, shape, steps, guidance, planner, config, solver)
     chosen = resolve_methods(request, settings, mistakes) if legal else None
     budgeting = _budgeting(run, settings, mistakes) if chosen else None
+    if chosen and chosen.accelerators and budgeting and budgeting.target:
+        names = "+".join(use.name for use in chosen.accelerators)
+        mistakes.append(
+            f"budget is {budgeting.target}: what a cache leaves out is not predicted, so a budget beside {names} is a share of "
+            "the token-steps; give one, or drop accelerators"
+        )
     loras, lora_revision = _loras(settings.get("lora") or (), folder / "transformer", mistakes)
     mistakes.extend(_guidance_mistakes(model, settings))
     if budgeting is None or chosen is None:

@@ -11,7 +11,7 @@ from orchestrator.cost import CostModel, split, with_degrees
 from orchestrator.degrees import WEIGHT_BYTES, Limits, device_limits, powers, require, shard_ranks
 from orchestrator.demands import actions_of
 from orchestrator.geometry import model
-from orchestrator.method_widths import kept_together, sharding_mistake, width_mistake
+from orchestrator.method_widths import kept_tensors, kept_together, kept_told, sharding_mistake, width_mistake
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.policy import ArmSizing, Sizing
 from orchestrator.sizing import SizingConfig
@@ -70,12 +70,11 @@ def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
     geometry = model(arm.model)
     cost = arm.cost or cost_model(geometry, arm.shape, arm.guidance)
     together, limits = kept_together(arm), _limits(cost.device, pod)
-    if together:
-        limits = limits.model_copy(update={"max_width": 1})
+    limits = limits.model_copy(update={"kept_tensors": kept_tensors(arm)} | ({"max_width": 1} if together else {}))
     try:
         sized = sizing_on(limits, geometry, arm.shape, cost)
     except ValueError as error:
-        raise ValueError(f"{error}; {together}" if together else str(error)) from error
+        raise ValueError("; ".join(filter(None, [str(error), together, kept_told(arm)]))) from error
     return sized.model_copy(update={"actions": actions_of(arm), "together": together})
 
 

@@ -146,7 +146,7 @@ def make_record(
 def _prediction(arm: Arm, geometry: ModelGeometry, action: Action) -> dict[str, Any]:
     target = arm.target or (Target(value=arm.budget) if arm.budget else None)
     asked = {"target": str(target) if target else ""}
-    if arm.cost is None:
+    if arm.cost is None or arm.accelerators:  # what a cache leaves out is not predicted
         return asked
     predicted_s = denoise_s(geometry, action, arm.cost)
     return {**asked, "predicted_s": predicted_s, "cost_label": arm.cost.label, "cost_device": arm.cost.device}

@@ -169,6 +169,7 @@ METHODS = {
         resolve=_resolve,
         needs="memory for twice what every block's self-attention finds, for each branch of guidance",
         whole_forwards=False,
+        kept_tensors=lambda settings, geometry: 2 * geometry.num_layers if settings.interval > 1 else 0,
         together=_together,
     )
 }  # fmt: skip

@@ -72,5 +72,6 @@ METHODS = {
         settings=PabSettings,
         needs="memory for what every block's self-attention finds, a tensor of the tokens' size each for each branch of guidance",
         whole_forwards=False,
+        kept_tensors=lambda settings, geometry: geometry.num_layers if settings.interval > 1 else 0,
     )
 }  # fmt: skip

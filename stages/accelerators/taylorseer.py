@@ -118,6 +118,11 @@ def _forecast(trunk: Trunk, history: History, step: int) -> Tensor:
     return total.to(h.dtype)
 
 
+def _kept_tensors(settings: TaylorSeerSettings, geometry: ModelGeometry) -> float:
+    """Differences of what is forecast: one sum, or also every block's attention."""
+    return (settings.max_order + 1) * (1 if settings.mode == "lite" else 1 + geometry.num_layers)
+
+
 METHODS = {
     "taylorseer": Method(
         "taylorseer", "accelerator", "cache", "TaylorSeer, arXiv 2503.06923",
@@ -126,5 +131,6 @@ METHODS = {
         settings=TaylorSeerSettings,
         needs="mode `blocks` keeps (max_order + 1) x (blocks + 1) tensors of the tokens' size for each branch of guidance",
         whole_forwards=lambda settings: settings.mode == "lite",
+        kept_tensors=_kept_tensors,
     )
 }  # fmt: skip

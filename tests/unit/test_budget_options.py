@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator import calibration as files
 from orchestrator.actions import uniform_action
+from orchestrator.arms import MethodUse
 from orchestrator.budgets import Target
 from orchestrator.config import Sweep, build_sweep
 from orchestrator.cost import denoise_s, full_s
@@ -122,6 +123,9 @@ def test_a_record_tells_what_was_asked_and_what_was_predicted(tmp_path: Path) ->
     assert (record.target, record.cost_label) == ("speedup=2", "uncalibrated")
     assert record.predicted_s == pytest.approx(denoise_s(geometry, action, arm.cost))
     assert record.budget == arm.budget
+    cached = arm.model_copy(update={"accelerators": (MethodUse(name="taylorseer"),)})
+    record = make_record(finish, cached, geometry, "cpu", "here", "v.mp4")
+    assert (record.predicted_s, record.cost_label) == (None, ""), "what a cache leaves out is not predicted"
 
 
 def test_a_record_from_before_predictions_can_still_be_read() -> None:

@@ -32,7 +32,7 @@ def arm(device: str = "NVIDIA H200", **settings: Any) -> Arm:
 
 def test_a_cache_that_computes_parts_of_a_forward_is_refused_where_weights_are_spread() -> None:
     (line,) = sizing_mistakes([arm("NVIDIA L40S", accelerators=["first-block"])], ClusterConfig(**ON_GPUS))
-    assert line.startswith("arm a: the weights of wan2.2-a14b do not fit on one GPU and are spread over 2 ranks")
+    assert line.startswith("arm a: the weights of wan2.2-a14b and what goes beside them are too much for one GPU, so 2")
     assert "first-block computes parts of a forward" in line
     assert line.endswith("take GPUs that hold the model whole, or an accelerator that leaves out whole forwards "
                          "(teacache, magcache, taylorseer)")  # fmt: skip
@@ -102,6 +102,7 @@ REFUSED = {
     "rates that do not end": ({"planner": {"jenga-prores": {"rates": [1, 0.5]}}}, ["jenga-prores: ", "the last"]),
     "more steps": ({"planner": {"fewer-steps": {"steps": 40}}}, ["fewer-steps: steps is 40", "30", "raise the arm's"]),
     "a bias on text": ({"planner": {"jenga-prores": {"text_boost": 1.0}}}, ["text_boost is 1", "wan-mini", "leave it 0"]),
+    "a predicted budget": ({"budget": "speedup=2", "accelerators": ["adacache"]}, ["speedup=2", "adacache", "token-steps"]),
     "a setting": ({"accelerators": [{"adacache": {"codebok": 1}}]}, ["'adacache.codebok'", "did you mean 'codebook'", "warmup"]),
     "settings of none": ({"planner": {"full": {"rates": [1]}}}, ["unknown key", "'full.rates'"]),
 }
@@ -118,3 +119,27 @@ def test_what_a_model_a_size_or_a_setting_does_not_serve_is_refused_with_value_r
     (line,) = refused.value.mistakes
     assert line.startswith("arm a: ")
     assert all(word in line for word in words), line
+
+
+BIG = {"model": "wan2.1-14b", "num_frames": 81, "height": 720, "width": 1280}
+
+
+def big(*accelerators: Any, **settings: Any) -> Arm:
+    """28.6 GB of weights on 80 GB: all of it on one rank, with two branches of guidance of 75,600 tokens."""
+    return arm("NVIDIA H100", accelerators=list(accelerators), **settings).model_copy(update=BIG)
+
+
+def test_what_a_cache_keeps_counts_as_memory() -> None:
+    one, four = ClusterConfig(heavy_ranks=1, gpus_per_rank=1, gpus_per_sketch=1), ClusterConfig(**ON_GPUS)
+    assert sizing_mistakes([big()], one) == sizing_mistakes([big("adacache")], one) == []
+    (line,) = sizing_mistakes([big("pab")], one)
+    assert "28.6 GB of weights + 17.2 GB of working memory + 61.9 GB that its cache keeps" in line
+    assert "pab keeps 40 tensors of every token for each branch of guidance; teacache, magcache, taylorseer keep few" in line
+    assert sizing_mistakes([big({"pab": {"interval": 1}})], one) == []
+    assert "so 2 ranks share them" in sizing_mistakes([big("pab")], four)[0]
+
+
+def test_a_history_of_every_block_counts_as_memory_and_a_sum_of_all_hardly() -> None:
+    one = ClusterConfig(heavy_ranks=1, gpus_per_rank=1, gpus_per_sketch=1)
+    assert sizing_mistakes([big("taylorseer")], one) == []
+    assert "cache keeps" in sizing_mistakes([big({"taylorseer": {"mode": "blocks"}})], one)[0]
