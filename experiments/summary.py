@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from experiments.alike import task_of
 from experiments.metrics.names import METRICS, SEMANTIC
 from orchestrator.files import write_atomic
 from orchestrator.paths import RunPaths
@@ -52,7 +53,7 @@ class ArmStats:
     on_gpu: bool
     """Whether its devices are GPUs, and device seconds so GPU-seconds."""
     speedup: float | None
-    """Denoising of the reference arm over this arm's, in device seconds, on the prompts and seeds that both have."""
+    """Denoising of the reference arm over this arm's, in device seconds, on the videos that both have of one task."""
     psnr: float | None
     ssim: float | None
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -114,7 +115,7 @@ def arm_stats(
     reference = reference_arm or next((row["reference_arm"] for row in quality if row["reference_arm"]), None)
     failed = [arm_of(failure) for failure in failures]
     names = sorted({r.arm for r in records} | set(failed), key=lambda name: (name != reference, name))
-    baseline = {(r.prompt_id, r.seed): r for r in records if r.arm == reference}
+    baseline = {task_of(r): r for r in records if r.arm == reference}
     return [_stats(name, [r for r in records if r.arm == name], quality, baseline, failed.count(name)) for name in names]
 
 
@@ -127,7 +128,7 @@ def _stats(
     name: str,
     records: Sequence[Record],
     quality: Sequence[Mapping[str, Any]],
-    baseline: Mapping[tuple[str, int], Record],
+    baseline: Mapping[Hashable, Record],
     num_failed: int,
 ) -> ArmStats:
     def mean(field: str) -> float:
@@ -159,10 +160,10 @@ _MEANS = (
 )
 
 
-def _speedup(records: Sequence[Record], baseline: Mapping[tuple[str, int], Record]) -> float | None:
-    shared = [r for r in records if (r.prompt_id, r.seed) in baseline]
+def _speedup(records: Sequence[Record], baseline: Mapping[Hashable, Record]) -> float | None:
+    shared = [r for r in records if task_of(r) in baseline]
     ours = sum(denoise_device_s(r) for r in shared)
-    return sum(denoise_device_s(baseline[r.prompt_id, r.seed]) for r in shared) / ours if ours > 0 else None
+    return sum(denoise_device_s(baseline[task_of(r)]) for r in shared) / ours if ours > 0 else None
 
 
 def _mean(values: Sequence[float]) -> float:

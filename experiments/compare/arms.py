@@ -28,7 +28,7 @@ class Arm:
     stats: ArmStats
     records: Mapping[Key, Record]
     videos: Mapping[str, Values]
-    """Metrics of single videos, by prompt and seed; VBench's by prompt text and number, as its file names have them."""
+    """Metrics of single videos, by prompt and seed."""
     scores: Mapping[str, float]
     """What is known of the arm as a whole only, or goes before the mean over videos: VBench's scores and totals."""
 

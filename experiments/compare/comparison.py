@@ -175,11 +175,7 @@ def _figure(arm: Arm, base: Arm | None, pairing: Pairing | None, name: str) -> F
 def _difference(arm: Arm, base: Arm | None, pairing: Pairing | None, name: str) -> Paired | None:
     if base is None or pairing is None or arm is base:
         return None
-    ours, theirs = arm.videos.get(name, {}), base.videos.get(name, {})
-    if "." not in name:
-        ours = _of(ours, pairing.keys)
-    elif not pairing.alike:
-        return None
+    ours, theirs = (_of(each.videos.get(name, {}), pairing.keys) for each in (arm, base))
     return stats.paired(ours, theirs, "lower" if metric_of(name).better == "lower" else "higher")
 
 

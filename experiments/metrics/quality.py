@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from experiments.alike import task_of
 from experiments.metrics.names import METRICS
 from orchestrator.files import append_whole
 from orchestrator.paths import RunPaths
@@ -69,6 +70,8 @@ def folded(lines: Iterable[Row], against: str | None = None) -> list[Row]:
 
 def merged(held: Row, row: Row) -> Row:
     """Two rows of one file as one: the later has the last word."""
+    if row.get("frames_ok") == 0.0:
+        return row
     if row.get("reference_sha256") is None:
         row = {**row, **{name: held.get(name) for name in IDENTITY[-2:]}}
     elif any(held.get(name) != row[name] for name in IDENTITY[-2:]):
@@ -102,11 +105,7 @@ def _compared_with(row: Row) -> tuple[Any, ...]:
 
 
 def partners(records: Iterable[Record], against: str | None) -> dict[str, Record]:
-    """The video to compare each item's with: of the arm ``against``, of the same prompt, seed and shape."""
+    """The video to compare each item's with: of the arm ``against``, of the same task."""
     records = list(records)
-    references = {_scene(record): record for record in records if record.arm == against}
-    return {r.item_key: references[_scene(r)] for r in records if r.arm != against and _scene(r) in references}
-
-
-def _scene(record: Record) -> tuple[str, int, int, int, int]:
-    return record.prompt_id, record.seed, record.num_frames, record.height, record.width
+    references = {task_of(record): record for record in records if record.arm == against}
+    return {r.item_key: references[task_of(r)] for r in records if r.arm != against and task_of(r) in references}

@@ -157,6 +157,16 @@ def test_a_video_that_is_not_what_its_record_says_is_named_counted_and_measured_
     assert [set(values_of(row)) for row in rows if row["item_key"] == record.item_key] == [{"psnr", "flicker", "frames_ok"}]
 
 
+def test_nothing_is_known_any_more_of_a_video_that_broke_after_it_was_measured(ledger: Ledger) -> None:
+    measured(ledger)
+    record = of(ledger, "dvg")
+    damaged(ledger, record, torn)
+    rows, _ = measured(ledger, (*BOTH, "flicker"))
+    [(row, _why)] = broken(rows)
+    assert (row["item_key"], values_of(row)) == (record.item_key, {"frames_ok": 0.0})
+    assert row in load_quality(ledger.paths)
+
+
 @pytest.mark.parametrize("why", DAMAGES)
 def test_what_needs_no_reference_is_measured_though_the_reference_is_broken(ledger: Ledger, why: str) -> None:
     damaged(ledger, of(ledger, "full"), DAMAGES[why])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments.report import Options, report_of, write_report
 from experiments.report.action_map import COLUMNS, ROWS, action_maps
+from experiments.report.clips import prompts_of
 from experiments.report.material import Source, gather
 from experiments.report.quality import front_of, measured
 from experiments.report.radar import boards, totals_of
@@ -55,6 +56,17 @@ def test_a_policy_that_cannot_be_read_leaves_the_plane_without_a_background(arm:
     (found,) = action_maps(demanding(3), {"arms": [arm] if arm else []})
     assert found.tiles == ()
     assert len(found.chart.marks) == 3
+
+
+def test_a_clip_of_another_shape_or_text_has_no_speedup_and_says_so() -> None:
+    records = [make_record("dvg"), make_record("large", width=96), make_record("else", prompt="another"), make_record("full")]
+    names = [record.arm for record in records]
+    (prompt,) = prompts_of(records, [], [], {}, dict.fromkeys(names, 1), names, "full")
+    told = {clip.arm: (clip.speedup, clip.unlike) for clip in prompt.clips}
+    assert prompt.text == records[-1].prompt
+    assert told["dvg"] == (2.0, "")
+    assert told["large"] == (None, "another shape: 9 frames of 96 x 48, full's 9 frames of 48 x 48")
+    assert told["else"] == (None, "made of another text: another")
 
 
 def test_the_front_follows_which_way_is_better() -> None:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -51,6 +52,17 @@ def test_speedup_compares_only_prompts_that_both_arms_have() -> None:
     ]
     full, dvg = arm_stats(records, reference_arm="full")
     assert (full.arm, full.speedup, dvg.speedup) == ("full", 1.0, 2.0)
+
+
+@pytest.mark.parametrize("other", [{"prompt": "else"}, {"width": 96}, {"height": 96}, {"num_frames": 17}, {"seed": 1}])
+def test_speedup_is_over_videos_of_one_task(other: dict[str, Any]) -> None:
+    records = [
+        make_record("full", "orbit", denoise_s=8.0),
+        make_record("dvg", "orbit", denoise_s=4.0),
+        make_record("full", "drift", denoise_s=100.0),
+        make_record("dvg", "drift", denoise_s=1.0, **other),
+    ]
+    assert [stats.speedup for stats in arm_stats(records, reference_arm="full")] == [1.0, 2.0]
 
 
 def test_speedup_counts_the_ranks_that_a_stage_ran_on() -> None:
