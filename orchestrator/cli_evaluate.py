@@ -69,7 +69,7 @@ def evaluate(
         _print_json(found)
     else:
         _print(found)
-    raise typer.Exit(0 if all(arm.whole for arm in found.values()) else PARTLY)
+    raise typer.Exit(0 if found and all(arm.whole for arm in found.values()) else PARTLY)
 
 
 def vbench_findings() -> list[Finding]:
