@@ -27,6 +27,11 @@ VIDEO_TIMEOUT_S = 1800.0
 MAX_DEATHS = 2
 """A video that was being measured when the process ended so often is given up."""
 TAIL_BYTES = 2000
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OPENCV_FFMPEG_THREADS")
+"""The last is OpenCV's decoder, which takes every core unless it is told. VBench itself gives decord one thread."""
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+"""glibc keeps freed frames for the next ones. Given back to the kernel each time, their page faults cost temporal flickering more
+than its arithmetic, and two workers more than one."""
 
 
 @dataclass(frozen=True)
@@ -238,13 +243,11 @@ def environment(runtime: Runtime, dimension: str, base: Mapping[str, str]) -> di
     """Threads as told, GPUs hidden from a worker without one, and nothing fetched from anywhere."""
     found = known(dimension)
     kept = {name: value for name, value in base.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    threads = str(runtime.threads)
     return {
+        **KEEP_MEMORY,
         **kept,
         **({"CUDA_VISIBLE_DEVICES": ""} if runtime.device == "cpu" else {}),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENCV_FFMPEG_CAPTURE_OPTIONS": f"threads;{threads}",
+        **dict.fromkeys(THREAD_VARIABLES, str(runtime.threads)),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         **runtime.environment,
