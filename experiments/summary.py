@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from experiments.alike import task_of
 from experiments.metrics.names import METRICS, SEMANTIC
@@ -178,11 +179,11 @@ def _metric_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
     """The table a sweep ends with. Seconds are per video; speedup is of denoising (device seconds) against the reference arm."""
     columns, rows = table_rows(stats, with_metrics=False)
-    table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, padding=0)
+    table = Table(title=title and Text(title), header_style="bold", box=box.SIMPLE_HEAD, padding=0)
     for column in columns:
-        table.add_column(column.replace(" ", "\n"), justify="left" if column == "arm" else "right", overflow="fold")
+        table.add_column(Text(column.replace(" ", "\n")), justify="left" if column == "arm" else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -71,7 +71,8 @@ def _distinct(values: Iterable[str]) -> tuple[str, ...]:
 
 def arms_of(runs: Sequence[Run]) -> list[Arm]:
     """Every arm with a video or a failure: run by run, as each spec lists them."""
-    return [arm for run in runs for arm in _arms(run, len(runs) > 1)]
+    readable = [run for run in runs if not run.trouble]
+    return [arm for run in readable for arm in _arms(run, len(readable) > 1)]
 
 
 def _arms(run: Run, prefixed: bool) -> Iterable[Arm]:

@@ -49,6 +49,8 @@ class Run:
     videos: Mapping[str, Mapping[str, Values]] = field(default_factory=dict)
     """The same of single videos."""
     name: str = ""
+    trouble: str = ""
+    """Why it holds nothing, in a whole sentence, where others of its experiment can be read."""
 
 
 def read_runs(places: Sequence[str]) -> list[Run]:

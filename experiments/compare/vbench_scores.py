@@ -11,7 +11,7 @@ from typing import Any
 from experiments.compare.stats import Values
 from experiments.metrics.names import Metric
 from experiments.vbench.arm_videos import ArmVideos, Key, read_arm
-from experiments.vbench.names import stem_of
+from experiments.vbench.names import stems_of
 from experiments.vbench.results import dimension_of, load_all
 from experiments.vbench.score import totals
 from experiments.vbench.view import CUSTOM
@@ -65,13 +65,11 @@ def named(raw: Mapping[str, float], suite: str) -> dict[str, float]:
 def numbered(made: ArmVideos, suite: str) -> dict[tuple[str, int], Key]:
     """Prompt id and seed by what stands for the prompt in file names and the video's number, which is its seed's place in the
     run's own spec: see :mod:`experiments.vbench.view`, whose names these are."""
-    ids: dict[str, str] = {}
-    for name, asked in made.asked.items():
-        if suite == CUSTOM:
-            stem = stem_of(asked.prompt, name)
-            ids[name if stem in ids else stem] = name
-        elif asked.prompt not in ids or name == _usual_id(made, name):
-            ids[asked.prompt] = name
+    if suite == CUSTOM:
+        ids = {stem: name for name, stem in stems_of({name: asked.prompt for name, asked in made.asked.items()}).items()}
+    else:
+        ids = {asked.prompt: name for name, asked in reversed(made.asked.items())}
+        ids |= {asked.prompt: name for name, asked in made.asked.items() if name == _usual_id(made, name)}
     return {(stem, number): (name, seed) for stem, name in ids.items() for number, seed in enumerate(made.asked[name].seeds)}
 
 

@@ -107,6 +107,13 @@ def test_the_table_fits_80_columns_and_shows_every_arm_its_failures_and_its_spee
     assert text.index("full") < text.index("dvg")
 
 
+def test_a_name_that_looks_like_markup_is_shown_as_it_is() -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(arm_table(arm_stats([make_record("[/full]"), make_record("[red]")]), title="[/demo]"))
+    text = console.export_text()
+    assert all(name in text for name in ("[/full]", "[red]", "[/demo]"))
+
+
 def test_an_arm_of_which_every_item_was_given_up_is_a_row_without_figures() -> None:
     records = [dataclasses.replace(record, device="NVIDIA H200") for record in make_records(2, ("full",))]
     full, dvg = arm_stats(records, reference_arm="full", failures=[{"arm": "dvg"}, {"arm": "dvg"}])
