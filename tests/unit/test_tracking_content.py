@@ -86,6 +86,19 @@ def test_steps_again_add_nothing_and_what_came_since_is_added_at_steps_of_its_ow
     assert len(history(paths, "dvg", "prompt/quality.psnr")) == 6
 
 
+@pytest.mark.parametrize("psnr", [20.0, 30.0])
+def test_what_was_measured_again_replaces_what_was_there_be_it_higher_or_lower(tmp_path: Path, psnr: float) -> None:
+    records = make_records(1)
+    paths = make_run(tmp_path, records, make_spec(records, videos="none"), videos=False)
+    measured(paths, 25.0, records)
+    mirror(paths)
+    measured(paths, psnr, records)
+    assert mirror(paths) == Changes(2, 0, 1)
+    prompts = [run for run in by_level(paths)["prompt"] if run.data.params["arm"] == "dvg"]
+    assert [run.data.metrics["quality.psnr"] for run in (*prompts, arms(paths)["dvg"])] == [psnr, psnr]
+    assert mirror(paths) == Changes(2, 0, 0)
+
+
 def test_steps_are_written_a_part_at_a_time_and_a_crash_loses_only_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
