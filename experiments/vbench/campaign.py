@@ -18,7 +18,7 @@ from experiments.vbench.dimensions import GROUPS, STATIC_FILTER, chosen
 from experiments.vbench.evaluate import Evaluation, Session
 from experiments.vbench.flickering import Judged, judged
 from experiments.vbench.hiring import crew
-from experiments.vbench.integrity import Flaw, Integrity, check_view, flaws_of
+from experiments.vbench.integrity import Integrity, check_view, flaws_of
 from experiments.vbench.reduce import SINGLE_PROCESS
 from experiments.vbench.shards import ShardStore, Task
 from experiments.vbench.view import CUSTOM, View, bare, build_view, plan_view
@@ -141,21 +141,36 @@ class Campaign:
 
     def _ask(self, news: View) -> None:
         """Ask for videos that were not there at the last look."""
-        flaws = flaws_of(news.videos.values()) if self.options.follow else self._checked(self.views[news.arm])
-        self.unsound.setdefault(news.arm, {}).update({flaw.name: flaw.reason for flaw in flaws})
+        if self.options.follow:
+            self.unsound.setdefault(news.arm, {}).update({flaw.name: flaw.reason for flaw in flaws_of(news.videos.values())})
+        else:
+            self.check(self.views[news.arm])
         for dimension in self.dimensions:
             if dimension != work.FLICKERING or not self._filters:
                 self._ask_sound(news.arm, dimension, work.tasks(news, dimension, self._measuring))
             elif STATIC_FILTER not in self.evaluation.unavailable:
                 self._ask_sound(news.arm, STATIC_FILTER, work.candidates(news, self._measuring))
 
-    def _checked(self, view: View) -> tuple[Flaw, ...]:
-        """What is there and not whole, told with what is missing; of a sweep that goes on that is told at its end."""
+    def check(self, view: View) -> Mapping[str, str]:
+        """Why videos that are there must not be measured, by name; told with what is missing."""
         found = self.integrity[view.arm] = check_view(view)
         if not found.ok or found.notes:
             for line in found.lines():
                 self.tell(line)
-        return found.flaws
+        self.unsound[view.arm] = {flaw.name: flaw.reason for flaw in found.flaws}
+        return self.unsound[view.arm]
+
+    def judge(self) -> None:
+        """Have the static filter alone judge its candidates: ``tasks_of`` knows temporal flickering's videos afterwards."""
+        if not self._filters or work.FLICKERING not in self.dimensions:
+            return
+        for view in self.views.values():
+            if view.arm not in self.unsound:
+                self.check(view)
+            self._ask_sound(view.arm, STATIC_FILTER, work.candidates(view, self._measuring))
+        if self.evaluation.num_waiting:
+            with contextlib.ExitStack() as stack:
+                self._session(stack).run()
 
     def _ask_sound(self, arm: str, dimension: str, tasks: list[Task]) -> None:
         """What is not whole is not measured, and told with its reason."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from experiments.vbench.campaign import Campaign, Options
 from experiments.vbench.hiring import device_of
 from experiments.vbench.outcome import ArmOutcome
 from experiments.vbench.probe import VARIABLE, Environment
+from experiments.vbench.process import Row, Video
+from experiments.vbench.shards import ShardStore, Task, key_of
+from orchestrator import cli_evaluate
 from orchestrator.cli import app
 from orchestrator.ledger import Ledger
 from orchestrator.mistakes import ConfigError
@@ -134,6 +138,21 @@ def test_a_filter_that_does_not_load_is_told_and_the_first_five_count(tmp_path: 
     assert any("static_filter" in line and "another network" in line for line in told)
 
 
+def test_the_filter_alone_may_be_asked_and_judges_no_video_that_is_not_whole(tmp_path: Path) -> None:
+    write_weights(tmp_path / "cache", "dynamic_degree", MOTION)
+    paths = filtered_run(tmp_path / "run")
+    short = paths.root / Ledger(paths).records()[10].video
+    short.write_text("0.1 short")
+    found = Campaign(paths, Options(dims="quality", local=True), [].append)
+    found.look()
+    found.judge()
+    (view,) = found.views.values()
+    names = [Path(task.video.path).stem.rpartition("-")[2] for task in found.tasks_of(view, FLICKERING)]
+    assert names == ["1", "11", "13", "14", "16"]
+    assert [why for name, why in found.check(view).items() if name.endswith("-10.mp4")] == ["8 frames, not 9"]
+    assert set(found.evaluation.num_scored) == {"static_filter"}
+
+
 def test_every_video_of_a_runs_own_prompts_counts_however_many_there_are(tmp_path: Path) -> None:
     records = [
         record_of(tmp_path / "run", make_record("full", "p0", seed, prompt=PROMPTS[0]), str(seed / 10)) for seed in range(8)
@@ -172,6 +191,30 @@ def test_an_earlier_score_of_other_videos_does_not_stay(tmp_path: Path) -> None:
     assert set(results(paths)) == {FLICKERING}
 
 
+def test_the_latest_weights_that_measured_every_video_are_the_ones_whose_rows_stay(tmp_path: Path) -> None:
+    store = ShardStore(tmp_path)
+    videos = [Video(f"{name}-0.mp4", name, sha256=name) for name in "ab"]
+
+    def written(mark: str, value: float, which: list[Video], at_s: int) -> None:
+        weights = [["amt-s.pth", 7, mark]]
+        tasks = [Task("full", video, key_of("full", MOTION, "0.1.5", weights, video)) for video in which]
+        store.write(MOTION, tasks, [Row({"video_results": value})] * len(tasks), vbench="0.1.5", weights=weights)
+        for path in (tmp_path / MOTION).glob("*.json"):
+            if mark in path.read_text():
+                os.utime(path, (at_s, at_s))
+
+    now = [Task("full", video, f"now {video.prompt}") for video in videos]
+    assert store.earlier(MOTION, now) is None
+    written("old", 0.1, videos, 100)
+    written("mid", 0.2, videos, 200)
+    written("new", 0.3, videos[:1], 300)
+    (tmp_path / MOTION / "torn.json").write_text("[")
+    found, how = store.earlier(MOTION, now) or ({}, "")
+    assert {key: row.record for key, row in found.items()} == {"now a": {"video_results": 0.2}, "now b": {"video_results": 0.2}}
+    assert how == "VBench 0.1.5, amt-s.pth mid"
+    assert store.earlier(MOTION, []) is None
+
+
 def two_arms(tmp_path: Path) -> RunPaths:
     """Of which ``dvg`` has no video yet."""
     paths = text_run(tmp_path / "run", ["0.25", "0.75"])
@@ -201,6 +244,12 @@ def test_following_a_sweep_that_makes_nothing_is_no_success(tmp_path: Path, monk
     done = CliRunner().invoke(app, ["evaluate", str(paths.root), "--dims", FLICKERING, "--local", "--follow"])
     assert done.exit_code == 3, done.output
     assert "full: no finished video" in done.stdout
+
+
+def test_nothing_at_all_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = text_run(tmp_path / "run", ["0.25"])
+    monkeypatch.setattr(cli_evaluate, "_run", lambda paths, options, runner: {})
+    assert CliRunner().invoke(app, ["evaluate", str(paths.root), "--local"]).exit_code == 3
 
 
 def followed(paths: RunPaths, later: list[Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, ArmOutcome]:
