@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -201,6 +203,20 @@ def test_a_video_whose_measuring_fails_costs_no_other(ledger: Ledger, monkeypatc
     lost = complete(measurements, ledger.records())
     assert [(one.record.arm, one.why) for one in lost] == [("dvg", "RuntimeError: CUDA out of memory")] * 2
     assert {row["arm"] for row in measurements.rows(ledger.records())} == {"other"}
+
+
+def test_a_file_that_a_file_system_does_not_give_is_no_broken_video(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that goes between two looks, or a disk that fails: PyAV's errors are the system's then."""
+
+    def opened(*arguments: object, **options: object) -> None:
+        raise av.error.OSError(errno.ESTALE, "Stale file handle")
+
+    assert {row["frames_ok"] for row in measured(ledger, ("frames_ok",))[0]} == {1.0}
+    ledger.paths.quality.unlink()
+    monkeypatch.setattr("stages.video.av.open", opened)
+    measurements = Measurements(ledger, Wish(("frames_ok",), None))
+    assert ["Stale file handle" in one.why for one in complete(measurements, ledger.records())] == [True] * 6
+    assert load_quality(ledger.paths) == []
 
 
 def test_every_metric_of_an_ordinary_video_has_a_number_or_a_reason(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
