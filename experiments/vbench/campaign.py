@@ -188,14 +188,15 @@ class Campaign:
 
     def tasks_of(self, view: View, dimension: str) -> list[Task]:
         if dimension == work.FLICKERING and self._filters:
-            return self._judged(view).tasks
+            return self.judged(view).tasks
         return work.tasks(view, dimension, self._measuring)
 
-    def _judged(self, view: View) -> Judged:
+    def judged(self, view: View) -> Judged:
+        """What the filter of static videos left of temporal flickering, for a suite that has one."""
         return judged(view, self.evaluation, self._measuring, work.FLICKERING in self.dimensions)
 
     def _conclude(self, view: View) -> outcome.ArmOutcome:
-        filtered = self._judged(view) if self._filters else None
+        filtered = self.judged(view) if self._filters else None
         about = self.about | {"reduce": self.options.reduce}
         checked = self.integrity.get(view.arm) or check_view(view)
         found = outcome.of_arm(view, self.evaluation, self.dimensions, partial(self.tasks_of, view), about, filtered)
