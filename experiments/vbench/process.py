@@ -120,11 +120,11 @@ class VBenchWorker:
         return Answer(tuple(rows[index] for index in range(len(videos))), time.monotonic() - start - load_s, load_s)
 
     def _measure(self, videos: Sequence[Video], left: Sequence[int], rows: dict[int, Row]) -> None:
-        if self._child is None:
-            raise RuntimeError("no dimension is loaded")
-        self._child.send({"score": [asdict(videos[index]) for index in left]})
+        if (child := self._child) is None:
+            raise Closed("the worker was closed")
+        child.send({"score": [asdict(videos[index]) for index in left]})
         patience_s = VIDEO_TIMEOUT_S * (len(left) if is_whole(self._dimension) else 1)
-        while "done" not in (said := self._child.read(patience_s)):
+        while "done" not in (said := child.read(patience_s)):
             if "row" in said:
                 rows[left[said["row"]]] = Row(said.get("record"), said.get("failed"), said["seconds"])
 
@@ -218,7 +218,7 @@ class Child:
         try:
             self._stdin.write(json.dumps(request) + "\n")
             self._stdin.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the process is gone, or was closed
             raise Died(self._story()) from error
 
     def read(self, timeout_s: float) -> dict[str, Any]:

@@ -54,6 +54,34 @@ def until(found: Callable[[], bool]) -> None:
     raise TimeoutError
 
 
+def test_closing_a_worker_that_loads_ends_its_process(runtime: Runtime, tmp_path: Path) -> None:
+    module = Path(runtime.package) / f"{FLICKERING}.py"
+    module.write_text(module.read_text().replace("    pass\n", "    import time; time.sleep(60)\n"))
+    worker = VBenchWorker(runtime)
+
+    def close() -> None:
+        until(lambda: bool(children()))
+        worker.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    with pytest.raises(process.Closed):
+        worker.score(FLICKERING, write_videos(tmp_path / "a", ["0.5"]))
+    closing.join()
+    assert not children()
+
+
+def test_an_interrupt_that_a_terminal_sends_to_all_is_no_end_of_a_workers_process(runtime: Runtime, tmp_path: Path) -> None:
+    worker = VBenchWorker(runtime)
+    videos = write_videos(tmp_path / "a", ["0.5"])
+    worker.score(FLICKERING, videos)
+    (child,) = children()
+    child.send_signal(signal.SIGINT)
+    assert worker.score(FLICKERING, videos).rows[0].failed is None
+    assert [found.pid for found in children()] == [child.pid]
+    worker.close()
+
+
 def test_closing_a_worker_in_the_middle_of_a_shard_ends_its_process_and_starts_no_other(runtime: Runtime, tmp_path: Path) -> None:
     worker = VBenchWorker(runtime)
     raised: list[BaseException] = []
