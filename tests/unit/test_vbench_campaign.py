@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,14 +12,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from experiments.vbench import campaign, integrity, view
+from experiments.vbench import campaign, hiring, integrity, view
 from experiments.vbench.campaign import Campaign, Options
 from experiments.vbench.hiring import device_of
 from experiments.vbench.outcome import ArmOutcome
 from experiments.vbench.probe import VARIABLE, Environment
 from experiments.vbench.process import Row, Video
 from experiments.vbench.shards import ShardStore, Task, key_of
-from orchestrator import cli_evaluate
+from orchestrator import cli_evaluate, cluster
 from orchestrator.cli import app
 from orchestrator.ledger import Ledger
 from orchestrator.mistakes import ConfigError
@@ -326,6 +327,20 @@ def test_the_list_of_the_work_holds_what_was_measured_alone(tmp_path: Path) -> N
 def test_cuda_without_a_gpu_is_refused_at_once_with_the_choices(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--device 'cuda' needs a GPU .*; choices: auto, cpu"):
         measure(text_run(tmp_path / "run", ["0.25"]), device="cuda")
+
+
+@pytest.mark.parametrize(("owned", "where"), [(True, "this machine has none"), (False, "192.0.2.1:6379 now has none")])
+def test_on_ray_too_and_the_cluster_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owned: bool, where: str) -> None:
+    paths = text_run(tmp_path / "run", ["0.25"])
+    left: list[bool] = []
+    monkeypatch.setattr(cluster.Cluster, "leave", lambda self: left.append(True))
+    monkeypatch.setattr(cluster, "start_or_join", lambda *options: cluster.Cluster("192.0.2.1:6379", owned, 4, 0, False))
+    monkeypatch.setattr(hiring, "RayPool", lambda *options: pytest.fail("workers are waited for"))
+    found = Campaign(paths, Options(dims=FLICKERING, device="cuda"), [].append)
+    found.found = dataclasses.replace(found.found, torch="2.8.0")
+    with pytest.raises(ConfigError, match=where):
+        found.run()
+    assert left == [True]
 
 
 @pytest.mark.parametrize(
