@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from experiments.metrics.beside import Beside
     from experiments.metrics.completing import Lost, Measurements, Wish
     from experiments.metrics.quality import Row
+    from orchestrator.cluster import Cluster
     from orchestrator.doctor import Finding
 
 PARTLY_MEASURED = 3
@@ -76,7 +77,7 @@ def _run(run: str, options: MetricsOptions, console: Console, take_sigterm: Call
     with open_folder(run, tell=told, must_exist=True) as folder:
         records = folder.ledger.records()
         measurements = Measurements(folder.ledger, _wish(read_yaml(folder.paths.config), options))
-        with _joined(options.address, take_sigterm):
+        with contextlib.nullcontext() if options.address is None else joined(options.address, take_sigterm):
             lost = _measure(measurements, records, options.address is not None, console)
         rows = measurements.rows(records)
         write_summary(folder.paths, records, rows)
@@ -102,19 +103,17 @@ def _wish(spec: dict[str, Any], options: MetricsOptions) -> Wish:
 
 
 @contextlib.contextmanager
-def _joined(address: str | None, take_sigterm: Callable[[], None]) -> Iterator[None]:
-    """The cluster at an address, if there is one."""
-    if address is None:
-        yield
-        return
+def joined(address: str | None, take_sigterm: Callable[[], None]) -> Iterator[Cluster]:
+    """A cluster as :func:`orchestrator.cluster.start_or_join` finds it, left at the end; SIGTERM stays ours."""
     from orchestrator.cluster import start_or_join
 
     cluster = start_or_join(address)
     try:
         take_sigterm()
-        yield
+        yield cluster
     finally:
         cluster.leave()
+        take_sigterm()
 
 
 def _measure(measurements: Measurements, records: Sequence[Record], on_cluster: bool, console: Console) -> list[Lost]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from orchestrator.arms import Arm
 from orchestrator.checkpoints import Checkpoints, Found
-from orchestrator.cli_metrics import INTERRUPTED, beside_of, drained, measured
+from orchestrator.cli_metrics import INTERRUPTED, beside_of, drained, joined, measured
 from orchestrator.cli_metrics import warner as warner
 from orchestrator.config import Sweep, load_sweep, read_yaml
 from orchestrator.files import write_atomic
@@ -189,17 +189,12 @@ class _Run:
             if keeper is not None:
                 keeper.settle()
         else:
-            from orchestrator.cluster import start_or_join
             from orchestrator.driver import run_on_ray
 
-            cluster = start_or_join(self.sweep.cluster.address)
-            try:
-                self._take_sigterm()
+            with joined(self.sweep.cluster.address, self._take_sigterm) as cluster:
                 run_on_ray(self.sweep, todo, scheduler, runbook, on_event, cluster=cluster)
                 if self._beside is not None:
                     drained(self._beside, self.ledger, self.console)
-            finally:
-                cluster.leave()
 
     def _warn_unknown_words(self, todo: list[Item]) -> None:
         for arm in {(arm.model, arm.weights): arm for arm in self.sweep.arms}.values():

@@ -68,7 +68,8 @@ def kept_interrupts() -> Iterator[Interrupts]:
 def interrupting_sigterm() -> Iterator[Callable[[], None]]:
     """Within, SIGTERM raises KeyboardInterrupt as Ctrl-C does, once: further ones leave the putting in order alone.
 
-    Ray takes SIGTERM for itself when it is started or joined: what is yielded takes it back. In other threads nothing is changed.
+    Ray takes SIGTERM for itself when it is started or joined, and gives it to nobody when it is left: what is yielded takes it
+    back. In other threads nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

@@ -124,21 +124,43 @@ def test_interrupted_at_the_end_the_same_command_measures_and_writes_what_is_mis
     assert {row["arm"] for row in csv.DictReader(paths.summary.open()) if row["psnr"]} == {"other"}
 
 
-def test_a_second_sigterm_leaves_the_putting_in_order_alone(
-    spec: Path, tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+class Tracker:
+    """Gets the signal while it closes, after what was told until then."""
+
+    def __init__(self, number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+        self.number, self.capsys = number, capsys
+        self.told, self.closed = "", False
+
+    def close(self) -> None:
+        self.told = self.capsys.readouterr().out
+        os.kill(os.getpid(), self.number)
+        self.closed = True
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_sigterm_leaves_the_putting_in_order_alone_and_a_second_ctrl_c_ends_it(
+    number: signal.Signals,
+    spec: Path,
+    tmp_path: Path,
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Tracker:
-        closed = False
-
-        def close(self) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-            self.closed = True
-
-    tracker = Tracker()
-    worker.number = signal.SIGTERM
+    tracker = Tracker(number, capsys)
+    worker.number = number
     monkeypatch.setattr(cli_sweep._Run, "_tracker", lambda self: tracker)
     assert run_sweep(spec, [], tmp_path / "run", LOCAL) == cli_sweep.INTERRUPTED
-    assert tracker.closed
+    assert TOLD in tracker.told, "it is told before anything is waited for"
+    assert tracker.closed == (number == signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_interrupted_before_the_first_video(
+    number: signal.Signals, spec: Path, tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_sweep, "admit", once(number, cli_sweep.admit))
+    assert run_sweep(spec, [], tmp_path / "run", LOCAL) == cli_sweep.INTERRUPTED
+    assert run_sweep(spec, [], tmp_path / "run", LOCAL) == 0
 
 
 @pytest.mark.parametrize("number", SIGNALS)
