@@ -48,7 +48,8 @@ class DimensionOutcome:
     def told(self) -> str:
         """One cell for people."""
         if self.score is None:
-            return "not available" if self.unavailable else f"n/a ({self.num_measured}/{self.num_videos} videos)"
+            asked = self.num_videos + self.num_missing
+            return "not available" if self.unavailable else f"n/a ({self.num_measured}/{asked} videos)"
         lacks = [f"{len(self.failed)} failed"] if self.failed else []
         lacks += [f"{self.num_missing} missing"] if self.num_missing else []
         return f"{self.score:.4f} ({self.num_measured} videos{''.join(', ' + lack for lack in lacks)})"

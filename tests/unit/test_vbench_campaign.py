@@ -235,6 +235,7 @@ def test_an_arm_without_a_video_is_named_and_makes_the_exit_code_3(tmp_path: Pat
     assert (told["dvg"]["dimensions"][FLICKERING]["score"], told["dvg"]["dimensions"][FLICKERING]["num_missing"]) == (None, 2)
     done = CliRunner().invoke(app, ["evaluate", str(paths.root), "--dims", FLICKERING, "--local"])
     assert "dvg: no finished video" in done.stdout
+    assert "n/a (0/2 videos)" in done.stdout
     assert not paths.vbench_results("custom", "dvg").exists()
 
 
