@@ -65,11 +65,16 @@ def with_vbench(repeats: int, scale: float) -> dict[str, Any]:
 
 
 def summary(warm: Sequence[Mapping[int, Mapping[str, Timed]]]) -> dict[str, Any]:
-    """By dimension, the median over the repeats counts; ``speedup`` is the least of the dimensions'."""
+    """By dimension, the median over the repeats counts; ``speedup`` is the least of the dimensions'.
+
+    ``never_waiting``: what it would be if no worker ever waited, for the other or for anybody else's work, by processor seconds.
+    """
     found: dict[str, Any] = {}
     for name in warm[0][1]:
         one, two = ([repeat[number][name] for repeat in warm] for number in (1, 2))
         figures = _against(*(statistics.median(timed.wall_s for timed in runs) for runs in (one, two)))
+        cpu_s = [statistics.median(timed.cpu_s for timed in runs) for runs in (one, two)]
+        figures["never_waiting"] = round(2 * cpu_s[0] / cpu_s[1], 3)
         found[name] = figures | {"one_worker": [asdict(timed) for timed in one], "two_workers": [asdict(timed) for timed in two]}
     return {"speedup": min(figures["speedup"] for figures in found.values()), "dimensions": found}
 
