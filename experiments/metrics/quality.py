@@ -51,12 +51,21 @@ def append(paths: RunPaths, row: Row) -> None:
 def load_quality(paths: RunPaths, against: str | None = None) -> list[Row]:
     """One row per item: what its lines come to, compared with ``against`` (None: with whatever it was compared with last).
 
-    A line torn by a crash is left out, no file means no rows. See :func:`current` for videos made again since.
+    A line torn by a crash, or by whoever edited it, is left out: its video counts as not measured. No file means no rows. See
+    :func:`current` for videos made again since.
     """
     if not paths.quality.exists():
         return []
-    lines = paths.quality.read_text(encoding="utf-8").splitlines(keepends=True)
-    return folded((json.loads(line) for line in lines if line.endswith("}\n")), against)
+    lines = paths.quality.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return folded((row for line in lines if line.endswith("}\n") and (row := _parsed(line)) is not None), against)
+
+
+def _parsed(line: str) -> Row | None:
+    try:
+        row: Row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "item_key" in row and "sha256" in row else None
 
 
 def folded(lines: Iterable[Row], against: str | None = None) -> list[Row]:

@@ -92,6 +92,16 @@ def test_a_line_torn_by_a_crash_does_not_take_the_next_one_with_it(ledger: Ledge
     assert sorted(again, key=str) == sorted(first, key=str) == sorted(load_quality(ledger.paths), key=str)
 
 
+@pytest.mark.parametrize("line", ['{"item_key": nonsense}', '{"psnr": 1.0}', "[1, {}]"])
+def test_a_line_that_is_no_row_counts_as_not_measured(ledger: Ledger, line: str) -> None:
+    rows, _ = measured(ledger)
+    lines = ledger.paths.quality.read_text().splitlines()
+    ledger.paths.quality.write_text("\n".join([line, *lines[1:]]) + "\n")
+    again, done = measured(ledger)
+    assert len(done) == 1
+    assert sorted(again, key=str) == sorted(rows, key=str)
+
+
 def test_only_a_video_made_again_or_compared_with_one_is_measured_again(ledger: Ledger) -> None:
     measured(ledger, ("psnr", "flicker"))
     records = [dataclasses.replace(r, sha256="again") if r == of(ledger, "full") else r for r in ledger.records()]
