@@ -8,6 +8,7 @@ It may be killed at any time: started again, it finds what MLflow holds by the i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -90,7 +91,11 @@ class Follower:
         self._records += [record_from_row(json.loads(line)) for line in whole.splitlines()]
 
     def _new_failures(self) -> dict[Path, int]:
-        found = {path: path.stat().st_mtime_ns for path in self.paths.failures.glob("*.failure.json")}
+        """When each was written; of an item that was made after all meanwhile the file is gone."""
+        found: dict[Path, int] = {}
+        for path in self.paths.failures.glob("*.failure.json"):
+            with contextlib.suppress(FileNotFoundError):
+                found[path] = path.stat().st_mtime_ns
         return {path: written for path, written in found.items() if self._failures.get(path) != written}
 
     def _send(self, store: RunStore) -> None:
@@ -98,13 +103,14 @@ class Follower:
             store.put(self._records[:AT_ONCE])
             del self._records[:AT_ONCE]
         for path, written in self._new_failures().items():
-            store.put_failure(json.loads(path.read_text(encoding="utf-8")))
+            for failure in _failure_in(path):
+                store.put_failure(failure)
             self._failures[path] = written
         store.put_samples()
         self._sampled_s = time.monotonic()
 
     def _complete(self, store: RunStore) -> None:
-        failures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.paths.failures.glob("*.failure.json"))]
+        failures = [one for path in sorted(self.paths.failures.glob("*.failure.json")) for one in _failure_in(path)]
         changes = store.complete(read_records(self.paths.records), load_quality(self.paths), failures)
         for problem in changes.problems:
             self.tell({"warn": f"MLflow: {problem}"})
@@ -130,6 +136,14 @@ class Follower:
         if kind not in self._told:
             self._told.add(kind)
             self.tell({"warn": f"MLflow cannot be written, the run goes on and it is tried again: {one_line(error)}"})
+
+
+def _failure_in(path: Path) -> list[dict[str, Any]]:
+    """What the file says; nothing when it has gone."""
+    try:
+        return [json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
 
 
 def follow(follower: Follower, read: Callable[[float], str | None], tell: Tell) -> None:

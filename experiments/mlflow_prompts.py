@@ -60,7 +60,9 @@ class PromptRuns:
         known = self.runs.known.get(record.item_key)
         if known is None or known.status != FINISHED or known.tags.get("sha256", record.sha256) != record.sha256:
             return False
-        return rows.prompt_metrics(record, quality.get(record.item_key)).items() <= known.metrics.items()
+        row = quality.get(record.item_key)
+        lacks_a_tag = any(row.get(name) not in (None, known.tags.get(name)) for name in rows.COMPARED) if row else False
+        return not lacks_a_tag and rows.prompt_metrics(record, row).items() <= known.metrics.items()
 
     def _one(self, record: Record, quality: Quality, parents: Mapping[str, Known]) -> str:
         if self._is_whole(record, quality):
@@ -69,20 +71,20 @@ class PromptRuns:
         if known and known.tags.get("sha256", record.sha256) != record.sha256:
             self.runs.forget(record.item_key)  # the video was made again
             known = None
-        self._write(record, rows.prompt_metrics(record, quality.get(record.item_key)), parents[record.arm])
+        self._write(record, quality.get(record.item_key), parents[record.arm])
         return UPDATED if known else ADDED
 
-    def _write(self, record: Record, metrics: Mapping[str, float], parent: Known) -> None:
+    def _write(self, record: Record, quality: Mapping[str, Any] | None, parent: Known) -> None:
         end_ms = rows.milliseconds(record.finished_at)
         start_ms = end_ms - int(record.latency_s * 1000)
-        tags = rows.prompt_tags(record) | self._tags(record)
+        tags = rows.prompt_tags(record, quality) | self._tags(record)
         name = f"{record.prompt_id}-{record.seed}"
         run = self.runs.ensure(record.item_key, "prompt", name, parent.run_id, start_ms, tags)
         if (
             self.runs.sqlite is not None
         ):  # in one transaction the order is free, and MLflow reads back all that a run it ends holds
             self.runs.status(run, FINISHED, end_ms)
-        self.runs.log(run, end_ms, metrics, rows.prompt_params(record))
+        self.runs.log(run, end_ms, rows.prompt_metrics(record, quality), rows.prompt_params(record))
         self.runs.status(run, FINISHED, end_ms)
 
     def fail(self, failure: Mapping[str, Any], arm: Callable[[], Known]) -> None:
@@ -114,12 +116,16 @@ class PromptSteps:
         for arm in dict.fromkeys(record.arm for record in records):
             mine = [record for record in records if record.arm == arm]
             known = self._arm_run(min(mine, key=lambda record: record.finished_at))
-            found = {record.item_key: self._points(known, record, quality.get(record.item_key)) for record in mine}
-            with self.runs.at_once():
-                self.runs.log_points(known, [points for points, _ in found.values() if points])
-            self._remember(known, [point for points, _ in found.values() for point in points])
-            outcomes |= {key: outcome for key, (_, outcome) in found.items()}
+            for start in range(0, len(mine), AT_ONCE):
+                outcomes |= self._batch(known, mine[start : start + AT_ONCE], quality)
         return [outcomes[record.item_key] for record in records]
+
+    def _batch(self, known: Known, records: Sequence[Record], quality: Quality) -> dict[str, str]:
+        found = {record.item_key: self._points(known, record, quality.get(record.item_key)) for record in records}
+        with self.runs.at_once():
+            self.runs.log_points(known, [points for points, _ in found.values() if points])
+        self._remember(known, [point for points, _ in found.values() for point in points])
+        return {key: outcome for key, (_, outcome) in found.items()}
 
     def _points(self, known: Known, record: Record, quality: Mapping[str, Any] | None) -> tuple[list[Metric], str]:
         """What MLflow lacks of a record, and what to call that."""

@@ -47,7 +47,9 @@ VBENCH = "vbench"
 STEP = "prompt/"
 """Before a prompt run's metric names where a prompt is a step of its arm's run."""
 
-IDENTITY = frozenset({"item_key", "arm", "prompt_id", "seed", "sha256", "reference_arm", "reference_sha256"})
+COMPARED = ("reference_arm", "reference_sha256")
+"""The video that another was compared with."""
+IDENTITY = frozenset({"item_key", "arm", "prompt_id", "seed", "sha256", *COMPARED})
 """What of a quality row says whose it is."""
 
 PARAMS = (
@@ -118,8 +120,10 @@ def failure_params(failure: Mapping[str, Any]) -> dict[str, str]:
     return _params({name: failure[name] for name in names if name in failure})
 
 
-def prompt_tags(record: Record) -> dict[str, str]:
+def prompt_tags(record: Record, quality: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """With what its quality row says that it was compared with."""
     tags = {name: as_text(getattr(record, name), MAX_TAG_CHARS) for name in TAGS}
+    tags |= {name: as_text((quality or {}).get(name), MAX_TAG_CHARS) for name in COMPARED}
     tags = {name: text for name, text in tags.items() if text}
     return tags | {"mlflow.note.content": as_text(f"{record.prompt}\n\n{record.why}", MAX_TAG_CHARS)}
 

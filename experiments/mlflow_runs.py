@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,15 +88,19 @@ class Runs:
         params: Mapping[str, str] = NOTHING,
         tags: Mapping[str, str] = NOTHING,
     ) -> None:
-        """One ``log_batch`` of what is not there yet. A param that is there stays as it is: MLflow changes none."""
+        """One ``log_batch`` of what is not there yet. A param that is there stays as it is: MLflow changes none.
+
+        A metric that has changed since is one more point, of now: of two at one time, MLflow takes the higher for the last.
+        """
         new = {name: value for name, value in metrics.items() if known.metrics.get(name) != value}
         params = {name: value for name, value in params.items() if name not in known.params}
         tags = {name: value for name, value in tags.items() if known.tags.get(name) != value}
         if not (new or params or tags):
             return
+        now_ms = max(time_ms, int(time.time() * 1000))
         self.client.log_batch(
             known.run_id,
-            [Metric(name, value, time_ms, 0) for name, value in new.items()],
+            [Metric(name, value, now_ms if name in known.metrics else time_ms, 0) for name, value in new.items()],
             [Param(name, value) for name, value in params.items()],
             [RunTag(name, value) for name, value in tags.items()],
         )

@@ -104,6 +104,16 @@ class RunStore:
         self._finish_sweep(records, joined, failures)
         return Changes(len(records), outcomes.count(ADDED), outcomes.count(UPDATED), (*self.problems, *self.media.problems))
 
+    def put_scores(self, records: Sequence[Record]) -> int:
+        """VBench's scores of the arms that MLflow knows, whatever state they are in; how many arms got new ones."""
+        num_changed = 0
+        for name in dict.fromkeys(record.arm for record in records):
+            if (known := self.runs.known.get(f"arm:{name}")) is not None:
+                before, end_ms = dict(known.metrics), max(rows.milliseconds(r.finished_at) for r in records if r.arm == name)
+                self.runs.log(known, end_ms, self._vbench(name))
+                num_changed += known.metrics != before
+        return num_changed
+
     def abandon(self) -> None:
         """Mark the sweep and arm runs as stopped before their end; the next run of the same sweep reopens them."""
         for known in self.runs.known.values():

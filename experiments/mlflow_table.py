@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 TABLE = "per_prompt.json"
 ERROR = "error"
-COMPARED = ("reference_arm", "reference_sha256")
 
 
 def table(
@@ -40,12 +39,12 @@ def table(
     ]
     every = sorted(made + given_up, key=lambda row: (str(row.get("prompt_id")), row.get("seed") or 0, str(row.get("arm"))))
     measured = dict.fromkeys(name for row in every for name in row if name.startswith(rows.QUALITY))
-    columns = [*(f.name for f in fields(Record)), *COMPARED, *sorted(measured), ERROR, "story"]
+    columns = [*(f.name for f in fields(Record)), *rows.COMPARED, *sorted(measured), ERROR, "story"]
     return {"columns": columns, "data": [[row.get(name) for name in columns] for row in every]}
 
 
 def _row(record: Record, quality: Mapping[str, Any]) -> dict[str, Any]:
-    return as_row(record) | {name: quality.get(name) for name in COMPARED} | rows.quality_metrics(quality)
+    return as_row(record) | {name: quality.get(name) for name in rows.COMPARED} | rows.quality_metrics(quality)
 
 
 def read_back(client: MlflowClient, sweep_run_id: str) -> tuple[list[Record], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -66,7 +65,7 @@ def _failure(row: Mapping[str, Any]) -> dict[str, Any]:
 def _quality_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """As ``quality.jsonl`` has it."""
     metrics = {name.removeprefix(rows.QUALITY): value for name, value in row.items() if name.startswith(rows.QUALITY)}
-    identity = {name: row.get(name) for name in ("item_key", "arm", "prompt_id", "seed", "sha256", *COMPARED)}
+    identity = {name: row.get(name) for name in ("item_key", "arm", "prompt_id", "seed", "sha256", *rows.COMPARED)}
     return identity | {name: value for name, value in metrics.items() if value is not None}
 
 

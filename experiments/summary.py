@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from experiments.alike import task_of
 from experiments.metrics.names import METRICS, SEMANTIC
 from orchestrator.files import write_atomic
 from orchestrator.paths import RunPaths
@@ -54,7 +56,7 @@ class ArmStats:
     on_gpu: bool
     """Whether its devices are GPUs, and device seconds so GPU-seconds."""
     speedup: float | None
-    """Denoising of the reference arm over this arm's, in device seconds, on the prompts and seeds that both have."""
+    """Denoising of the reference arm over this arm's, in device seconds, on the videos that both have of one task."""
     psnr: float | None
     ssim: float | None
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -138,7 +140,7 @@ def arm_stats(
     reference = reference_arm or next((row["reference_arm"] for row in quality if row["reference_arm"]), None)
     failed = [arm_of(failure) for failure in failures]
     names = sorted({r.arm for r in records} | set(failed), key=lambda name: (name != reference, name))
-    baseline = {(r.prompt_id, r.seed): r for r in records if r.arm == reference}
+    baseline = {task_of(r): r for r in records if r.arm == reference}
     return [_stats(name, [r for r in records if r.arm == name], quality, baseline, failed.count(name)) for name in names]
 
 
@@ -151,7 +153,7 @@ def _stats(
     name: str,
     records: Sequence[Record],
     quality: Sequence[Mapping[str, Any]],
-    baseline: Mapping[tuple[str, int], Record],
+    baseline: Mapping[Hashable, Record],
     num_failed: int,
 ) -> ArmStats:
     def mean(field: str) -> float:
@@ -191,10 +193,10 @@ _MEANS = (
 )
 
 
-def _speedup(records: Sequence[Record], baseline: Mapping[tuple[str, int], Record]) -> float | None:
-    shared = [r for r in records if (r.prompt_id, r.seed) in baseline]
+def _speedup(records: Sequence[Record], baseline: Mapping[Hashable, Record]) -> float | None:
+    shared = [r for r in records if task_of(r) in baseline]
     ours = sum(denoise_device_s(r) for r in shared)
-    return sum(denoise_device_s(baseline[r.prompt_id, r.seed]) for r in shared) / ours if ours > 0 else None
+    return sum(denoise_device_s(baseline[task_of(r)]) for r in shared) / ours if ours > 0 else None
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -210,12 +212,12 @@ def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
     """The table a sweep ends with. Seconds are per video; speedup is of denoising (device seconds) against the reference arm."""
     stats = list(stats)
     columns, rows = table_rows(stats, with_metrics=False)
-    table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, padding=0)
+    table = Table(title=title and Text(title), header_style="bold", box=box.SIMPLE_HEAD, padding=0)
     for column in columns:
-        table.add_column(column.replace(" ", "\n"), justify="left" if column == "arm" else "right", overflow="fold")
+        table.add_column(Text(column.replace(" ", "\n")), justify="left" if column == "arm" else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    table.caption = reconstructed_told(stats) or None
+        table.add_row(*map(Text, row))
+    table.caption = Text(told) if (told := reconstructed_told(stats)) else None
     return table
 
 

@@ -22,7 +22,7 @@ from experiments.metrics.quality import load_quality
 from experiments.mlflow_rows import milliseconds
 from experiments.watching import Watch
 from orchestrator.config import read_yaml
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, read_records
 from orchestrator.mistakes import RunError, without_password
 from orchestrator.paths import RunPaths
 from orchestrator.runfolder import store_of
@@ -182,24 +182,29 @@ def tracking_uri(paths: RunPaths, spec: Row) -> str:
 
 def open_run(paths: RunPaths, spec: Row, start_ms: int | None = None) -> RunStore:
     """The MLflow side of a run folder, its sweep run made or reopened. Raises what MLflow raises."""
-    from experiments.mlflow_plan import Plan  # MLflow takes a second to import
-    from experiments.mlflow_store import open_store
-
-    experiment = str((spec.get("tracking") or {}).get("experiment") or "dvg")
-    store = open_store(tracking_uri(paths, spec), experiment, paths, spec, Plan(paths, spec), store_of(paths))
+    store = _store(paths, spec)
     store.start(start_ms)
     return store
 
 
+def _store(paths: RunPaths, spec: Row) -> RunStore:
+    from experiments.mlflow_plan import Plan  # MLflow takes a second to import
+    from experiments.mlflow_store import open_store
+
+    experiment = str((spec.get("tracking") or {}).get("experiment") or "dvg")
+    return open_store(tracking_uri(paths, spec), experiment, paths, spec, Plan(paths, spec), store_of(paths))
+
+
 @contextlib.contextmanager
-def only_writer(paths: RunPaths) -> Iterator[None]:
+def only_writer(paths: RunPaths, wait: bool = True) -> Iterator[None]:
     """One process at a time writes a run to MLflow: one whose sweep was killed may still be at it, for some seconds.
 
-    Some shared file systems know no locks: the lock of the run, or its owner file, then keeps others out alone.
+    Some shared file systems know no locks: the lock of the run, or its owner file, then keeps others out alone. Raises
+    BlockingIOError where another one writes and nobody shall ``wait``.
     """
     with paths.tracking_lock.open("ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise
         except OSError as error:
@@ -226,6 +231,32 @@ def mirror(ledger: Ledger, uri: str | None = None) -> Changes:
     for problem in changes.problems:
         _log.warning(problem)
     return changes
+
+
+def mirror_scores(paths: RunPaths, tell: Callable[[str], None]) -> None:
+    """Bring what ``dvg evaluate`` has just left to the arms of a run that MLflow holds; a run that it does not is left alone.
+
+    Beside a sweep that still goes on it is that one's tracker that brings them, at its end. Raises nothing of MLflow's: ``tell``
+    hears what went wrong.
+    """
+    spec = read_yaml(paths.config)
+    uri = tracking_uri(paths, spec)
+    if not paths.tracking.exists() or (uri == paths.mlflow_uri and not Path(uri.removeprefix("sqlite:///")).exists()):
+        return
+    try:
+        with only_writer(paths, wait=False):
+            store = _store(paths, spec)
+            num_arms = store.put_scores(read_records(paths.records))
+    except BlockingIOError:
+        tell(f"MLflow gets the scores at the end of the sweep, whose tracker is at it, or by `dvg track {paths.root}`")
+    except Exception as error:  # noqa: BLE001  (whatever MLflow raises: the scores are on disk)
+        tell(f"MLflow misses the scores, and `dvg track {paths.root}` completes it: {one_line(error)}")
+    else:
+        for line in [
+            *store.problems[:1],
+            *([f"MLflow has new scores of {num_arms} arm{'s'[: num_arms > 1]}"] if num_arms else []),
+        ]:
+            tell(line)
 
 
 def first_ms(records: Sequence[Record]) -> int | None:

@@ -62,6 +62,7 @@ def evaluate(
     _refuse(run, reduce, runner, device)
     try:
         found = _run(RunPaths(run), options, runner)
+        _mirror(RunPaths(run))
     except KeyboardInterrupt:
         _tell("interrupted; what was measured is kept, and the same command goes on")
         raise typer.Exit(INTERRUPTED) from None
@@ -69,7 +70,7 @@ def evaluate(
         _print_json(found)
     else:
         _print(found)
-    raise typer.Exit(0 if all(arm.whole for arm in found.values()) else PARTLY)
+    raise typer.Exit(0 if found and all(arm.whole for arm in found.values()) else PARTLY)
 
 
 def vbench_findings() -> list[Finding]:
@@ -123,6 +124,12 @@ def _run(paths: RunPaths, options: Options, runner: str) -> dict[str, ArmOutcome
     from experiments.vbench.campaign import Campaign
 
     return Campaign(paths, options, _tell).run()
+
+
+def _mirror(paths: RunPaths) -> None:
+    from experiments.tracking import mirror_scores
+
+    mirror_scores(paths, _tell)
 
 
 def _tell(line: str) -> None:

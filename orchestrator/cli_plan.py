@@ -209,9 +209,10 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
 def run_doctor(as_json: bool) -> int:
     """0 when a sweep can run here, 1 when something it needs is broken."""
     from orchestrator.cli_evaluate import vbench_findings
+    from orchestrator.cli_metrics import metrics_findings
     from orchestrator.doctor import examine
 
-    findings = [*examine(), *vbench_findings()]
+    findings = [*examine(), *metrics_findings(), *vbench_findings()]
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:

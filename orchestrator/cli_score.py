@@ -14,9 +14,10 @@ from orchestrator.paths import RunPaths
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.vbench.score import Totals
+    from experiments.vbench.results import Coverage
+    from experiments.vbench.score import Scored
 
-ByArm = dict[str, "Totals"]
+ByArm = dict[str, "Scored"]
 MIN_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
 
@@ -49,21 +50,25 @@ def score(
 
 
 def _score_file(path: pathlib.Path, suite: str | None, as_json: bool) -> None:
-    from experiments.vbench.results import load_scores
+    from experiments.vbench.results import load_coverage, load_scores
     from experiments.vbench.score import suite_of
 
     raw = load_scores(path)
-    found = _totals(raw, _known(suite) if suite else suite_of(raw))
+    found = _scored(raw, _known(suite) if suite else suite_of(raw), load_coverage(path))
     if as_json:
         return _print_json(found.as_json())
-    return _print_suite(path.name, {path.name.removesuffix("_eval_results.json"): found})
+    arms = {path.name.removesuffix("_eval_results.json"): found}
+    _print_suite(path.name, arms)
+    for note in _lacking(arms):
+        typer.echo(note)
+    return None
 
 
 def _score_run(root: pathlib.Path, suite: str | None, export: pathlib.Path | None, as_json: bool) -> None:
     from experiments.vbench.export import export_results
-    from experiments.vbench.results import load_all
+    from experiments.vbench.results import load_all, load_all_coverage
 
-    scores = load_all(root)
+    scores, of = load_all(root), load_all_coverage(root)
     if not scores:
         raise ConfigError(
             [f"{str(root)!r} has no results of VBench (looked in {RunPaths(root).vbench}); `dvg evaluate RUN` writes them"]
@@ -71,14 +76,14 @@ def _score_run(root: pathlib.Path, suite: str | None, export: pathlib.Path | Non
     if suite is not None and suite not in scores:
         raise ConfigError([f"--suite {suite!r} was not evaluated in {str(root)!r}; suites: {', '.join(scores)}"])
     chosen = {name: arms for name, arms in scores.items() if suite in (None, name)}
-    found = {name: {arm: _totals(raw, name) for arm, raw in arms.items()} for name, arms in chosen.items()}
+    found = {name: {arm: _scored(raw, name, of[name][arm]) for arm, raw in arms.items()} for name, arms in chosen.items()}
     written = [] if export is None else [export_results(root, name, arm, export) for name, arms in found.items() for arm in arms]
     if as_json:
         return _print_json({name: {arm: row.as_json() for arm, row in arms.items()} for name, arms in found.items()})
     extended = _extended(root)
     for name, arms in found.items():
         _print_suite(name, arms)
-        for note in _notes(name, extended):
+        for note in [*_lacking(arms), *_notes(name, extended)]:
             typer.echo(note)
     for path in written:
         typer.echo(f"wrote {path}")
@@ -90,6 +95,12 @@ def _extended(root: pathlib.Path) -> bool:
     path = RunPaths(root).config
     rows = read_yaml(path).get("prompts") or [] if path.is_file() else []
     return any("original" in row for row in rows)
+
+
+def _lacking(arms: ByArm) -> list[str]:
+    """Which scores are of fewer videos than their dimension asks for."""
+    lacking = {arm: ", ".join(f"{dim} ({found})" for dim, found in scored.lacking.items()) for arm, scored in arms.items()}
+    return [f"{arm} is partial, scored on the videos that there are: {told}" for arm, told in lacking.items() if told]
 
 
 def _notes(suite: str, extended: bool) -> list[str]:
@@ -105,11 +116,11 @@ def _notes(suite: str, extended: bool) -> list[str]:
     return notes
 
 
-def _totals(raw: dict[str, float], suite: str) -> Totals:
-    from experiments.vbench.score import totals
+def _scored(raw: dict[str, float], suite: str, coverage: dict[str, Coverage]) -> Scored:
+    from experiments.vbench.score import scored
 
     try:
-        return totals(raw, suite)
+        return scored(raw, suite, coverage)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
 
@@ -140,7 +151,7 @@ def _print_suite(title: str, arms: ByArm) -> None:
 
 
 def _print_dimensions(console: Console, title: str, arms: ByArm) -> None:
-    """One row for each dimension: the raw score, and behind it what it counts as."""
+    """One row for each dimension: the raw score, what it counts as, and of how many videos it is, where that is known."""
     from rich import box
     from rich.table import Table
 
@@ -150,18 +161,22 @@ def _print_dimensions(console: Console, title: str, arms: ByArm) -> None:
     table.add_column("dimension")
     for arm in arms:
         table.add_column(f"{arm}: raw, normalised", justify="right", overflow="fold")
-    counts = {arm: normalised(found.dimensions) for arm, found in arms.items()}
-    for dim in dict.fromkeys(dim for found in arms.values() for dim in found.dimensions):
-        cells = [f"{arms[a].dimensions[dim]:.4f} {counts[a][dim]:8.4f}" if dim in counts[a] else "–" for a in arms]
-        table.add_row(dim, *cells)
+    counts = {arm: normalised(found.totals.dimensions) for arm, found in arms.items()}
+    for dim in dict.fromkeys(dim for found in counts.values() for dim in found):
+        table.add_row(dim, *(_cell(arms[arm], dim, counts[arm][dim]) if dim in counts[arm] else "–" for arm in arms))
     console.print(table)
+
+
+def _cell(found: Scored, dim: str, counts_as: float) -> str:
+    of = f"  {found.coverage[dim]}" if dim in found.coverage else ""
+    return f"{found.totals.dimensions[dim]:.4f} {counts_as:8.4f}{of}"
 
 
 def _print_totals(console: Console, arms: ByArm) -> None:
     from rich import box
     from rich.table import Table
 
-    names = list(next(iter(arms.values())).counts)
+    names = list(next(iter(arms.values())).totals.counts)
     table = Table(header_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("arm", overflow="fold")
     for name in names:

@@ -14,9 +14,11 @@ from rich.markup import escape
 
 from orchestrator.arms import Arm
 from orchestrator.checkpoints import Checkpoints, Found
-from orchestrator.cli_metrics import beside_of, measured
+from orchestrator.cli_metrics import INTERRUPTED, beside_of, drained, joined, measured
+from orchestrator.cli_metrics import warner as warner
 from orchestrator.config import Sweep, load_sweep, read_yaml
 from orchestrator.files import write_atomic
+from orchestrator.interrupts import interrupting_sigterm
 from orchestrator.ledger import Ledger
 from orchestrator.manifest import update_manifest
 from orchestrator.meters import Meters
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from orchestrator.local import OnEvent
 
 PARTLY_FAILED = 3
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,18 @@ def run_sweep(spec: pathlib.Path, overrides: Sequence[str], out: str | pathlib.P
         return 0
     console = Console()
     tell = warner(console)
-    with open_folder(out or pathlib.Path("runs") / sweep.name, options.work, tell) as folder:
-        admit(folder, sweep, options.force, tell)
-        return _Run(sweep, folder, options, console, wanted).run([str(spec), *overrides, *_flags(out, options)])
+    try:
+        with interrupting_sigterm() as take_sigterm, open_folder(out or f"runs/{sweep.name}", options.work, tell) as folder:
+            admit(folder, sweep, options.force, tell)
+            command = [str(spec), *overrides, *_flags(out, options)]
+            return _Run(sweep, folder, options, console, wanted, take_sigterm).run(command)
+    except KeyboardInterrupt:  # before the first video, or once more
+        return interrupted(console)
+
+
+def interrupted(console: Console) -> int:
+    console.print("interrupted; the same command goes on from here")
+    return INTERRUPTED
 
 
 def _flags(out: str | pathlib.Path | None, options: SweepOptions) -> list[str]:
@@ -70,11 +80,6 @@ def _flags(out: str | pathlib.Path | None, options: SweepOptions) -> list[str]:
     values = {"--out": out, "--work": options.work, "--limit": options.limit}
     flags = [part for name, value in values.items() if value is not None for part in (name, str(value))]
     return [*flags, *(["--force"] if options.force else []), *(["--local"] if options.local else [])]
-
-
-def warner(console: Console) -> Callable[[str], None]:
-    """Prints one line of warning."""
-    return lambda line: console.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def limited(sweep: Sweep, limit: int) -> Sweep:
@@ -86,11 +91,20 @@ def limited(sweep: Sweep, limit: int) -> Sweep:
 class _Run:
     """One start of one run folder, already locked. ``wanted`` are the spec's items; those of ``sweep`` may be a part of them."""
 
-    def __init__(self, sweep: Sweep, folder: RunFolder, options: SweepOptions, console: Console, wanted: frozenset[str]) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        folder: RunFolder,
+        options: SweepOptions,
+        console: Console,
+        wanted: frozenset[str],
+        take_sigterm: Callable[[], None],
+    ) -> None:
         self.sweep, self.options, self.console = sweep, options, console
         self.paths, self.ledger = folder.paths, folder.ledger
         self.wanted, self.checkpoints = wanted, Checkpoints(folder.paths.checkpoints) if sweep.cluster.checkpoints else None
-        self._warn = warner(console)
+        self._warn, self._take_sigterm = warner(console), take_sigterm
+        self._beside: Beside | None = None
 
     def run(self, command: Sequence[str]) -> int:
         write_atomic(self.paths.config, yaml.safe_dump(self.sweep.resolved(), sort_keys=False))
@@ -98,11 +112,13 @@ class _Run:
         todo = self._resume()
         tracker = self._tracker()
         try:
-            if todo and self._make(todo):
-                return INTERRUPTED
+            if todo:
+                self._make(todo)
             if self.checkpoints is not None:
                 self.checkpoints.close(self.wanted - self.ledger.finished)
             return self._conclude(tracker)
+        except KeyboardInterrupt:
+            return interrupted(self.console)
         finally:
             if tracker is not None:
                 tracker.close()
@@ -111,8 +127,7 @@ class _Run:
         from stages.video import verify
 
         todo, adopted = self.ledger.resume(self.sweep.items, verify)
-        done = len(self.sweep.items) - len(todo)
-        if done:
+        if done := len(self.sweep.items) - len(todo):
             extra = f" ({len(adopted)} adopted from videos without a record)" if adopted else ""
             self.console.print(f"{done} of {len(self.sweep.items)} items are finished{extra}; {len(todo)} to make")
         return todo
@@ -133,13 +148,13 @@ class _Run:
 
         return Tracker(self.paths, self._warn)
 
-    def _make(self, todo: list[Item]) -> bool:
-        """Run the shell; True when a person interrupted it."""
+    def _make(self, todo: list[Item]) -> None:
+        """Run the shell, and what is measured beside it."""
         self._warn_unknown_words(todo)
         scheduler = Scheduler(scheduler_config(self.sweep), sizing_of(self.sweep.arms, self.sweep.cluster), keep_log=False)
         progress = Progress(self.console, len(todo), scheduler, self.sweep.cluster)
         meters = Meters(self.sweep.name, {arm.name: arm.model for arm in self.sweep.arms}, scheduler)
-        beside = None if self.options.local else beside_of(self.sweep, self.ledger)
+        beside = self._beside = None if self.options.local else beside_of(self.sweep, self.ledger, self._warn)
         runbook = Runbook(
             self.ledger,
             self.sweep.arms_by_name,
@@ -148,16 +163,11 @@ class _Run:
             checkpoints=self.checkpoints,
             found=self._found(todo),
         )
-        try:
-            with progress:
-                on_event = _each(progress.on_event, meters.on_event, *([beside.look] if beside else []))
-                self._shell(todo, scheduler, runbook, on_event, beside)
-        except KeyboardInterrupt:
-            self.console.print("interrupted; the same command goes on from here")
-            return True
-        return False
+        with progress:
+            on_event = _each(progress.on_event, meters.on_event, *([beside.look] if beside else []))
+            self._shell(todo, scheduler, runbook, on_event)
 
-    def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, on_event: OnEvent, beside: Beside | None) -> None:
+    def _shell(self, todo: list[Item], scheduler: Scheduler, runbook: Runbook, on_event: OnEvent) -> None:
         if self.options.local:
             from orchestrator.cli_generate import find_device
             from orchestrator.keeper import Keeper
@@ -179,17 +189,12 @@ class _Run:
             if keeper is not None:
                 keeper.settle()
         else:
-            from orchestrator.cluster import start_or_join
             from orchestrator.driver import run_on_ray
 
-            cluster = start_or_join(self.sweep.cluster.address)
-            try:
+            with joined(self.sweep.cluster.address, self._take_sigterm) as cluster:
                 run_on_ray(self.sweep, todo, scheduler, runbook, on_event, cluster=cluster)
-                if beside is not None and beside.num_left:
-                    self.console.print(f"measuring {beside.num_left} videos that are not measured yet")
-                    beside.drain()
-            finally:
-                cluster.leave()
+                if self._beside is not None:
+                    drained(self._beside, self.ledger, self.console)
 
     def _warn_unknown_words(self, todo: list[Item]) -> None:
         for arm in {(arm.model, arm.weights): arm for arm in self.sweep.arms}.values():
@@ -200,7 +205,7 @@ class _Run:
         keys = {item.item_key for item in self.sweep.items}
         records = [record for record in self.ledger.records() if record.item_key in keys]
         failures = [failure for failure in self.ledger.failures() if failure["item_key"] in keys]
-        conclude(self.ledger, self.sweep.resolved(), records, failures, self.console)
+        conclude(self.ledger, self.sweep.resolved(), records, failures, self.console, self._beside)
         if tracker is not None:
             tracker.finish()
         for failure in failures:
@@ -243,16 +248,24 @@ def scheduler_config(sweep: Sweep) -> SchedulerConfig:
 
 
 def conclude(
-    ledger: Ledger, spec: dict[str, Any], records: Sequence[Record], failures: Sequence[dict[str, Any]], console: Console
+    ledger: Ledger,
+    spec: dict[str, Any],
+    records: Sequence[Record],
+    failures: Sequence[dict[str, Any]],
+    console: Console,
+    beside: Beside | None = None,
 ) -> None:
-    """Quality against the reference arm, summary.csv, report.html with its sheet, and the table."""
+    """Quality against the reference arm, summary.csv, report.html with its sheet, and the table.
+
+    ``beside``: what measured while the videos were made. Raises DiskFull.
+    """
     from experiments.metrics.listing import quality_table
     from experiments.metrics.quality import values_of
     from experiments.report import write_report
     from experiments.summary import arm_stats, arm_table, write_summary
 
     paths, reference = ledger.paths, spec.get("reference")
-    quality = measured(ledger, spec, records, warner(console))
+    quality = measured(ledger, spec, records, warner(console), beside)
     write_summary(paths, records, quality)
     write_report(paths, records, quality, failures)
     console.print(arm_table(arm_stats(records, quality, reference, failures)))

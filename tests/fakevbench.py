@@ -84,7 +84,7 @@ LAUNCHED = """
 import json, os, pathlib, sys
 told = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 with open(os.environ["FAKE_LOG"], "a") as log:
-    log.write("torchrun %s 0\\n" % told["--dimension"])
+    log.write("torchrun %s %s\\n" % (told["--dimension"], os.environ.get("NCCL_SOCKET_IFNAME")))
 videos = sorted(pathlib.Path(told["--videos_path"]).iterdir())
 if any(path.read_text() == "bad" for path in videos):
     sys.exit("moov atom not found")
@@ -122,7 +122,7 @@ def write_environment(root: Path) -> Runtime:
     (package / "__init__.py").write_text("")
     for name, text in {
         "torch/__init__.py": TORCH,
-        "torch/distributed/__init__.py": "",
+        "torch/distributed/__init__.py": "class TCPStore: pass\n",
         "torch/distributed/run.py": TORCHRUN,
         "vbench/launch/evaluate.py": LAUNCHED,
         "vbench/cli/static_filter.py": STATIC,

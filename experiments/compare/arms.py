@@ -28,7 +28,7 @@ class Arm:
     stats: ArmStats
     records: Mapping[Key, Record]
     videos: Mapping[str, Values]
-    """Metrics of single videos, by prompt and seed; VBench's by prompt text and number, as its file names have them."""
+    """Metrics of single videos, by prompt and seed."""
     scores: Mapping[str, float]
     """What is known of the arm as a whole only, or goes before the mean over videos: VBench's scores and totals."""
 
@@ -75,7 +75,8 @@ def _distinct(values: Iterable[str]) -> tuple[str, ...]:
 
 def arms_of(runs: Sequence[Run]) -> list[Arm]:
     """Every arm with a video or a failure: run by run, as each spec lists them."""
-    return [arm for run in runs for arm in _arms(run, len(runs) > 1)]
+    readable = [run for run in runs if not run.trouble]
+    return [arm for run in readable for arm in _arms(run, len(readable) > 1)]
 
 
 def _arms(run: Run, prefixed: bool) -> Iterable[Arm]:

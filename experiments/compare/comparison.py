@@ -71,9 +71,10 @@ def compare(runs: Sequence[Run], base: str | None = None, metrics: Sequence[str]
 
     Raises ConfigError without any arm, and for a base or a metric that there is not, with the choices.
     """
-    arms = arms_of(runs)
+    arms, troubles = arms_of(runs), [run.trouble for run in runs if run.trouble]
     if not arms:
-        raise ConfigError([f"{', '.join(run.where for run in runs)}: nothing to compare, no item is finished or given up"])
+        nothing = f"{', '.join(run.where for run in runs)}: nothing to compare, no item is finished or given up"
+        raise ConfigError([nothing, *troubles])
     chosen = choose_base(arms, base)
     names = choose_metrics(arms, metrics)
     pairings = {arm.label: pair(arm, chosen) for arm in arms} if chosen else {}
@@ -83,7 +84,8 @@ def compare(runs: Sequence[Run], base: str | None = None, metrics: Sequence[str]
     on_front = {arm.label: kept for arm, kept in zip(comparable, front, strict=True)}
     ordered = sorted(arms, key=lambda arm: arm is not chosen)
     rows = tuple(_row(arm, chosen, pairings.get(arm.label), names, on_front.get(arm.label)) for arm in ordered)
-    return Comparison(chosen, rows, {name: metric_of(name) for name in names}, quality, tuple(notes_on(arms, chosen, pairings)))
+    notes = (*troubles, *notes_on(arms, chosen, pairings))
+    return Comparison(chosen, rows, {name: metric_of(name) for name in names}, quality, notes)
 
 
 def choose_base(arms: Sequence[Arm], name: str | None) -> Arm | None:
@@ -191,11 +193,7 @@ def _figure(arm: Arm, base: Arm | None, pairing: Pairing | None, name: str) -> F
 def _difference(arm: Arm, base: Arm | None, pairing: Pairing | None, name: str) -> Paired | None:
     if base is None or pairing is None or arm is base:
         return None
-    ours, theirs = arm.videos.get(name, {}), base.videos.get(name, {})
-    if "." not in name:
-        ours = _of(ours, pairing.keys)
-    elif not pairing.alike:
-        return None
+    ours, theirs = (_of(each.videos.get(name, {}), pairing.keys) for each in (arm, base))
     return stats.paired(ours, theirs, "lower" if metric_of(name).better == "lower" else "higher")
 
 

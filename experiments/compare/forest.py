@@ -38,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Forest:
-    """``zero`` is where the dashed line of no difference goes; None without one."""
+    """``zero`` is where the marks of no difference go; None without one."""
 
     title: str
     note: str

@@ -14,7 +14,7 @@ from mlflow.entities import Run as Tracked
 from pydantic import TypeAdapter, ValidationError
 
 from experiments.compare.sources import MLFLOW, Row, Run
-from experiments.mlflow_rows import METRICS, QUALITY, VBENCH
+from experiments.mlflow_rows import COMPARED, METRICS, QUALITY, VBENCH
 from experiments.mlflow_runs import FAILED, FINISHED
 from experiments.mlflow_table import read_back
 from orchestrator.mistakes import ConfigError, RunError, without_password
@@ -28,7 +28,7 @@ _NOTHING: dict[Any, Any] = {str: "", int: 0, bool: False, float: math.nan}
 
 
 def read_sweeps(name: str, uri: str) -> list[Run]:
-    """Every sweep of the experiment ``name`` at a tracking URI, the oldest first.
+    """Every sweep of the experiment ``name`` at a tracking URI, the oldest first; one that cannot be read says why.
 
     Raises ConfigError where there is none, RunError when MLflow cannot be asked.
     """
@@ -42,11 +42,16 @@ def read_sweeps(name: str, uri: str) -> list[Run]:
         raise RunError(f"MLflow at {told_uri} cannot be read: {without_password(first)[:300]}") from error
     if experiment is None:
         raise ConfigError([f"{name!r} is neither a run folder nor an MLflow experiment at {told_uri}"])
-    sweeps = sorted((run for run in runs if run.data.tags["level"] == "sweep"), key=lambda run: run.info.start_time)
+    sweeps = sorted((run for run in runs if _is(run, "sweep")), key=lambda run: run.info.start_time)
     if not sweeps:
         raise ConfigError([f"MLflow experiment {name!r} at {told_uri} holds no sweep"])
     names = Counter(run.info.run_name for run in sweeps)
     return [_sweep(client, run, runs, f"{MLFLOW}{name}/{_name(run, names)}") for run in sweeps]
+
+
+def _is(run: Tracked, level: str) -> bool:
+    """Whether it is one of ours: others may use the word ``level``, too."""
+    return run.data.tags["level"] == level and "sweep_key" in run.data.tags
 
 
 def _search(client: MlflowClient, experiment_id: str) -> Iterator[Tracked]:
@@ -65,11 +70,18 @@ def _name(run: Tracked, names: Mapping[str, int]) -> str:
 
 
 def _sweep(client: MlflowClient, sweep: Tracked, runs: Sequence[Tracked], where: str) -> Run:
+    try:
+        return _read(client, sweep, runs, where)
+    except (ConfigError, RunError) as error:
+        return Run(where, (), trouble=f"{where} is left out: {error}")
+
+
+def _read(client: MlflowClient, sweep: Tracked, runs: Sequence[Tracked], where: str) -> Run:
+    """Raises RunError for a sweep without prompts, ConfigError for prompts that are not as they are written here."""
     mine = [run for run in runs if run.data.tags.get("sweep_key") == sweep.data.tags["sweep_key"]]
-    arms = [run for run in mine if run.data.tags["level"] == "arm"]
-    prompts = [run for run in mine if run.data.tags["level"] == "prompt"]
+    arms, prompts = ([run for run in mine if _is(run, level)] for level in ("arm", "prompt"))
     reference = sweep.data.tags.get("reference") or None
-    records, quality, failures = _of_runs(prompts, reference) if prompts else _of_table(client, sweep, where)
+    records, quality, failures = _of_runs(prompts, reference) if prompts else _of_table(client, sweep)
     compared = (row["reference_arm"] for row in quality if row.get("reference_arm"))
     return Run(
         where=where,
@@ -90,18 +102,19 @@ Found = tuple[list[Record], list[Row], list[Row]]
 def _of_runs(prompts: Sequence[Tracked], reference: str | None) -> Found:
     """Of prompts that are runs: also while the sweep goes on."""
     finished = [(run, _record(run)) for run in prompts if run.info.status == FINISHED]
-    rows = [row for run, record in finished if (row := _quality(run, record, reference))]
+    told = any(COMPARED[0] in run.data.tags for run in prompts)
+    rows = [row for run, record in finished if (row := _quality(run, record, None if told else reference))]
     failures: list[Row] = [{"arm": run.data.params.get("arm")} for run in prompts if run.info.status == FAILED]
     return [record for _, record in finished], rows, failures
 
 
-def _of_table(client: MlflowClient, sweep: Tracked, where: str) -> Found:
+def _of_table(client: MlflowClient, sweep: Tracked) -> Found:
     """Of prompts that are steps: the table that a sweep ends with."""
     try:
         records, quality, failures = read_back(client, sweep.info.run_id)
     except Exception as error:
         told = without_password((str(error).splitlines() or [""])[0])[:300]
-        raise RunError(f"{where} has neither prompt runs nor a table of prompts that can be read: {told}") from error
+        raise RunError(f"it has neither prompt runs nor a table of prompts that can be read ({told})") from error
     return records, list(quality), list(failures)
 
 
@@ -126,13 +139,16 @@ def _value(name: str, said: Mapping[str, Any]) -> Any:
     return said.get(name, _NOTHING[_TYPES[name]])
 
 
-def _quality(run: Tracked, record: Record, reference: str | None) -> Row:
-    """A row as ``quality.jsonl`` has it; empty where nothing was measured."""
+def _quality(run: Tracked, record: Record, guess: str | None) -> Row:
+    """A row as ``quality.jsonl`` has it; empty where nothing was measured. ``guess``: what videos were compared with in a sweep
+    that was tracked before prompt runs said so."""
     values = {name.removeprefix(QUALITY): value for name, value in run.data.metrics.items() if name.startswith(QUALITY)}
     if not values:
         return {}
-    of = None if record.arm == reference else reference
-    return {"item_key": record.item_key, "arm": record.arm, "reference_arm": of, "reference_sha256": None, **values}
+    told = {name: run.data.tags.get(name) for name in COMPARED}
+    if guess is not None and record.arm != guess:
+        told["reference_arm"] = guess
+    return {"item_key": record.item_key, "arm": record.arm, **told, **values}
 
 
 def _scores(run: Tracked) -> dict[str, float]:

@@ -17,7 +17,7 @@ from experiments.compare.stats import Values
 from experiments.compare.vbench_scores import Scores
 from experiments.metrics.quality import current, load_quality
 from orchestrator.config import read_yaml
-from orchestrator.mistakes import ConfigError
+from orchestrator.mistakes import ConfigError, without_password
 from orchestrator.paths import RunPaths
 from orchestrator.run_status import summarise
 from orchestrator.store import Destination, Store, UrlStore, parse_place
@@ -49,6 +49,8 @@ class Run:
     videos: Mapping[str, Mapping[str, Values]] = field(default_factory=dict)
     """The same of single videos."""
     name: str = ""
+    trouble: str = ""
+    """Why it holds nothing, in a whole sentence, where others of its experiment can be read."""
 
 
 def read_runs(places: Sequence[str]) -> list[Run]:
@@ -89,14 +91,14 @@ def parse_run_place(place: str) -> Destination | None:
 def parse_experiment(place: str) -> tuple[str, str]:
     """Experiment and tracking URI. Raises ConfigError without a URI, and for an sqlite file that is not there."""
     name, _, uri = place.removeprefix(MLFLOW).partition("@")
-    uri = uri or os.environ.get(URI, "")
+    uri, told_place = uri or os.environ.get(URI, ""), without_password(place)
     if not name:
-        raise ConfigError([f"{place!r} names no experiment; the form is {MLFLOW}NAME or {MLFLOW}NAME@URI"])
+        raise ConfigError([f"{told_place!r} names no experiment; the form is {MLFLOW}NAME or {MLFLOW}NAME@URI"])
     if not uri:
-        told = f"{place!r} is no run folder, and {URI} is not set to look for an MLflow experiment of that name"
+        told = f"{told_place!r} is no run folder, and {URI} is not set to look for an MLflow experiment of that name"
         raise ConfigError([f"{told}; {MLFLOW}{name}@URI says where it is"])
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():  # MLflow would make it
-        raise ConfigError([f"{uri!r} is not there to look for MLflow experiment {name!r} in"])
+        raise ConfigError([f"{without_password(uri)!r} is not there to look for MLflow experiment {name!r} in"])
     return name, uri
 
 
@@ -142,7 +144,7 @@ def read_run(folder: Path, where: str) -> Run:
     manifest = _json(paths.manifest)
     records = _records(paths.records, where)
     failures = tuple(_json(path) for path in sorted(paths.failures.glob("*.failure.json")))
-    scores, videos = vbench_scores.read(paths.root, {record.arm for record in records})
+    scores, videos = vbench_scores.read(paths, records)
     start = (manifest.get("starts") or [{}])[-1]
     return Run(
         where=where,

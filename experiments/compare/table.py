@@ -44,7 +44,7 @@ def cost_table(comparison: Comparison, wide: bool) -> Table:
     table = _table()
     table.add_column("arm", overflow="fold")
     for name in names:
-        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(Text(name.replace(" ", "\n")), justify="right", no_wrap=True)
     for row in comparison.rows:
         extra = _more(row) if wide else []
         table.add_row(*_cost(row, wide, bool(ops)), *extra, *_front(row, comparison), style="bold" if row.is_base else None)
@@ -54,11 +54,11 @@ def cost_table(comparison: Comparison, wide: bool) -> Table:
 def _cost(row: Compared, wide: bool, with_ops: bool) -> list[str | Text]:
     stats = row.arm.stats
     if not stats.num_videos:
-        return [cells.label(row), cells.count(row), *[NO_VALUE] * (6 + with_ops)]
+        return [Text(cells.label(row)), cells.count(row), *[NO_VALUE] * (6 + with_ops)]
     speedup = cells.plain(row.speedup.mean if row.speedup else None, "{:.2f}x")
     told = cells.with_interval(speedup, row.speedup, "{:.2f}") if wide and not row.is_base else speedup
     return [
-        cells.label(row),
+        Text(cells.label(row)),
         cells.count(row),
         cells.plain(stats.density, "{:.3f}"),
         *([cells.plain(row.operations, "{:.3f}")] if with_ops else []),
@@ -106,11 +106,12 @@ def quality_table(comparison: Comparison, names: Sequence[str], wide: bool) -> T
     table.add_column("arm", overflow="fold")
     base = comparison.base.label if comparison.base else "base"
     for name in ("mean", f"less {base}" if wide else "difference", "wins", *(["pairs", "better"] if wide else [])):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for name in names:
         for index, row in enumerate(row for row in comparison.rows if name in row.figures):
-            label = comparison.metrics[name].label if index == 0 else ""
-            table.add_row(label, row.arm.label, *_quality(row, comparison, name, wide), style="bold" if row.is_base else None)
+            label = Text(comparison.metrics[name].label if index == 0 else "")
+            told = _quality(row, comparison, name, wide)
+            table.add_row(label, Text(row.arm.label), *told, style="bold" if row.is_base else None)
         table.add_section()
     return table
 
@@ -137,9 +138,9 @@ def _matrix(comparison: Comparison, names: Sequence[str], rows: Sequence[Compare
     table = _table()
     table.add_column("score", overflow="fold")
     for row in rows:
-        table.add_column(row.arm.label, justify="right", overflow="fold")
+        table.add_column(Text(row.arm.label), justify="right", overflow="fold")
     for name in names:
-        table.add_row(comparison.metrics[name].label, *(_score(row, comparison, name) for row in rows))
+        table.add_row(Text(comparison.metrics[name].label), *(_score(row, comparison, name) for row in rows))
     return table
 
 

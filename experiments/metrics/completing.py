@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,23 +99,30 @@ class Lost:
 
     record: Record
     why: str
+    fatal: bool = False
+    """It took its process, or node, along."""
 
 
 def complete(
-    measurements: Measurements, records: Sequence[Record], on_row: Callable[[Row], None] = lambda row: None
+    measurements: Measurements,
+    records: Sequence[Record],
+    on_row: Callable[[Row], None] = lambda row: None,
+    skip: Collection[str] = (),
 ) -> list[Lost]:
-    """Measure what is missing, here. A run killed in the middle loses at most one video's row.
+    """Measure what is missing, here, but for the items of ``skip``. A run killed in the middle loses at most one video's row.
 
     Raises RunError for a store that cannot be reached, and DiskFull.
     """
     measurements.confirm(records)
     lost = []
     for job in measurements.todo(records):
+        if job.record.item_key in skip:
+            continue
         try:
             row = measure(job)
         except RunError:
             raise
-        except (RuntimeError, MemoryError, OSError) as error:  # a GPU without room, a disk that goes
+        except Exception as error:  # noqa: BLE001 - a GPU without room, a disk that goes: whatever it is, it costs one video
             lost.append(Lost(job.record, " ".join(f"{type(error).__name__}: {error}".split())[:300]))
             continue
         measurements.add(row)

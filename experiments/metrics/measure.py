@@ -106,7 +106,8 @@ def measure(job: Job) -> Row:
     """A row of ``quality.jsonl`` with what of ``job.names`` could be measured, and why the rest could not.
 
     ``frames_ok`` is 0 in the row of a video that is missing, torn or not what its record says, and then there is nothing else.
-    Memory does not depend on the number of frames. Raises RunError for a store that cannot be reached.
+    Memory does not depend on the number of frames. Raises RunError for a store that cannot be reached, OSError for a file that
+    cannot be read.
     """
     sitting = _Sitting(unavailable=obstacles(job))
     wanted = [name for name in job.names if name not in sitting.unavailable]
@@ -213,6 +214,8 @@ def _next(frames: Iterator[Frames], path: Path, record: Record) -> Frames | None
     try:
         return next(frames, None)
     except ValueError as error:
+        if isinstance(error.__cause__, OSError):  # the disk's, or the file system's: nothing is said of the video
+            raise error.__cause__ from error
         raise Unreadable(str(error).replace(str(path), record.video)) from error
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from experiments.alike import task_of
 from experiments.metrics.names import METRICS
 from orchestrator.files import append_whole
 from orchestrator.paths import RunPaths
@@ -50,12 +51,21 @@ def append(paths: RunPaths, row: Row) -> None:
 def load_quality(paths: RunPaths, against: str | None = None) -> list[Row]:
     """One row per item: what its lines come to, compared with ``against`` (None: with whatever it was compared with last).
 
-    A line torn by a crash is left out, no file means no rows. See :func:`current` for videos made again since.
+    A line torn by a crash, or by whoever edited it, is left out: its video counts as not measured. No file means no rows. See
+    :func:`current` for videos made again since.
     """
     if not paths.quality.exists():
         return []
-    lines = paths.quality.read_text(encoding="utf-8").splitlines(keepends=True)
-    return folded((json.loads(line) for line in lines if line.endswith("}\n")), against)
+    lines = paths.quality.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return folded((row for line in lines if line.endswith("}\n") and (row := _parsed(line)) is not None), against)
+
+
+def _parsed(line: str) -> Row | None:
+    try:
+        row: Row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "item_key" in row and "sha256" in row else None
 
 
 def folded(lines: Iterable[Row], against: str | None = None) -> list[Row]:
@@ -69,6 +79,8 @@ def folded(lines: Iterable[Row], against: str | None = None) -> list[Row]:
 
 def merged(held: Row, row: Row) -> Row:
     """Two rows of one file as one: the later has the last word."""
+    if row.get("frames_ok") == 0.0:
+        return row
     if row.get("reference_sha256") is None:
         row = {**row, **{name: held.get(name) for name in IDENTITY[-2:]}}
     elif any(held.get(name) != row[name] for name in IDENTITY[-2:]):
@@ -102,11 +114,7 @@ def _compared_with(row: Row) -> tuple[Any, ...]:
 
 
 def partners(records: Iterable[Record], against: str | None) -> dict[str, Record]:
-    """The video to compare each item's with: of the arm ``against``, of the same prompt, seed and shape."""
+    """The video to compare each item's with: of the arm ``against``, of the same task."""
     records = list(records)
-    references = {_scene(record): record for record in records if record.arm == against}
-    return {r.item_key: references[_scene(r)] for r in records if r.arm != against and _scene(r) in references}
-
-
-def _scene(record: Record) -> tuple[str, int, int, int, int]:
-    return record.prompt_id, record.seed, record.num_frames, record.height, record.width
+    references = {task_of(record): record for record in records if record.arm == against}
+    return {r.item_key: references[task_of(r)] for r in records if r.arm != against and task_of(r) in references}

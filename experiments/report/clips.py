@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from experiments.alike import difference
 from experiments.metrics.names import METRICS, SEMANTIC
 from experiments.summary import arm_of, busy_s, denoise_device_s
 from orchestrator.types import Record
@@ -41,6 +42,8 @@ class Clip:
     quality: Row | None = None
     stages: tuple[StageBar, ...] = ()
     error: str = ""
+    unlike: str = ""
+    """What sets it apart from the others of the prompt, and from the reference arm's, so that it has no speedup."""
 
     @property
     def asked(self) -> str:
@@ -145,21 +148,24 @@ def prompts_of(
     for key in sorted(made, key=lambda key: (order.get(key, len(order)), str(key[0]), str(key[1]))):
         found = made[key]
         slowest_s = max((r.denoise_s for r in found.values()), default=0.0)
+        base = found.get(reference or "")
+        text = base.prompt if base else next((r.prompt for r in found.values()), texts.get(key, ""))
         clips = [
-            _clip(found[name], found.get(reference or ""), joined, colours[name], slowest_s)
+            _clip(found[name], text, base, joined, colours[name], slowest_s)
             if name in found
             else Clip(name, colours[name], None, error=errors.get((*key, name), ""))
             for name in names
         ]
-        yield Prompt(key[0], next((r.prompt for r in found.values()), texts.get(key, "")), key[1], tuple(clips))
+        yield Prompt(key[0], text, key[1], tuple(clips))
 
 
 def _failed(failure: Row) -> tuple[object, object, str]:
     return failure.get("prompt_id"), failure.get("seed"), arm_of(failure)
 
 
-def _clip(record: Record, reference: Record | None, joined: Mapping[str, Row], colour: int, slowest_s: float) -> Clip:
-    other = reference is not None and reference.arm != record.arm and record.denoise_s > 0
+def _clip(record: Record, text: str, reference: Record | None, joined: Mapping[str, Row], colour: int, slowest_s: float) -> Clip:
+    unlike = difference(record, reference, f"{reference.arm}'s") if reference else ""
+    other = reference is not None and reference.arm != record.arm and record.denoise_s > 0 and not unlike
     return Clip(
         record.arm,
         colour,
@@ -168,6 +174,7 @@ def _clip(record: Record, reference: Record | None, joined: Mapping[str, Row], c
         speedup=denoise_device_s(reference) / denoise_device_s(record) if other and reference else None,
         quality=joined.get(record.item_key),
         stages=tuple(_stage_bars(record, slowest_s)),
+        unlike=unlike if record.prompt == text else f"made of another text: {record.prompt}",
     )
 
 

@@ -134,6 +134,6 @@ def front_of(points: Mapping[str, tuple[float, float]], lower_is_better: bool = 
 
 def quality_table(arms: Sequence[str], found: Sequence[Measured], but: Collection[str]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: the mean of every measure, by arm, but for columns that another table has."""
-    found = [one for one in found if one.metric.label not in but]
+    found = [one for one in found if not {one.name, one.metric.label} & set(but)]
     rows = [[arm, *(one.metric.form.format(one.arms[arm]) if arm in one.arms else "–" for one in found)] for arm in arms]
     return ["arm", *(one.metric.label for one in found)], rows

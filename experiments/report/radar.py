@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from experiments.report.remarks import Remarks
 from experiments.vbench.score import Totals, normalised, totals
+from experiments.vbench.view import CUSTOM
 
 SIZE_X, SIZE_Y, RADIUS = 600, 350, 138
 RINGS = (0.25, 0.5, 0.75, 1.0)
@@ -74,7 +75,7 @@ def _board(suite: str, arms: Mapping[str, Totals], colours: Mapping[str, int], r
     dims = list(dict.fromkeys(dim for arm in order for dim in arms[arm].dimensions))
     counted = {arm: normalised(arms[arm].dimensions) for arm in order}
     spokes = tuple(_spoke(dim, index, len(dims)) for index, dim in enumerate(dims)) if len(dims) >= 3 else ()
-    names = list(next(iter(arms.values())).counts) if arms else []
+    names = list(next(iter(arms.values())).counts) if arms and suite != CUSTOM else []
     return Board(
         suite=suite,
         spokes=spokes,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from experiments.report.charts import thinned
 from experiments.report.clips import Clip, Prompt
+from experiments.report.lettering import Font, fitted, lettered, wrapped
 from experiments.report.material import Home
 from orchestrator.files import write_atomic
 from orchestrator.mistakes import RunError
@@ -23,8 +23,8 @@ MOST_PIXELS = 150
 """Longer side of a frame on the sheet."""
 MARGIN, GAP, TEXT, HEAD = 20, 3, 230, 34
 PAPER, INK, SOFT, HOLE = "#ffffff", "#16181d", "#5b616e", "#eceef1"
-_CHARS = 34
-"""Of a line of a prompt."""
+_LINE = 18
+"""Pixels from one line of text to the next."""
 
 
 def write_sheet(path: Path, prompts: Sequence[Prompt], homes: Mapping[str, Home], arms: Sequence[str]) -> bool:
@@ -54,7 +54,8 @@ def _drawn(prompts: Sequence[Prompt], homes: Mapping[str, Home], arms: Sequence[
     sheet = Image.new("RGB", (2 * MARGIN + TEXT + len(arms) * cell, MARGIN + HEAD + len(prompts) * row), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, arm in enumerate(arms):
-        draw.text((MARGIN + TEXT + column * cell, MARGIN), _plain(arm), INK, _font(17))
+        told, font = lettered(arm, 17)
+        draw.text((MARGIN + TEXT + column * cell, MARGIN), fitted(told, font, cell - MARGIN), INK, font)
     for index, prompt in enumerate(prompts):
         top = MARGIN + HEAD + index * row
         _tell(draw, prompt, top)
@@ -72,12 +73,18 @@ def _frame_size(prompts: Sequence[Prompt]) -> tuple[int, int]:
 
 
 def _tell(draw: ImageDraw.ImageDraw, prompt: Prompt, top: int) -> None:
-    lines = textwrap.wrap(_plain(prompt.text or prompt.prompt_id), _CHARS) or [""]
-    told = lines[:4] if len(lines) <= 4 else [*lines[:3], f"{lines[3][: _CHARS - 2]} …"]
-    draw.multiline_text((MARGIN, top), "\n".join(told), INK, _font(13), spacing=4)
-    draw.text(
-        (MARGIN, top + 18 * len(told) + 4), _plain(f"{prompt.prompt_id}, seed {prompt.seed}")[: _CHARS + 4], SOFT, _font(12)
-    )
+    text, font = lettered(prompt.text or prompt.prompt_id, 13)
+    lines = wrapped(text, font, TEXT - MARGIN, 4)
+    _write(draw, lines, (MARGIN, top), INK, font)
+    seed = f", seed {prompt.seed}"
+    name, font = lettered(prompt.prompt_id, 12)
+    short = fitted(name, font, round(TEXT - MARGIN - font.getlength(seed))) + seed
+    draw.text((MARGIN, top + _LINE * len(lines) + 4), short, SOFT, font)
+
+
+def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], at: tuple[int, int], colour: str, font: Font) -> None:
+    for index, line in enumerate(lines):
+        draw.text((at[0], at[1] + _LINE * index), line, colour, font)
 
 
 def _put(sheet: Image.Image, clip: Clip, homes: Mapping[str, Home], at: tuple[int, int], size: tuple[int, int]) -> None:
@@ -90,7 +97,9 @@ def _put(sheet: Image.Image, clip: Clip, homes: Mapping[str, Home], at: tuple[in
         right = at[0] + NUM_FRAMES * (size[0] + GAP) - GAP
         draw = ImageDraw.Draw(sheet)
         draw.rectangle((*at, right, at[1] + size[1]), HOLE)
-        draw.multiline_text((at[0] + 10, at[1] + 10), textwrap.fill(_plain(trouble)[:160], 44), SOFT, _font(13))
+        text, font = lettered(trouble, 13)
+        lines = wrapped(text, font, right - at[0] - 20, max(1, (size[1] - 12) // _LINE))
+        _write(draw, lines, (at[0] + 10, at[1] + 8), SOFT, font)
 
 
 def _within(size: tuple[int, int], most: tuple[int, int]) -> tuple[int, int]:
@@ -113,12 +122,3 @@ def _frames(clip: Clip, homes: Mapping[str, Home]) -> tuple[list[Image.Image], s
     except (ValueError, OSError, RunError) as error:
         return [], f"the video cannot be read: {error}"
     return found, "" if found else "the video has no frames"
-
-
-def _plain(text: str) -> str:
-    """In one line; the sheet's font has no control characters."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

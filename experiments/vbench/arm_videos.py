@@ -55,12 +55,15 @@ class ArmVideos:
         return found + [None] * (num_videos - len(found))
 
 
-def read_arm(paths: RunPaths, arm: str, records: Sequence[Record] | None = None) -> ArmVideos:
-    """``records`` None: those in the folder now. Raises ConfigError for a folder that is no run, or an arm without videos."""
+def read_arm(paths: RunPaths, arm: str, records: Sequence[Record] | None = None, may_be_empty: bool = False) -> ArmVideos:
+    """``records`` None: those in the folder now.
+
+    Raises ConfigError for a folder that is no run, and for an arm without videos unless it ``may_be_empty``.
+    """
     rows = read_yaml(paths.config).get("prompts") or []
     records = finished_records(paths) if records is None else records
     arms = sorted({record.arm for record in records})
-    if arm not in arms:
+    if arm not in arms and not may_be_empty:
         told = unknown("arm with videos:", arm, arms) if arms else f"{str(paths.root)!r} has no finished video"
         raise ConfigError([told])
     mine = {(record.prompt_id, record.seed): record for record in records if record.arm == arm}

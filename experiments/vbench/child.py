@@ -19,6 +19,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -91,6 +92,36 @@ def finite(value: Any) -> bool:
 def told_of(error: Exception) -> str:
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first}"[:300] if first else f"unreadable ({type(error).__name__})"
+
+
+class Fetching(RuntimeError):
+    """VBench would have fetched something."""
+
+
+LOADERS = ("wget", "curl")
+HERE = ("", "localhost", "127.0.0.1", "::1", None)
+
+
+def seclude() -> None:
+    """From here on whatever would go to the network raises Fetching, and so is told as the reason."""
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, args: tuple[Any, ...]) -> None:
+    if event in ("socket.getaddrinfo", "socket.connect", "subprocess.Popen", "os.system"):
+        wanted = _wanted(event, args)
+        if wanted:
+            raise Fetching(f"{wanted} was asked for, and nothing is fetched here: a file that VBench wants is not at its place")
+
+
+def _wanted(event: str, args: tuple[Any, ...]) -> str:
+    """What a call would fetch, or from where; nothing for what stays on this machine."""
+    if event == "socket.getaddrinfo":
+        return "" if args[0] in HERE else str(args[0])
+    if event == "socket.connect":
+        return str(args[1][0]) if isinstance(args[1], tuple) and args[1][0] not in HERE else ""
+    words = [os.fsdecode(word) for word in args[1]] if event == "subprocess.Popen" else os.fsdecode(args[0]).split()
+    return next((word for word in words if "://" in word), words[0]) if Path(words[0]).name in LOADERS else ""
 
 
 def changed(video: dict[str, Any]) -> str | None:
@@ -235,6 +266,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all that a terminal started; who started this ends it
+    seclude()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(sys.stdin, answers)

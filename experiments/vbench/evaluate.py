@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from experiments.vbench.board import MAX_ATTEMPTS, Board, Shard
 from experiments.vbench.pool import Event, Gone, Lost, Pool, Ready, Refused, Scored
@@ -25,6 +26,8 @@ class Evaluation:
 
     def __init__(self, store_of: StoreOf, tell: Tell) -> None:
         self.store_of, self.tell = store_of, tell
+        self.weights: Mapping[str, Sequence[Any]] = {}
+        """Fingerprints by dimension, written beside every shard."""
         self.rows: dict[str, Row] = {}
         self.unavailable: dict[str, str] = {}
         """Why a dimension could not be measured, or not to its end."""
@@ -46,6 +49,23 @@ class Evaluation:
             elif dimension not in self.unavailable:
                 self._new[dimension].append(task)
 
+    def reject(self, dimension: str, flaws: Mapping[Task, str], about: dict[str, str]) -> None:
+        """These are not to be measured, and why: told as failed."""
+        new = {task: why for task, why in flaws.items() if task.key not in self._asked}
+        self._asked |= {task.key for task in new}
+        if new and dimension not in self.unavailable:
+            self.keep(Shard(dimension, tuple(new)), [Row(failed=why) for why in new.values()], about)
+
+    def found(self, dimension: str, arm: str, tasks: Sequence[Task], requested: bool) -> tuple[Mapping[str, Row], str]:
+        """Rows by key, and what measured them where that was not what is here now.
+
+        What cannot be measured now, or was not asked for, has the rows of an earlier start if they are of these very videos.
+        """
+        rows = self.rows if requested else self._stored(dimension, arm)
+        if all(task.key in rows for task in tasks) or (requested and dimension not in self.unavailable):
+            return rows, ""
+        return self.store_of(arm).earlier(dimension, tasks) or (rows, "")
+
     def _stored(self, dimension: str, arm: str) -> dict[str, Row]:
         if (dimension, arm) not in self._known:
             self._known[dimension, arm] = self.store_of(arm).rows(dimension)
@@ -65,7 +85,8 @@ class Evaluation:
         for task, row in zip(shard.tasks, rows, strict=True):
             by_arm[task.arm].append((task, row))
         for arm, pairs in by_arm.items():
-            self.store_of(arm).write(shard.dimension, [task for task, _ in pairs], [row for _, row in pairs], **about)
+            told = {**about, "weights": list(self.weights.get(shard.dimension, ()))}
+            self.store_of(arm).write(shard.dimension, [task for task, _ in pairs], [row for _, row in pairs], **told)
         self.rows |= {task.key: row for task, row in zip(shard.tasks, rows, strict=True)}
         self.num_scored[shard.dimension] += len(rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,9 +59,14 @@ class Integrity:
         return self.expected - len(self.missing) - len(self.broken) - len(self.wrong_frames)
 
     @property
+    def flaws(self) -> tuple[Flaw, ...]:
+        """Of the videos that are there and must not be scored."""
+        return (*self.broken, *self.wrong_frames)
+
+    @property
     def unsound(self) -> frozenset[str]:
-        """Names of videos that are there and must not be scored."""
-        return frozenset(flaw.name for flaw in (*self.broken, *self.wrong_frames))
+        """Their names."""
+        return frozenset(flaw.name for flaw in self.flaws)
 
     def as_json(self) -> dict[str, Any]:
         """Every flaw by name, with the counts."""
@@ -93,8 +98,7 @@ def check(run: RunPaths | Path, suite: str, arm: str, deep: bool = False) -> Int
 def check_view(view: View, deep: bool = False) -> Integrity:
     """:func:`check` of a view."""
     there = [video for video in view.videos.values() if video.record is not None]
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = [flaw for flaw in pool.map(lambda video: _look(video, deep), there) if flaw is not None]
+    found = _looked(there, deep)
     return Integrity(
         suite=view.suite.name,
         digest=view.suite.digest,
@@ -108,6 +112,16 @@ def check_view(view: View, deep: bool = False) -> Integrity:
         num_unused=view.num_unused,
         notes=tuple(_notes(view, there)),
     )
+
+
+def flaws_of(videos: Iterable[Video]) -> tuple[Flaw, ...]:
+    """Of videos as they come: those that are there and not whole, or not as long as they should be."""
+    return tuple(flaw for _, flaw in _looked(videos, False))
+
+
+def _looked(videos: Iterable[Video], deep: bool) -> list[tuple[str, Flaw]]:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return [flaw for flaw in pool.map(lambda video: _look(video, deep), videos) if flaw is not None]
 
 
 def _look(video: Video, deep: bool) -> tuple[str, Flaw] | None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator, Mapping
+
+from orchestrator.paths import file_name
 
 MAX_NAME_BYTES = 255
 """Of one file name, on every common file system."""
@@ -30,5 +34,24 @@ def stem_of(prompt: str, prompt_id: str) -> str:
     try:
         video_name(prompt, 999)
     except ValueError:
-        return prompt_id
+        return file_name(prompt_id)
     return prompt
+
+
+def stems_of(prompts: Mapping[str, str]) -> dict[str, str]:
+    """What stands for each prompt of a run in its videos' names, by its id: no two alike, whatever texts and ids there are.
+
+    The first of a text has the text, others go by their ids. A prompt that is added at the end changes no other's.
+    """
+    stems: dict[str, str] = {}
+    taken: set[str] = set()
+    for name, prompt in prompts.items():
+        stems[name] = next(stem for stem in _candidates(prompt, name) if stem not in taken)
+        taken.add(stems[name])
+    return stems
+
+
+def _candidates(prompt: str, name: str) -> Iterator[str]:
+    yield stem_of(prompt, name)
+    yield file_name(name)
+    yield from (f"{file_name(name)}~{number}" for number in itertools.count(2))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from experiments.vbench.evaluate import Evaluation
+from experiments.vbench.flickering import Judged
 from experiments.vbench.process import Row
 from experiments.vbench.reduce import reduce
 from experiments.vbench.shards import Task, with_path
@@ -19,6 +20,7 @@ from orchestrator.files import write_atomic
 from orchestrator.paths import RunPaths, file_name
 
 SHOWN = 3
+EARLIER = "an earlier start measured these very videos"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class DimensionOutcome:
     def told(self) -> str:
         """One cell for people."""
         if self.score is None:
-            return "not available" if self.unavailable else f"n/a ({self.num_measured}/{self.num_videos} videos)"
+            asked = self.num_videos + self.num_missing
+            return "not available" if self.unavailable else f"n/a ({self.num_measured}/{asked} videos)"
         lacks = [f"{len(self.failed)} failed"] if self.failed else []
         lacks += [f"{self.num_missing} missing"] if self.num_missing else []
         return f"{self.score:.4f} ({self.num_measured} videos{''.join(', ' + lack for lack in lacks)})"
@@ -71,9 +74,15 @@ class ArmOutcome:
     def whole(self) -> bool:
         return all(found.whole for found in self.dimensions.values() if found.requested)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether none of the arm's videos is made."""
+        counts = self.integrity.get("counts", {})
+        return bool(counts) and counts["missing"] == self.integrity["expected"]
+
     def lines(self) -> list[str]:
         """For people: what is not whole, with the first few by name."""
-        told = []
+        told = ["no finished video"] if self.is_empty else []
         for name, found in self.dimensions.items():
             if found.unavailable and found.requested:
                 told.append(f"{name} is not available: {found.unavailable}")
@@ -100,37 +109,38 @@ def of_arm(
     requested: Sequence[str],
     tasks_of: Callable[[str], Sequence[Task]],
     about: Mapping[str, str],
-    note: str = "",
-    unjudged: Mapping[str, str] | None = None,
+    filtered: Judged | None = None,
 ) -> ArmOutcome:
     """Of the dimensions asked for, and of those that an earlier command measured.
 
-    ``note`` is on temporal flickering, and ``unjudged`` are videos that its filter could not read.
+    ``filtered``: of a suite whose temporal flickering is measured on static videos.
     """
-    dimensions, results = {}, {}
+    dimensions, results, seen = {}, {}, {}
     for name in view.suite.dimensions:
         tasks = list(tasks_of(name))
-        rows = evaluation.rows if name in requested else evaluation.store_of(view.arm).rows(name)
+        rows, how = evaluation.found(name, view.arm, tasks, name in requested)
         if name not in requested and not any(task.key in rows for task in tasks):
             continue
+        judged = filtered if filtered and name == FLICKERING else Judged([])
         records = [_record(task, rows[task.key]) for task in tasks if task.key in rows]
         measured = [record for record in records if record is not None]
         whole = all(task.key in rows for task in tasks) and bool(measured)
         score = reduce(name, measured, about["reduce"]) if whole else None
         if score is not None:
             results[name] = (score, measured)
+            seen[name] = {Path(task.video.path).name for task in tasks if rows[task.key].failed is None}
         dimensions[name] = DimensionOutcome(
             score=score,
             num_measured=len(measured),
             num_videos=len(tasks),
             num_missing=len(missing(view, name)),
             num_left_out=sum(row.failed is None and row.record is None for task in tasks if (row := rows.get(task.key))),
-            failed=_failed(tasks, rows) | dict((unjudged or {}) if name == FLICKERING else {}),
+            failed=_failed(tasks, rows) | dict(judged.failed),
             unavailable=evaluation.unavailable.get(name),
             requested=name in requested,
-            note=note if name == FLICKERING else "",
+            note="; ".join(filter(None, [judged.note, f"{EARLIER} ({how})" if how else ""])),
         )
-    return ArmOutcome(view.suite.name, view.suite.digest, view.arm, about, dimensions, results, work_of(view))
+    return ArmOutcome(view.suite.name, view.suite.digest, view.arm, about, dimensions, results, work_of(view, seen))
 
 
 def _failed(tasks: Sequence[Task], rows: Mapping[str, Row]) -> dict[str, str]:
@@ -141,13 +151,20 @@ def _record(task: Task, row: Row) -> dict[str, Any] | None:
     return None if row.record is None else with_path(row.record, task.video.path)
 
 
-def work_of(view: View) -> list[dict[str, Any]]:
-    """As VBench's ``build_full_info_json`` writes it."""
+def work_of(view: View, measured: Mapping[str, Collection[str]] | None = None) -> list[dict[str, Any]]:
+    """As VBench's ``build_full_info_json`` writes it, with the videos alone that were measured, and their prompts.
+
+    ``measured``: their names by dimension; None: all that is there.
+    """
     rows = []
     for line in view.lines:
+        found = [measured[name] for name in line.entry.dimensions if name in measured] if measured is not None else [view.videos]
+        links = [str(video.link) for video in line.there if any(video.name in names for names in found)]
+        if not links:
+            continue
         row = {"prompt_en": line.entry.prompt, "dimension": list(line.entry.dimensions)}
         extra = {"auxiliary_info": dict(line.entry.auxiliary)} if line.entry.auxiliary else {}
-        rows.append({**row, **extra, "video_list": [str(video.link) for video in line.there]})
+        rows.append({**row, **extra, "video_list": links})
     return rows
 
 

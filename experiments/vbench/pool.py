@@ -73,10 +73,11 @@ def _answer(worker: Worker, dimension: str, videos: Sequence[Video]) -> Answer |
 
 
 class LocalPool:
-    """Workers of this process, a thread each."""
+    """Workers of this process, a thread each; one that raises is replaced."""
 
     def __init__(self, make: Make, num_workers: int = 1) -> None:
         self.num_workers = num_workers
+        self._make = make
         self._workers = [make() for _ in range(num_workers)]
         self._new = list(range(num_workers))
         self._threads = concurrent.futures.ThreadPoolExecutor(num_workers)
@@ -95,10 +96,20 @@ class LocalPool:
         if not done:
             return None
         future = next(iter(done))
-        worker, answer = self._running.pop(future), future.result()
+        worker = self._running.pop(future)
+        if (error := future.exception()) is not None:
+            return self._replace(worker, error)
+        answer = future.result()
         return Refused(worker, answer) if isinstance(answer, str) else Scored(worker, answer)
 
+    def _replace(self, worker: int, error: BaseException) -> Lost:
+        self._workers[worker].close()
+        self._workers[worker] = self._make()
+        self._new.append(worker)
+        return Lost(worker, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300])
+
     def close(self) -> None:
+        """Also in the middle of shards, which are then nobody's: workers end their processes, and so their threads."""
         for worker in self._workers:
             worker.close()
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from experiments.vbench.dimensions import known, submodules
-from experiments.vbench.weights import roots
+from experiments.vbench.surroundings import environment
+from experiments.vbench.weights import missing, roots
 
 CHILD = Path(__file__).with_name("child.py")
 LOAD_TIMEOUT_S = 1800.0
@@ -77,6 +78,10 @@ class Died(RuntimeError):
     """The process ended, or was ended because it said nothing for too long."""
 
 
+class Closed(RuntimeError):
+    """The worker was closed while it measured; what it had begun is nobody's any more."""
+
+
 class Worker(Protocol):
     """What measures shards: a process of VBench's environment, or something that stands in for one."""
 
@@ -92,9 +97,10 @@ class VBenchWorker:
         self.runtime = runtime
         self._child: Child | None = None
         self._dimension = ""
+        self._closed = False
 
     def score(self, dimension: str, videos: Sequence[Video]) -> Answer:
-        """Raises Unavailable when the dimension cannot be loaded."""
+        """Raises Unavailable when the dimension cannot be loaded, Closed when another thread closes the worker meanwhile."""
         rows: dict[int, Row] = {}
         deaths: Counter[int] = Counter()
         start, load_s, together = time.monotonic(), 0.0, is_whole(dimension)
@@ -103,7 +109,7 @@ class VBenchWorker:
             try:
                 self._measure(videos, left if together or not is_whole(dimension) else left[:1], rows)
             except Died as error:
-                self.close()
+                self._end_child()
                 if together and len(left) > 1:  # which one it was shows one by one
                     together = False
                     continue
@@ -114,11 +120,11 @@ class VBenchWorker:
         return Answer(tuple(rows[index] for index in range(len(videos))), time.monotonic() - start - load_s, load_s)
 
     def _measure(self, videos: Sequence[Video], left: Sequence[int], rows: dict[int, Row]) -> None:
-        if self._child is None:
-            raise RuntimeError("no dimension is loaded")
-        self._child.send({"score": [asdict(videos[index]) for index in left]})
+        if (child := self._child) is None:
+            raise Closed("the worker was closed")
+        child.send({"score": [asdict(videos[index]) for index in left]})
         patience_s = VIDEO_TIMEOUT_S * (len(left) if is_whole(self._dimension) else 1)
-        while "done" not in (said := self._child.read(patience_s)):
+        while "done" not in (said := child.read(patience_s)):
             if "row" in said:
                 rows[left[said["row"]]] = Row(said.get("record"), said.get("failed"), said["seconds"])
 
@@ -126,24 +132,42 @@ class VBenchWorker:
         """Seconds it took; 0 when the process has it."""
         if self._child is not None and self._dimension == dimension:
             return 0.0
-        self.close()
-        start = time.monotonic()
-        self._child, self._dimension = Child(self.runtime, dimension), dimension
+        self._end_child()
+        start, job = time.monotonic(), job_of(dimension, self.runtime)
+        child = self._started(dimension)
         try:
-            self._child.send({"load": job_of(dimension, self.runtime)})
-            said = self._child.read(LOAD_TIMEOUT_S)
+            child.send({"load": job})
+            said = child.read(LOAD_TIMEOUT_S)
         except Died as error:
-            self.close()
+            self._end_child()
+            self._go_on()
             raise Unavailable(f"loading it ended the process: {error}") from error
         if "unavailable" in said:
-            self.close()
+            self._end_child()
             raise Unavailable(str(said["unavailable"]))
         return time.monotonic() - start
 
+    def _started(self, dimension: str) -> Child:
+        """Raises Closed. The closing looks for a process after it has said so, and here it is asked again once there is one."""
+        self._go_on()
+        self._child, self._dimension = child, _ = Child(self.runtime, dimension), dimension
+        self._go_on()
+        return child
+
+    def _go_on(self) -> None:
+        if self._closed:
+            self._end_child()
+            raise Closed("the worker was closed")
+
+    def _end_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
+
     def close(self) -> None:
-        if self._child is not None:
-            self._child.close()
-        self._child = None
+        """For good, from any thread: its process ends at once."""
+        self._closed = True
+        self._end_child()
 
 
 def is_whole(dimension: str) -> bool:
@@ -153,14 +177,16 @@ def is_whole(dimension: str) -> bool:
 
 
 def job_of(dimension: str, runtime: Runtime) -> dict[str, Any]:
-    """What the process is told to load. Raises Unavailable for a dimension that the package cannot measure."""
-    found = known(dimension)
+    """What the process is told to load. Raises Unavailable for what the package cannot measure, or this node lacks files of."""
+    found, where = known(dimension), roots({**os.environ, **runtime.environment})
     if found is None:
         raise Unavailable(f"VBench's package does not measure {dimension}")
+    if lacks := missing(found.weights, where):
+        raise Unavailable(f"{platform.node()} has {'; '.join(lacks)}")
     return {
         "dimension": dimension,
         "function": found.function,
-        "submodules": submodules(dimension, roots({**os.environ, **runtime.environment}), Path(runtime.package)),
+        "submodules": submodules(dimension, where, Path(runtime.package)),
         "device": runtime.device,
         "threads": runtime.threads,
         "takes_prompts": found.takes_prompts,
@@ -192,7 +218,7 @@ class Child:
         try:
             self._stdin.write(json.dumps(request) + "\n")
             self._stdin.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the process is gone, or was closed
             raise Died(self._story()) from error
 
     def read(self, timeout_s: float) -> dict[str, Any]:
@@ -215,6 +241,8 @@ class Child:
     def _story(self) -> str:
         """How it ended, and the last thing it wrote."""
         code = self._process.wait(timeout=30)
+        if self._errors.closed:
+            return "the process was ended"
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - TAIL_BYTES))
         last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -232,21 +260,3 @@ def _pump(source: IO[str] | None, lines: queue.Queue[str]) -> None:
     for line in source or ():
         lines.put(line)
     lines.put("")
-
-
-def environment(runtime: Runtime, dimension: str, base: Mapping[str, str]) -> dict[str, str]:
-    """Threads as told, GPUs hidden from a worker without one, and nothing fetched from anywhere."""
-    found = known(dimension)
-    kept = {name: value for name, value in base.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    threads = str(runtime.threads)
-    return {
-        **kept,
-        **({"CUDA_VISIBLE_DEVICES": ""} if runtime.device == "cpu" else {}),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENCV_FFMPEG_CAPTURE_OPTIONS": f"threads;{threads}",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        **runtime.environment,
-        **dict(found.environment if found else ()),
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from orchestrator.mistakes import ConfigError, nearest
 from orchestrator.paths import RunPaths
 
 ENDING = "_eval_results.json"
+ABOUT = "_evaluation.json"
+"""Beside a file of scores: what they are of."""
 KNOWN = tuple(dict.fromkeys((*T2V.dimensions, *I2V.dimensions)))
 TABLE_NAMES = {
     "video_text_camera_motion": "camera_motion",
@@ -30,6 +33,48 @@ def load_all(run_root: Path) -> dict[str, dict[str, dict[str, float]]]:
     for path in sorted(RunPaths(run_root).vbench.glob(f"*/*/*{ENDING}")):
         suite, arm = path.parent.parent.name, path.parent.name
         found.setdefault(suite, {})[arm] = load_scores(path)
+    return found
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Of how many videos a score is, and how many its dimension asks for."""
+
+    measured: int
+    asked: int
+
+    @property
+    def is_partial(self) -> bool:
+        return self.measured < self.asked
+
+    def __str__(self) -> str:
+        return f"{self.measured:,} of {self.asked:,} videos"
+
+
+def load_coverage(path: Path) -> dict[str, Coverage]:
+    """By dimension, of a file of scores that ``dvg evaluate`` wrote; empty for others. Raises ConfigError for a torn file."""
+    beside = path.with_name(path.name.removesuffix(ENDING) + ABOUT)
+    if not path.name.endswith(ENDING) or not beside.is_file():
+        return {}
+    try:
+        rows = json.loads(beside.read_text(encoding="utf-8"))["dimensions"]
+        return {str(name): _coverage(row) for name, row in rows.items() if row["score"] is not None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        told = f"{beside} cannot be read ({error}), so nobody knows of how many videos the scores are"
+        raise ConfigError([f"{told}; `dvg evaluate` writes it anew"]) from error
+
+
+def _coverage(row: Mapping[str, Any]) -> Coverage:
+    """What VBench leaves out by its own rule was measured; what its filter could not judge may be missing."""
+    measured = int(row["num_measured"]) + int(row["num_left_out"])
+    return Coverage(measured, max(int(row["num_videos"]), measured + len(row["failed"])) + int(row["num_missing"]))
+
+
+def load_all_coverage(run_root: Path) -> dict[str, dict[str, dict[str, Coverage]]]:
+    """:func:`load_coverage` of everything that :func:`load_all` reads."""
+    found: dict[str, dict[str, dict[str, Coverage]]] = {}
+    for path in sorted(RunPaths(run_root).vbench.glob(f"*/*/*{ENDING}")):
+        found.setdefault(path.parent.parent.name, {})[path.parent.name] = load_coverage(path)
     return found
 
 

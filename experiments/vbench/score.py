@@ -6,10 +6,11 @@ A total with a dimension missing is none: VBench's own script would count it as 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from experiments.vbench.normalise import I2V, T2V, Scheme, scale
+from experiments.vbench.results import Coverage
 from orchestrator.mistakes import unknown
 from orchestrator.suites import I2V_DIMENSIONS
 
@@ -61,6 +62,41 @@ def totals(raw: Mapping[str, float], suite: str = "vbench") -> Totals:
         of=of,
         counts=counts | {"total": (num, of)},
     )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The totals of an arm, and by dimension of how many videos they are, where that is known."""
+
+    totals: Totals
+    coverage: Mapping[str, Coverage]
+    partial: frozenset[str]
+    """Totals that count a dimension which lacks videos, by their names."""
+
+    def told(self, name: str) -> str:
+        """A total for people."""
+        mark = " (partial)" if name in self.partial and getattr(self.totals, name) is not None else ""
+        return self.totals.told(name) + mark
+
+    def as_json(self) -> dict[str, Any]:
+        """The totals; of a run with the videos they are of, and whether some are missing."""
+        if not self.coverage:
+            return self.totals.as_json()
+        videos = {name: asdict(found) for name, found in self.coverage.items()}
+        return {**self.totals.as_json(), "videos": videos, "partial": bool(self.lacking)}
+
+    @property
+    def lacking(self) -> dict[str, Coverage]:
+        """Dimensions that lack videos."""
+        return {name: found for name, found in self.coverage.items() if found.is_partial}
+
+
+def scored(raw: Mapping[str, float], suite: str, coverage: Mapping[str, Coverage]) -> Scored:
+    """Raises ValueError as :func:`totals`."""
+    known = {name: coverage[name] for name in raw if name in coverage}
+    lacking = {name for name, found in known.items() if found.is_partial}
+    groups = [name for name, dims in scheme_of(suite).groups.items() if lacking & set(dims)]
+    return Scored(totals(raw, suite), known, frozenset([*groups, *(["total"] if groups else [])]))
 
 
 def scheme_of(suite: str) -> Scheme:

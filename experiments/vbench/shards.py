@@ -66,6 +66,27 @@ class ShardStore:
                     found[line["key"]] = row
         return found
 
+    def earlier(self, dimension: str, tasks: Sequence[Task]) -> tuple[dict[str, Row], str] | None:
+        """Rows of these very videos by their keys of now, with what measured them: the latest version and weights that have them
+        all. None: no version and weights have, or there is no video.
+        """
+        stored = self.rows(dimension)
+        for version, weights in self._measured_with(dimension) if tasks else []:
+            rows = {task.key: stored.get(key_of(task.arm, dimension, version, weights, task.video)) for task in tasks}
+            found = {key: row for key, row in rows.items() if row is not None}
+            if len(found) == len(rows):
+                return found, f"VBench {version}{''.join(f', {name} {mark}' for name, _, mark in weights)}"
+        return None
+
+    def _measured_with(self, dimension: str) -> list[tuple[str, list[Any]]]:
+        """VBench's versions and weights that the shards of a dimension were measured with, the latest first."""
+        found: list[tuple[str, list[Any]]] = []
+        for path in sorted((self.root / dimension).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            told = _content(path)
+            if "vbench" in told and "weights" in told and (told["vbench"], told["weights"]) not in found:
+                found.append((told["vbench"], told["weights"]))
+        return found
+
 
 def _line(task: Task, row: Row) -> dict[str, Any]:
     told: dict[str, Any] = {"failed": row.failed} if row.failed is not None else {"record": _without_path(row.record)}
@@ -83,8 +104,14 @@ def with_path(record: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = _content(path).get("rows")
+    return [line for line in lines if isinstance(line, dict) and "key" in line] if isinstance(lines, list) else []
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Empty for a file that a person damaged."""
     try:
-        lines = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return [line for line in lines if "key" in line]
-    except (ValueError, KeyError, TypeError):
-        return []
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}

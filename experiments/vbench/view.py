@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from experiments.vbench.arm_videos import ArmVideos, read_arm
-from experiments.vbench.names import stem_of, video_name
+from experiments.vbench.names import stems_of, video_name
 from orchestrator.files import write_atomic
 from orchestrator.mistakes import ConfigError, RunError
 from orchestrator.paths import RunPaths
@@ -85,28 +85,47 @@ class View:
         """The lines that a dimension is measured on."""
         return tuple(line for line in self.lines if dimension in line.entry.dimensions)
 
+    def since(self, before: View | None) -> View:
+        """With the videos alone that ``before`` had not, or not of the same record."""
+        old = before.videos if before else {}
+        news = (tuple(v for v in line.there if v.name not in old or old[v.name].record != v.record) for line in self.lines)
+        return replace(self, lines=tuple(Line(line.entry, new) for line, new in zip(self.lines, news, strict=True)))
 
-def build_view(run: RunPaths | Path, suite: str, arm: str, records: Sequence[Record] | None = None) -> View:
+
+def build_view(
+    run: RunPaths | Path, suite: str, arm: str, records: Sequence[Record] | None = None, before: View | None = None
+) -> View:
     """:func:`plan_view`, with a link for every video that is there; links that no longer hold are removed.
 
-    May be called again while the run goes on. Raises as :func:`plan_view`, and RunError where the file system has no links.
+    May be called again while the run goes on; with what it gave ``before``, only what is new since is looked at and linked.
+    Raises as :func:`plan_view`, and RunError where the file system has no links.
     """
     view = plan_view(run, suite, arm, records)
-    link(view)
-    write_atomic(view.paths.vbench_suite(suite), json.dumps(view.suite.told, indent=2) + "\n")
+    link(view, before)
+    if before is None:
+        write_atomic(view.paths.vbench_suite(view.suite.name), json.dumps(view.suite.told, indent=2) + "\n")
     return view
 
 
-def plan_view(run: RunPaths | Path, suite: str, arm: str, records: Sequence[Record] | None = None) -> View:
+def bare(suite: str) -> str:
+    """A suite's name without the digest that it may be pinned by: what its folder is called."""
+    return suite.partition("@")[0]
+
+
+def plan_view(
+    run: RunPaths | Path, suite: str, arm: str, records: Sequence[Record] | None = None, may_be_empty: bool = False
+) -> View:
     """Which video of the run has which name; touches nothing. ``records`` None: those in the folder now.
 
-    ``suite`` is a suite's name, or ``custom`` for all prompts of the run. Raises ConfigError for an unknown suite or arm.
+    ``suite`` is a suite's name, or ``custom`` for all prompts of the run. Raises ConfigError for an unknown suite, and for an arm
+    without videos unless it ``may_be_empty``.
     """
     paths = run if isinstance(run, RunPaths) else RunPaths(run)
-    made = read_arm(paths, arm, records)
+    made = read_arm(paths, arm, records, may_be_empty)
     found, ids = _own(made) if suite == CUSTOM else _named(suite, made)
-    folder = paths.vbench_view(suite, arm)
-    stems = _stems(found, ids) if suite == CUSTOM else [entry.prompt for entry in found.entries]
+    folder = paths.vbench_view(bare(suite), arm)
+    own = stems_of({name: asked.prompt for name, asked in made.asked.items()}) if suite == CUSTOM else {}
+    stems = list(own.values()) or [entry.prompt for entry in found.entries]
     lines = tuple(
         Line(entry, tuple(_videos(paths, folder, stem, made.of(name, entry.num_videos))))
         for entry, stem, name in zip(found.entries, stems, ids, strict=True)
@@ -131,32 +150,38 @@ def _own(made: ArmVideos) -> tuple[Suite, list[str | None]]:
     return Suite(CUSTOM, entries, CUSTOM), list(made.asked)
 
 
-def _stems(suite: Suite, ids: Sequence[str | None]) -> list[str]:
-    """What stands for each prompt in its videos' names: a second one of the same text goes by its id."""
-    taken: dict[str, str] = {}
-    for entry, name in zip(suite.entries, ids, strict=True):
-        taken.setdefault(stem_of(entry.prompt, str(name)), str(name))
-    stems = {name: stem for stem, name in taken.items()}
-    return [stems.get(str(name), str(name)) for name in ids]
-
-
 def _videos(paths: RunPaths, folder: Path, stem: str, records: Sequence[Record | None]) -> Iterator[Video]:
     for index, record in enumerate(records):
         name = video_name(stem, index)
         yield Video(name, index, folder / name, record, None if record is None else paths.root / record.video)
 
 
-def link(view: View) -> None:
-    """Make the folder's links those of the view. Relative ones, so that a run may be moved; files that are no links stay."""
+def link(view: View, before: View | None = None) -> None:
+    """Make the folder's links those of the view. Relative ones, so that a run may be moved; files that are no links stay.
+
+    ``before``: a view whose links are there, so that only those of what is new or gone are touched.
+    """
     view.folder.mkdir(parents=True, exist_ok=True)
-    wanted = {v.name: os.path.relpath(v.source, view.folder) for v in view.videos.values() if v.source and v.source.is_file()}
-    there = {path.name: os.readlink(path) for path in view.folder.iterdir() if path.is_symlink()}
+    news = [video for video in view.since(before).videos.values() if video.source and video.source.is_file()]
+    wanted = {video.name: os.path.relpath(video.source or "", view.folder) for video in news}
+    there = _links(view.folder, _changed(view, before) if before else None)
     for name, target in there.items():
         if wanted.get(name) != target:
             (view.folder / name).unlink()
     for name, target in wanted.items():
         if there.get(name) != target:
             _symlink(target, view.folder / name)
+
+
+def _changed(view: View, before: View) -> list[str]:
+    """Names whose link is another since, or none."""
+    return [name for name, old in before.videos.items() if name not in view.videos or view.videos[name].record != old.record]
+
+
+def _links(folder: Path, names: Iterable[str] | None) -> dict[str, str]:
+    """The links of a folder, or of these names in it, and where they lead."""
+    paths = folder.iterdir() if names is None else (folder / name for name in names)
+    return {path.name: os.readlink(path) for path in paths if path.is_symlink()}
 
 
 def _symlink(target: str, path: Path) -> None:

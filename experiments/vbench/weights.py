@@ -5,11 +5,17 @@ A folder that was filled for VBench serves here as it is.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+END_BYTES = 1 << 16
+PASSING = {".git", ".locks", "__pycache__"}
+"""Folders inside folders of weights whose content changes without the weights."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +128,30 @@ def missing(wanted: Iterable[Weights], where: Mapping[str, Path]) -> list[str]:
 
 
 def fingerprint(wanted: Iterable[Weights], where: Mapping[str, Path]) -> list[list[Any]]:
-    """What tells these files from others of the same name: size, and a digest of both ends of each file."""
+    """What tells these files and folders from others of the same name: size, and a digest of both ends of each file."""
     found = (found_at(weights, where) for weights in wanted)
-    return [_mark(path) for path in found if path is not None and path.is_file()]
+    return [_mark_of(path) for path in found if path is not None]
 
 
-def _mark(path: Path, num_bytes: int = 1 << 16) -> list[Any]:
-    size = path.stat().st_size
+def _mark_of(path: Path) -> list[Any]:
+    """Name, bytes in all, digest. A folder's is of its files' names too, but neither of version control nor of compiled code."""
+    if path.is_file():
+        return list(_mark(path, *_touched(path)))
+    inside = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+    marks = [(name, *_mark(file, *_touched(file))[1:]) for name, file in inside.items() if not PASSING & set(Path(name).parts)]
+    told = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
+    return [path.name, sum(size for _, size, _ in marks), told]
+
+
+def _touched(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.cache
+def _mark(path: Path, size: int, touched_ns: int) -> tuple[str, int, str]:
+    """Read once, until the file is another."""
     with path.open("rb") as file:
-        head = file.read(num_bytes)
-        file.seek(max(0, size - num_bytes))
-        return [path.name, size, hashlib.sha256(head + file.read(num_bytes)).hexdigest()[:16]]
+        head = file.read(END_BYTES)
+        file.seek(max(0, size - END_BYTES))
+        return path.name, size, hashlib.sha256(head + file.read(END_BYTES)).hexdigest()[:16]

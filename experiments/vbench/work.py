@@ -10,7 +10,7 @@ from typing import Any
 from experiments.vbench.dimensions import STATIC_FILTER, known
 from experiments.vbench.process import Video
 from experiments.vbench.shards import Task, key_of
-from experiments.vbench.view import Line, View
+from experiments.vbench.view import CUSTOM, Line, View
 from experiments.vbench.view import Video as Named
 from experiments.vbench.weights import fingerprint, roots
 from orchestrator.suites import NUM_VIDEOS
@@ -38,9 +38,11 @@ def measuring(version: str, dimensions: Sequence[str], environment: Mapping[str,
 
 def tasks(view: View, dimension: str, measuring: Measuring) -> list[Task]:
     """The videos that are there: the first five of each prompt, as VBench takes them, or all of a run's own prompts."""
-    lines = [(line, line.there) for line in view.of(dimension)]
     return [
-        _task(view, line, video, dimension, measuring) for line, there in lines for video in there if video.index < NUM_VIDEOS
+        _task(view, line, video, dimension, measuring)
+        for line in view.of(dimension)
+        for video in line.there
+        if view.suite.name == CUSTOM or video.index < NUM_VIDEOS
     ]
 
 
@@ -57,12 +59,13 @@ def candidates(view: View, measuring: Measuring) -> list[Task]:
 def static(view: View, measuring: Measuring, verdicts: Mapping[str, bool]) -> list[Task]:
     """For temporal flickering: the first five videos of each prompt that are static, by the verdicts on the candidates' keys.
 
-    VBench's filter goes through the files in the order of their names, where 10 comes before 2.
+    VBench's filter goes through the files in the order of their names, where 10 comes before 2. A candidate that nobody has
+    judged yet may be static, and so is among them.
     """
     found: list[Task] = []
     for line in view.of(FLICKERING):
         in_turn = sorted(line.there, key=lambda video: video.name)
-        judged = [v for v in in_turn if verdicts.get(_task(view, line, v, STATIC_FILTER, measuring).key)]
+        judged = [v for v in in_turn if verdicts.get(_task(view, line, v, STATIC_FILTER, measuring).key, True)]
         kept = judged if line.entry.num_videos > NUM_VIDEOS else list(line.there)
         found += [_task(view, line, video, FLICKERING, measuring) for video in kept[:NUM_VIDEOS]]
     return found

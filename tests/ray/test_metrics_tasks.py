@@ -9,6 +9,9 @@ import platform
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,24 +96,51 @@ def test_a_free_cluster_measures_what_is_left_and_a_process_that_dies_costs_its_
     wanted = expected(ledger)
     doomed = next(r for r in ledger.records() if r.arm == "dvg")
 
-    def deadly(job: Job) -> Row:
+    def deadly(job: Job, idle: bool) -> Iterator[Any]:
         if job.record.item_key == doomed.item_key:
             os._exit(1)
-        from experiments.metrics.measure import measure
+        from experiments.metrics.tasks import attempt
 
-        return measure(job)
+        yield from attempt(job, idle)
 
-    monkeypatch.setattr(tasks, "measure_alone", deadly)
+    monkeypatch.setattr(tasks, "attempt", deadly)
     monkeypatch.setattr(tasks, "MAX_RETRIES", 0)
     beside = Beside(Measurements(ledger, WISH), tasks_per_node=1, records=ledger.records())
-    beside.drain()
-    assert [one.record.item_key for one in beside.lost] == [doomed.item_key]
+    assert beside.drain() is None
+    assert [one.record.item_key for one in beside.fatal] == [doomed.item_key]
     assert figures(load_quality(ledger.paths)).keys() == wanted.keys() - {doomed.item_key}
     monkeypatch.undo()
     again = Beside(Measurements(ledger, WISH), tasks_per_node=1, records=ledger.records())
     again.drain()
     assert (again.num_measured, again.lost) == (1, [])
     assert figures(load_quality(ledger.paths)) == {key: pytest.approx(row, rel=1e-5) for key, row in wanted.items()}
+
+
+def test_where_others_hold_every_cpu_the_rest_is_left_and_said_to_be(
+    ledger: Ledger, ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @ray.remote(num_cpus=4)
+    class Busy:
+        def there(self) -> bool:
+            return True
+
+    busy = Busy.remote()
+    assert ray.get(busy.there.remote())
+    monkeypatch.setattr(tasks, "NO_CPU_S", 2.0)
+    beside = Beside(Measurements(ledger, WISH), tasks_per_node=1, records=ledger.records())
+    assert beside.drain() == "no CPU of the cluster was free for 2 s"
+    assert beside.num_left == 6
+    ray.kill(busy)
+
+
+def test_a_task_that_cannot_see_the_run_says_so_with_its_node(ledger: Ledger, ray: Any, tmp_path: Path) -> None:
+    beside = Beside(Measurements(ledger, WISH), tasks_per_node=1, records=ledger.records())
+    elsewhere = tmp_path / "videos" / "full" / "p" / "0.mp4"
+    for host, jobs in beside._waiting.items():
+        beside._waiting[host] = deque(dataclasses.replace(job, video=elsewhere) for job in jobs)
+    assert beside.drain() == "no node of the cluster sees the run's folder"
+    assert beside._blind == {node["NodeID"] for node in ray.nodes()}
+    assert load_quality(ledger.paths) == []
 
 
 def test_a_video_waits_for_its_reference_and_one_elsewhere_for_a_node_of_the_run(ledger: Ledger, ray: Any) -> None:

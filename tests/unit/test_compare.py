@@ -18,7 +18,7 @@ from experiments.summary import arm_stats
 from experiments.vbench.normalise import T2V
 from orchestrator.mistakes import ConfigError
 from orchestrator.paths import RunPaths
-from tests.fakerun import make_failure
+from tests.fakerun import PROMPTS, make_failure
 from tests.unit.comparing import arm_records, write_run
 
 
@@ -127,7 +127,7 @@ def test_imaging_quality_of_videos_is_scaled_as_its_score_is(tmp_path: Path) -> 
     for arm, score in (("full", 60.0), ("dvg", 66.0)):
         path = paths.vbench_results("vbench", arm)
         path.parent.mkdir(parents=True)
-        videos = [{"video_path": f"{text}-0.mp4", "video_results": score} for text in "abc"]
+        videos = [{"video_path": f"{text}-0.mp4", "video_results": score} for text in PROMPTS.values()]
         path.write_text(json.dumps({"imaging_quality": [score / 100, videos]}))
     found = row(of(tmp_path / "run"), "dvg").figures["vbench.imaging_quality"].difference
     assert found is not None

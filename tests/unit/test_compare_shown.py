@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -21,7 +22,7 @@ from experiments.compare.table import tables
 from orchestrator.cli import app
 from orchestrator.mistakes import ConfigError
 from tests.fakerun import make_failure, make_record
-from tests.unit.comparing import arm_records, write_run
+from tests.unit.comparing import arm_records, write_run, write_scores
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,17 @@ def test_tables_fit_the_terminal_and_cut_no_figure(demo: Comparison, width: int)
     for figure in ("16/17", "2.00x", "28.75 [27.75, 29.75]", "-0.0010 [-0.0018, -0.0003]", "25%", "0.9650-", "0.9750+"):
         assert figure in text
     assert ("executed" in text, "[2.00, 2.00]" in text) == (width >= 120, width >= 120)
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> None:
+    names = {"full": "[/full]", "dvg": "[bold]dvg", "tiny": "[link=x]"}
+    records = [dataclasses.replace(record, arm=names[record.arm]) for record in arm_records(num_prompts=2)]
+    paths = write_run(tmp_path / "run", records, vbench={"full": 0.97}, reference="[/full]")
+    for name in names.values():
+        write_scores(paths, name, 0.9)
+    out = shown(compare(read_runs([str(tmp_path / "run")])), 200)
+    assert "less [/full]" in out
+    assert {name: out.count(name) >= 3 for name in names.values()} == dict.fromkeys(names.values(), True)
 
 
 def test_long_names_of_arms_are_folded_and_their_figures_stay_whole(tmp_path: Path) -> None:

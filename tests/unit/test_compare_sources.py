@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
+from experiments.compare.arms import arms_of
 from experiments.compare.comparison import compare
 from experiments.compare.export import as_json
 from experiments.compare.sources import Run, read_runs, told_apart
@@ -63,6 +64,8 @@ def test_a_run_behind_a_url_is_as_its_folder(tmp_path: Path) -> None:
         ("nowhere", ["'nowhere' is no run folder", "MLFLOW_TRACKING_URI", "mlflow:nowhere@URI"]),
         ("mlflow:", ["names no experiment"]),
         ("mlflow:dvg@sqlite:///not-there.db", ["not-there.db", "is not there"]),
+        ("mlflow:dvg@sqlite:///not-there.db?password=secret", ["not-there.db", "is not there"]),
+        ("mlflow:@http://me:secret@nowhere", ["names no experiment"]),
         ("s3://user:secret@bucket/run", ["plain URL"]),
     ],
 )
@@ -107,7 +110,9 @@ def test_measurements_of_a_video_made_again_are_left_out(tmp_path: Path) -> None
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RunPaths, str]]:
     """By how prompts are kept: a run with a failure and scores, and the tracking URI that it was mirrored to."""
     root = tmp_path_factory.mktemp("tracked")
-    MlflowClient(tracking_uri=f"sqlite:///{root / 'runs.db'}").search_experiments()  # laying one out takes seconds
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)  # where artifacts go by default
+        MlflowClient(tracking_uri=f"sqlite:///{root / 'runs.db'}").search_experiments()  # laying one out takes seconds
     shutil.copy(root / "runs.db", root / "steps.db")
     return {kept: (_mirrored(root / kept, kept, f"sqlite:///{root / kept}.db"), f"sqlite:///{root / kept}.db") for kept in KEPT}
 
@@ -142,6 +147,10 @@ def test_an_experiment_compares_as_the_run_folder_it_mirrors(
     paths, uri = tracked[kept]
     here, there = figures(read_runs([str(paths.root)])), figures(read_runs([f"mlflow:dvg@{uri}"]))
     assert here.keys() == there.keys() == {"full", "dvg", "tiny"}
+    ours, theirs = (arms_of(read_runs([place])) for place in (str(paths.root), f"mlflow:dvg@{uri}"))
+    assert [(arm.name, arm.references, arm.reference_arms) for arm in ours] == [
+        (arm.name, arm.references, arm.reference_arms) for arm in theirs
+    ]
     for arm, row in here.items():
         assert {k: (v, there[arm].get(k)) for k, v in row.items() if not alike(v, there[arm].get(k))} == {}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.interrupts import kept_interrupts
+from orchestrator.interrupts import interrupting_sigterm, kept_interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +71,29 @@ def test_somebody_elses_handling_stays() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_nobody_asked_for_is_passed_on_at_the_end(number: signal.Signals) -> None:
+    with interrupting_sigterm(), pytest.raises(KeyboardInterrupt), kept_interrupts():
+        os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_has_nothing_to_put_in_order_asks_for_either(number: signal.Signals) -> None:
+    with kept_interrupts() as kept:
+        kept.raise_any()
+        os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            kept.raise_any()
+
+
+def test_sigterm_interrupts_once_also_after_somebody_took_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interrupting_sigterm() as take:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        take()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

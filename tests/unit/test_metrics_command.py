@@ -12,6 +12,7 @@ import yaml
 
 from experiments.metrics import perceptual
 from orchestrator.cli_metrics import MetricsOptions, beside_of, run_metrics
+from orchestrator.cli_plan import run_doctor
 from orchestrator.config import build_sweep
 from orchestrator.ledger import Ledger
 from orchestrator.mistakes import ConfigError
@@ -112,3 +113,26 @@ def test_a_spec_without_metrics_measures_afterwards_and_one_with_them_meanwhile(
 def test_mistakes_in_a_spec_are_named_with_the_choices(metrics: dict[str, Any], match: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=match):
         build_sweep(spec(metrics=metrics), tmp_path)
+
+
+def doctors(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run_doctor(as_json=True) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert isinstance(row, dict)
+    return row
+
+
+def test_doctor_says_where_the_weights_of_lpips_are_or_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.doctor.examine", list)
+    monkeypatch.setattr("orchestrator.cli_evaluate.vbench_findings", list)
+    monkeypatch.setenv(perceptual.FOLDER, str(tmp_path))
+    row = doctors(capsys)
+    assert (row["topic"], row["state"]) == ("lpips weights", "missing")
+    assert all(word in row["found"] for word in (str(tmp_path), perceptual.SOURCE, perceptual.FOLDER))
+    (tmp_path / perceptual.BACKBONE).touch()
+    assert doctors(capsys) | {"gives": ""} == {
+        "topic": "lpips weights", "state": "ok", "found": str(tmp_path / perceptual.BACKBONE), "gives": "",
+    }  # fmt: skip

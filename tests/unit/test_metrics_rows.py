@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -90,6 +92,16 @@ def test_a_line_torn_by_a_crash_does_not_take_the_next_one_with_it(ledger: Ledge
     assert sorted(again, key=str) == sorted(first, key=str) == sorted(load_quality(ledger.paths), key=str)
 
 
+@pytest.mark.parametrize("line", ['{"item_key": nonsense}', '{"psnr": 1.0}', "[1, {}]"])
+def test_a_line_that_is_no_row_counts_as_not_measured(ledger: Ledger, line: str) -> None:
+    rows, _ = measured(ledger)
+    lines = ledger.paths.quality.read_text().splitlines()
+    ledger.paths.quality.write_text("\n".join([line, *lines[1:]]) + "\n")
+    again, done = measured(ledger)
+    assert len(done) == 1
+    assert sorted(again, key=str) == sorted(rows, key=str)
+
+
 def test_only_a_video_made_again_or_compared_with_one_is_measured_again(ledger: Ledger) -> None:
     measured(ledger, ("psnr", "flicker"))
     records = [dataclasses.replace(r, sha256="again") if r == of(ledger, "full") else r for r in ledger.records()]
@@ -157,6 +169,16 @@ def test_a_video_that_is_not_what_its_record_says_is_named_counted_and_measured_
     assert [set(values_of(row)) for row in rows if row["item_key"] == record.item_key] == [{"psnr", "flicker", "frames_ok"}]
 
 
+def test_nothing_is_known_any_more_of_a_video_that_broke_after_it_was_measured(ledger: Ledger) -> None:
+    measured(ledger)
+    record = of(ledger, "dvg")
+    damaged(ledger, record, torn)
+    rows, _ = measured(ledger, (*BOTH, "flicker"))
+    [(row, _why)] = broken(rows)
+    assert (row["item_key"], values_of(row)) == (record.item_key, {"frames_ok": 0.0})
+    assert row in load_quality(ledger.paths)
+
+
 @pytest.mark.parametrize("why", DAMAGES)
 def test_what_needs_no_reference_is_measured_though_the_reference_is_broken(ledger: Ledger, why: str) -> None:
     damaged(ledger, of(ledger, "full"), DAMAGES[why])
@@ -191,6 +213,20 @@ def test_a_video_whose_measuring_fails_costs_no_other(ledger: Ledger, monkeypatc
     lost = complete(measurements, ledger.records())
     assert [(one.record.arm, one.why) for one in lost] == [("dvg", "RuntimeError: CUDA out of memory")] * 2
     assert {row["arm"] for row in measurements.rows(ledger.records())} == {"other"}
+
+
+def test_a_file_that_a_file_system_does_not_give_is_no_broken_video(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that goes between two looks, or a disk that fails: PyAV's errors are the system's then."""
+
+    def opened(*arguments: object, **options: object) -> None:
+        raise av.error.OSError(errno.ESTALE, "Stale file handle")
+
+    assert {row["frames_ok"] for row in measured(ledger, ("frames_ok",))[0]} == {1.0}
+    ledger.paths.quality.unlink()
+    monkeypatch.setattr("stages.video.av.open", opened)
+    measurements = Measurements(ledger, Wish(("frames_ok",), None))
+    assert ["Stale file handle" in one.why for one in complete(measurements, ledger.records())] == [True] * 6
+    assert load_quality(ledger.paths) == []
 
 
 def test_every_metric_of_an_ordinary_video_has_a_number_or_a_reason(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,12 @@ from PIL import Image
 
 from experiments.report import Options, report_of, write_report
 from experiments.report.action_map import COLUMNS, ROWS, action_maps
+from experiments.report.clips import prompts_of
 from experiments.report.material import Source, gather
-from experiments.report.quality import front_of, measured
+from experiments.report.quality import front_of, measured, quality_table
 from experiments.report.radar import boards, totals_of
 from experiments.report.sheet import MOST_PROMPTS, chosen
+from experiments.summary import arm_stats, table_rows
 from experiments.vbench.normalise import T2V
 from orchestrator.config import build_sweep
 from orchestrator.ledger import Ledger
@@ -55,6 +57,32 @@ def test_a_policy_that_cannot_be_read_leaves_the_plane_without_a_background(arm:
     (found,) = action_maps(demanding(3), {"arms": [arm] if arm else []})
     assert found.tiles == ()
     assert len(found.chart.marks) == 3
+
+
+def test_a_figure_that_the_table_of_arms_has_is_in_no_second_table() -> None:
+    records = make_records(1)
+    rows = [quality_row(r) | {"semantic_colour": 1.0, "latent_cosine": 0.5} for r in records]
+    heads, (_, table) = table_rows(arm_stats(records, rows))[0], quality_table(["full"], measured(records, rows, {}), ())
+    assert set(heads) >= {"PSNR dB", "SSIM", "semantic"}
+    assert len(table[0]) == 5
+    assert quality_table(["full"], measured(records, rows, {}), heads) == (["arm"], [["full"]])
+
+
+def test_the_run_s_own_prompts_have_scores_and_no_totals() -> None:
+    raw = {"full": {"motion_smoothness": 0.9}}
+    own, suite = boards(totals_of({"custom": raw, "vbench": raw}), {}, {"full": 0})
+    assert (own.totals, own.rows == suite.rows, len(suite.totals)) == ((), True, 3)
+
+
+def test_a_clip_of_another_shape_or_text_has_no_speedup_and_says_so() -> None:
+    records = [make_record("dvg"), make_record("large", width=96), make_record("else", prompt="another"), make_record("full")]
+    names = [record.arm for record in records]
+    (prompt,) = prompts_of(records, [], [], {}, dict.fromkeys(names, 1), names, "full")
+    told = {clip.arm: (clip.speedup, clip.unlike) for clip in prompt.clips}
+    assert prompt.text == records[-1].prompt
+    assert told["dvg"] == (2.0, "")
+    assert told["large"] == (None, "another shape: 9 frames of 96 x 48, full's 9 frames of 48 x 48")
+    assert told["else"] == (None, "made of another text: another")
 
 
 def test_the_front_follows_which_way_is_better() -> None:

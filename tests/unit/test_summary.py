@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -54,6 +55,17 @@ def test_speedup_compares_only_prompts_that_both_arms_have() -> None:
     assert (full.arm, full.speedup, dvg.speedup) == ("full", 1.0, 2.0)
 
 
+@pytest.mark.parametrize("other", [{"prompt": "else"}, {"width": 96}, {"height": 96}, {"num_frames": 17}, {"seed": 1}])
+def test_speedup_is_over_videos_of_one_task(other: dict[str, Any]) -> None:
+    records = [
+        make_record("full", "orbit", denoise_s=8.0),
+        make_record("dvg", "orbit", denoise_s=4.0),
+        make_record("full", "drift", denoise_s=100.0),
+        make_record("dvg", "drift", denoise_s=1.0, **other),
+    ]
+    assert [stats.speedup for stats in arm_stats(records, reference_arm="full")] == [1.0, 2.0]
+
+
 def test_speedup_counts_the_ranks_that_a_stage_ran_on() -> None:
     wide = make_record("full", "orbit", denoise_s=2.0, stage_s="2.0", stage_degrees="8")
     mixed = make_record("dvg", "orbit", denoise_s=4.0, stage_s="2.0|1.0|1.0", stage_degrees="1|2|4")
@@ -94,6 +106,13 @@ def test_the_table_fits_80_columns_and_shows_every_arm_its_failures_and_its_spee
     assert max(map(len, text.splitlines())) <= 80
     assert "2.00x" in text
     assert text.index("full") < text.index("dvg")
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is() -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(arm_table(arm_stats([make_record("[/full]"), make_record("[red]")]), title="[/demo]"))
+    text = console.export_text()
+    assert all(name in text for name in ("[/full]", "[red]", "[/demo]"))
 
 
 def test_an_arm_of_which_every_item_was_given_up_is_a_row_without_figures() -> None:

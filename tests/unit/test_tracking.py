@@ -158,6 +158,23 @@ def test_records_are_sent_as_they_are_written_and_none_twice(tmp_path: Path) -> 
     assert counts == [1, 1, 1, 2, 2, 3, 3, 4]
 
 
+def test_a_failure_that_goes_while_it_is_looked_at_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when its item is made after all."""
+    records = make_records(1)
+    paths = make_run(tmp_path, records, make_spec(records, videos="none"), videos=False)
+    make_failure(paths)
+    told: list[dict[str, Any]] = []
+    follower, glob, gone = Follower(paths, told.append), Path.glob, paths.failures / "gone.failure.json"
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: [*glob(path, pattern), *[gone] * (path == paths.failures)])
+    follower.look()
+    assert follower._new_failures() == {}
+    assert follower.finish()
+    monkeypatch.setattr(follower, "_new_failures", lambda: {gone: 0})
+    follower.look()
+    assert told == []
+    assert Counter(run.info.status for run in by_level(paths)["prompt"]) == {"FINISHED": 2, "FAILED": 1}
+
+
 def test_a_run_whose_making_was_not_answered_is_found_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "PAUSE_S", 0.0)
     monkeypatch.setattr(mlflow_runs, "sqlite_store", lambda client: None)

@@ -13,10 +13,11 @@ import yaml
 from mlflow import MlflowClient
 from pydantic import ValidationError
 
-from experiments import tracking
+from experiments import mlflow_prompts, tracking
 from experiments.mlflow_cohort import prompts_digest, recipe
 from experiments.mlflow_plan import Plan
 from experiments.mlflow_rows import RUNS_UP_TO, arm_params, chosen_pairs, layout_of, quality_metrics, vbench_metrics
+from experiments.mlflow_runs import Known, Runs
 from experiments.mlflow_store import Changes
 from experiments.mlflow_table import read_back
 from experiments.mlflow_traces import parts_of
@@ -83,6 +84,41 @@ def test_steps_again_add_nothing_and_what_came_since_is_added_at_steps_of_its_ow
     measured(paths, 31.0, records)
     assert mirror(paths) == Changes(6, 0, 3)
     assert len(history(paths, "dvg", "prompt/quality.psnr")) == 6
+
+
+@pytest.mark.parametrize("psnr", [20.0, 30.0])
+def test_what_was_measured_again_replaces_what_was_there_be_it_higher_or_lower(tmp_path: Path, psnr: float) -> None:
+    records = make_records(1)
+    paths = make_run(tmp_path, records, make_spec(records, videos="none"), videos=False)
+    measured(paths, 25.0, records)
+    mirror(paths)
+    measured(paths, psnr, records)
+    assert mirror(paths) == Changes(2, 0, 1)
+    prompts = [run for run in by_level(paths)["prompt"] if run.data.params["arm"] == "dvg"]
+    assert [run.data.metrics["quality.psnr"] for run in (*prompts, arms(paths)["dvg"])] == [psnr, psnr]
+    assert mirror(paths) == Changes(2, 0, 0)
+
+
+def test_steps_are_written_a_part_at_a_time_and_a_crash_loses_only_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_prompts, "AT_ONCE", 2)
+    records = [make_record("dvg", f"p{n}") for n in range(5)]
+    paths = make_run(tmp_path, records, make_spec(records, per_prompt="steps", videos="none"), videos=False)
+    log_points, calls = Runs.log_points, []
+
+    def crash(runs: Runs, known: Known, points: Any) -> None:
+        log_points(runs, known, points)
+        calls.append(known)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runs, "log_points", crash)
+    with pytest.raises(KeyboardInterrupt):
+        mirror(paths)
+    assert [step for step, _, _ in history(paths, "dvg", "prompt/density")] == [0, 1, 2, 3]
+    assert mirror(paths) == Changes(5, 1, 0)
+    assert [step for step, _, _ in history(paths, "dvg", "prompt/density")] == [0, 1, 2, 3, 4]
 
 
 def test_a_prompt_keeps_its_step_and_one_that_the_spec_lacks_gets_the_next(tmp_path: Path) -> None:

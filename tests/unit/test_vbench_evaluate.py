@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from experiments.vbench import campaign
+from experiments.vbench import campaign, integrity
 from experiments.vbench.campaign import Campaign, Options, only_one
-from experiments.vbench.integrity import check_view
+from experiments.vbench.integrity import count_frames
 from experiments.vbench.outcome import ArmOutcome
 from experiments.vbench.probe import VARIABLE, interpreter
 from experiments.vbench.results import load_all
@@ -26,16 +25,17 @@ from tests.fakerun import make_record, make_spec
 from tests.fakevbench import PROMPTS, loads, text_record, text_run, write_environment, write_weights
 
 FLICKERING = "temporal_flickering"
+NUM_FRAMES = make_record().num_frames
 
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An interpreter whose VBench is played, and a cache of weights; every video counts as whole unless its bytes changed."""
+    """An interpreter whose VBench is played, and a cache of weights; every video counts as whole."""
     root = tmp_path / "env"
     runtime = write_environment(root)
     monkeypatch.setenv(VARIABLE, runtime.python)
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(campaign, "check_view", lambda view: dataclasses.replace(check_view(view), broken=(), wrong_frames=()))
+    monkeypatch.setattr(integrity, "count_frames", lambda path, num_bytes=0, deep=False: NUM_FRAMES)
     return root
 
 
@@ -127,7 +127,7 @@ def test_a_video_cut_short_after_its_record_is_named_and_not_scored(tmp_path: Pa
 def test_videos_that_are_not_whole_are_told_by_the_check_before_and_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaign, "check_view", check_view)
+    monkeypatch.setattr(integrity, "count_frames", count_frames)
     paths = text_run(tmp_path / "run", ["0.25"])
     found = measure(paths)["full"].dimensions[FLICKERING]
     assert found.score is None

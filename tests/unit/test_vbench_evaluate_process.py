@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from experiments.vbench import process
-from experiments.vbench.process import Runtime, Unavailable, VBenchWorker, environment
-from tests.fakevbench import BROKEN, loads, write_environment, write_videos
+from experiments.vbench.process import Runtime, Unavailable, VBenchWorker
+from experiments.vbench.surroundings import environment
+from tests.fakevbench import BROKEN, loads, write_environment, write_videos, write_weights
 
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> Runtime:
-    return write_environment(tmp_path / "env")
+    """With the weights of what the tests load."""
+    names = ("motion_smoothness", "imaging_quality", "overall_consistency", "human_action", BROKEN)
+    write_weights(tmp_path / "cache", *names)
+    found = write_environment(tmp_path / "env")
+    return dataclasses.replace(found, environment={"VBENCH_CACHE_DIR": str(tmp_path / "cache")})
 
 
 @pytest.fixture
@@ -72,8 +78,8 @@ def test_a_dimension_that_cannot_be_loaded_says_why(worker: VBenchWorker, tmp_pa
     videos = write_videos(tmp_path / "a", ["0.5"])
     with pytest.raises(Unavailable, match="weights of another network"):
         worker.score(BROKEN, videos)
-    with pytest.raises(Unavailable, match=r"No module named 'vbench\.color'"):
-        worker.score("color", videos)
+    with pytest.raises(Unavailable, match=r"No module named 'vbench\.imaging_quality'"):
+        worker.score("imaging_quality", videos)
     with pytest.raises(Unavailable, match="does not measure"):
         worker.score("camera_motion", videos)
     assert worker.score("temporal_flickering", videos).rows[0].record is not None
@@ -111,6 +117,30 @@ def test_a_function_that_loads_its_model_at_each_call_still_names_the_one_bad_vi
     found = scores(worker, tmp_path / "a", ["1", flaw, "0"], "human_action")
     assert [found[0], found[2]] == [1.0, 0.0]
     assert isinstance(found[1], str)
+
+
+def test_files_that_the_workers_own_node_lacks_are_told_with_the_node_and_no_process_is_started(
+    worker: VBenchWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "cache/amt_model/amt-s.pth").unlink()
+    with pytest.raises(Unavailable, match=f"{platform.node()} has no AMT-S at .*amt-s.pth") as told:
+        worker.score("motion_smoothness", write_videos(tmp_path / "a", ["0.5"]))
+    assert "huggingface.co" in str(told.value)
+    assert not loads(tmp_path / "env")
+
+
+def test_one_thread_is_told_to_every_library_that_has_its_own_say(runtime: Runtime) -> None:
+    found = environment(dataclasses.replace(runtime, threads=3), "temporal_flickering", {"OMP_NUM_THREADS": "64"})
+    told = {name: value for name, value in found.items() if name.endswith(("_NUM_THREADS", "_FFMPEG_THREADS"))}
+    assert set(told.values()) == {"3"}
+    assert {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FFMPEG_THREADS"} <= set(told)
+
+
+def test_freed_frames_are_kept_for_the_next_unless_somebody_says_otherwise(runtime: Runtime) -> None:
+    assert int(environment(runtime, "temporal_flickering", {})["MALLOC_TRIM_THRESHOLD_"]) > int(
+        environment(runtime, "temporal_flickering", {})["MALLOC_MMAP_THRESHOLD_"]
+    )
+    assert environment(runtime, "temporal_flickering", {"MALLOC_TRIM_THRESHOLD_": "7"})["MALLOC_TRIM_THRESHOLD_"] == "7"
 
 
 def test_workers_fetch_nothing_and_see_no_gpu_unless_they_have_one(runtime: Runtime) -> None:

@@ -1,27 +1,24 @@
-"""VBench's own torchrun mode, and the filter of static videos before temporal flickering; VBench itself is played."""
+"""The filter of static videos before temporal flickering; VBench itself is played."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from experiments.vbench import campaign
+from experiments.vbench import integrity
 from experiments.vbench.campaign import Campaign, Options, sweep_over
-from experiments.vbench.integrity import check_view
 from experiments.vbench.probe import VARIABLE
-from experiments.vbench.torchrun import run_torchrun
-from orchestrator.mistakes import ConfigError, RunError
 from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
 from orchestrator.store import FolderStore
 from orchestrator.suite_files import load_suite
 from tests.fakerun import make_record, make_spec
-from tests.fakevbench import finished, loads, record_of, text_run, write_environment, write_weights
+from tests.fakevbench import finished, record_of, text_run, write_environment, write_weights
 
 FLICKERING = "temporal_flickering"
+NUM_FRAMES = make_record().num_frames
 FILTERED = "vbench-temporal_flickering-filtered"
 
 
@@ -29,46 +26,12 @@ FILTERED = "vbench-temporal_flickering-filtered"
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(VARIABLE, write_environment(tmp_path / "env").python)
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(campaign, "check_view", lambda view: dataclasses.replace(check_view(view), broken=(), wrong_frames=()))
+    monkeypatch.setattr(integrity, "count_frames", lambda path, num_bytes=0, deep=False: NUM_FRAMES)
     return tmp_path / "env"
 
 
 def silent(line: str) -> None:
     """Nobody listens."""
-
-
-def test_torchrun_without_a_gpu_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="NCCL"):
-        run_torchrun(text_run(tmp_path / "run", ["0.25"]), Options(dims=FLICKERING), silent)
-
-
-def test_torchrun_gives_vbenchs_own_results_and_runs_each_set_of_videos_once(
-    tmp_path: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_GPUS", "2")
-    paths = text_run(tmp_path / "run", ["0.25", "0.5"])
-    for _ in range(2):
-        found = run_torchrun(paths, Options(dims="quality"), silent)["full"]
-        assert found.dimensions[FLICKERING].score == 0.375
-        assert found.dimensions["dynamic_degree"].unavailable
-        assert found.about["reduce"] == "official_torchrun"
-        assert set(json.loads(paths.vbench_results("custom", "full").read_text())) == {FLICKERING}
-    assert loads(environment) == [FLICKERING]
-
-
-def test_a_torchrun_that_fails_tells_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_GPUS", "2")
-    with pytest.raises(RunError, match="moov atom not found"):
-        run_torchrun(text_run(tmp_path / "run", ["0.25", "bad"]), Options(dims=FLICKERING), silent)
-
-
-def test_torchruns_rendezvous_stays_on_this_machine(tmp_path: Path, environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_GPUS", "2")
-    told: list[str] = []
-    run_torchrun(text_run(tmp_path / "run", ["0.25"]), Options(dims=FLICKERING), told.append)
-    line = next(line for line in told if "torch.distributed.run" in line)
-    assert "--nproc_per_node=2" in line
-    assert "--rdzv_endpoint=127.0.0.1:0" in line
 
 
 def candidates_run(root: Path, **changed: str) -> RunPaths:

@@ -174,6 +174,50 @@ def test_a_run_is_scored_suite_by_suite_and_arm_by_arm(tmp_path: Path) -> None:
     assert "n/a (1/16 dimensions)" in printed
 
 
+def covered(root: Path, **dimensions: dict[str, Any]) -> Path:
+    """What ``dvg evaluate`` leaves beside the scores; by default all five videos of each dimension."""
+    whole = {"score": 0.5, "num_measured": 5, "num_videos": 5, "num_missing": 0, "num_left_out": 0, "failed": {}}
+    rows = {dim: whole | dimensions.get(dim, {}) for dim in HALF}
+    return write(RunPaths(root).vbench_arm("vbench", "full") / "full_evaluation.json", {"dimensions": rows})
+
+
+def test_scores_say_of_how_many_videos_they_are_and_totals_of_fewer_are_marked_partial(tmp_path: Path) -> None:
+    root = evaluated(tmp_path / "run", {"vbench": {"full": HALF}})
+    covered(root, color={"num_measured": 3, "num_videos": 4, "failed": {"a": "why"}, "num_missing": 1})
+    printed = run(str(root)).stdout
+    assert "3 of 5 videos" in printed
+    assert printed.count("5 of 5 videos") == 15
+    assert "14.34 % " in printed
+    assert "14.34 % (partial)" not in printed
+    assert "84.55 % (partial)" in printed
+    assert "28.38 % (partial)" in printed
+    assert "full is partial, scored on the videos that there are: color (3 of 5 videos)" in printed
+    told = json.loads(run(str(root), "--json").stdout)["vbench"]["full"]
+    assert told["partial"] is True
+    assert told["videos"]["color"] == {"measured": 3, "asked": 5}
+    alone = run(str(RunPaths(root).vbench_results("vbench", "full"))).stdout
+    assert "84.55 % (partial)" in alone
+
+
+def test_videos_that_vbench_leaves_out_by_its_own_rule_make_no_score_partial(tmp_path: Path) -> None:
+    root = evaluated(tmp_path / "run", {"vbench": {"full": HALF}})
+    covered(root, color={"num_measured": 3, "num_left_out": 2})
+    assert "partial" not in run(str(root)).stdout
+    assert json.loads(run(str(root), "--json").stdout)["vbench"]["full"]["partial"] is False
+
+
+def test_a_candidate_that_the_filter_could_not_judge_makes_flickering_partial(tmp_path: Path) -> None:
+    root = evaluated(tmp_path / "run", {"vbench": {"full": HALF}})
+    covered(root, temporal_flickering={"failed": {"a": "static filter: torn"}})
+    assert "temporal_flickering (5 of 6 videos)" in run(str(root)).stdout
+
+
+def test_a_torn_file_beside_the_scores_is_named(tmp_path: Path) -> None:
+    root = evaluated(tmp_path / "run", {"vbench": {"full": HALF}})
+    covered(root).write_text("{")
+    assert "full_evaluation.json cannot be read" in str(run(str(root)).exception)
+
+
 def test_totals_that_do_not_compare_with_the_leaderboard_say_so(tmp_path: Path) -> None:
     root = evaluated(tmp_path / "run", {"vbench-100": {"full": HALF}})
     assert "of a part of VBench's prompts (vbench-100)" in run(str(root)).stdout
@@ -196,7 +240,7 @@ def test_a_run_without_results_says_how_to_get_some(tmp_path: Path) -> None:
 def test_results_are_packed_for_the_leaderboard(tmp_path: Path) -> None:
     root = evaluated(tmp_path / "run", {"vbench": {"full": HALF}})
     write(RunPaths(root).vbench_arm("vbench", "full") / "full_full_info.json", [])
-    write(RunPaths(root).vbench_arm("vbench", "full") / "full_evaluation.json", {})
+    write(RunPaths(root).vbench_arm("vbench", "full") / "full_evaluation.json", {"dimensions": {}})
     assert run(str(root), "--export", str(tmp_path / "out")).exit_code == 0
     with zipfile.ZipFile(tmp_path / "out" / "vbench-full.zip") as archive:
         assert archive.namelist() == ["full_eval_results.json", "full_full_info.json"]

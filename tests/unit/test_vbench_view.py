@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.vbench.integrity import check, check_view
-from experiments.vbench.names import MAX_NAME_BYTES, parse_name, stem_of, video_name
+from experiments.vbench.names import MAX_NAME_BYTES, parse_name, stem_of, stems_of, video_name
 from experiments.vbench.view import build_view, plan_view
 from orchestrator.files import append_whole
 from orchestrator.ledger import Ledger
 from orchestrator.mistakes import ConfigError
-from orchestrator.paths import RunPaths
+from orchestrator.paths import RunPaths, file_name
 from orchestrator.prompts import prompt_id
 from orchestrator.suite_files import load_suite
 from orchestrator.types import Record
@@ -195,6 +195,39 @@ def test_the_prompts_of_any_run_are_a_suite_of_their_own(make: Make) -> None:
     assert "human_action" not in view.suite.dimensions
     assert "motion_smoothness" in view.suite.dimensions
     assert check_view(view).ok
+
+
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "a~2", "x y", "x/y", "a" * 300]), st.sampled_from(["a", "b", "x/y", "", "a~2"]))
+)
+def test_no_two_prompts_of_a_run_share_a_name_whatever_their_texts_and_ids(prompts: dict[str, str]) -> None:
+    stems = stems_of(prompts)
+    names = {video_name(stem, index) for stem in stems.values() for index in range(12)}
+    assert len(names) == 12 * len(prompts)
+    first = dict(list(prompts.items())[:2])
+    assert stems_of(first) == {name: stems[name] for name in first}
+
+
+def test_a_prompt_that_reads_as_the_id_of_another_has_videos_of_its_own(make: Make) -> None:
+    rows = [row_of("red", 0) | {"id": "a"}, row_of("red", 0) | {"id": "b"}, row_of("b", 0) | {"id": "a/b"}]
+    rows.append(row_of("b", 0) | {"id": "red"})
+    view = build_view(make(rows), "custom", "full")
+    assert [line.videos[0].name for line in view.lines] == ["red-0.mp4", "b-0.mp4", f"{file_name('a/b')}-0.mp4", "red~2-0.mp4"]
+    assert len({path.resolve() for path in view.folder.iterdir()}) == 4
+    assert check_view(view).ok
+
+
+def test_what_is_new_since_an_earlier_view_is_linked_and_what_is_gone_is_not(make: Make) -> None:
+    paths = make(whole(2), skip=((first(), 1),))
+    before = build_view(paths, "vbench-11", "full")
+    records = Ledger(make([row_of(first(), 1)])).records()
+    paths.config.write_text(yaml.safe_dump({"name": "r", "prompts": whole(2)}))
+    gone = next(record for record in records if record.prompt == SUITE.entries[1].prompt and record.seed == 0)
+    view = build_view(paths, "vbench-11", "full", [record for record in records if record != gone], before)
+    assert [video.name for video in view.since(before).videos.values() if video.record] == [video_name(first(), 1)]
+    there = {name for name, video in view.videos.items() if video.record}
+    assert {path.name for path in view.folder.iterdir()} == there
+    assert video_name(gone.prompt, 0) not in there
 
 
 def test_videos_that_a_suite_does_not_ask_for_are_counted_and_left_alone(make: Make) -> None:
