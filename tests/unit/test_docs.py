@@ -38,7 +38,7 @@ def test_links_to_files_lead_somewhere(guide: pathlib.Path) -> None:
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
 def test_commands_and_options_of_dvg_are_real(guide: pathlib.Path) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    for name, rest in re.findall(r"\bdvg ([a-z]+)([^\n`]*)", guide.read_text()):
+    for name, rest in re.findall(r"\bdvg ([a-z]+(?:-[a-z]+)*)([^\n`]*)", guide.read_text()):
         assert name in commands, name
         known = {flag for option in commands[name].params for flag in (*option.opts, *option.secondary_opts)}
         assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known, (name, rest)
