@@ -163,7 +163,7 @@ def read_run(folder: Path, where: str) -> Run:
 
 def _measured(paths: RunPaths, records: Sequence[Record], where: str) -> tuple[Row, ...]:
     try:
-        return tuple(current(load_quality(paths), records))
+        return tuple(current(load_quality(paths, strict=True), records))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError([f"{where}: {paths.quality.name} holds a line that is no measurement ({error})"]) from error
 

@@ -48,24 +48,28 @@ def append(paths: RunPaths, row: Row) -> None:
     append_whole(paths.quality, (json.dumps(row, allow_nan=False) + "\n").encode(), sync=True)
 
 
-def load_quality(paths: RunPaths, against: str | None = None) -> list[Row]:
+def load_quality(paths: RunPaths, against: str | None = None, strict: bool = False) -> list[Row]:
     """One row per item: what its lines come to, compared with ``against`` (None: with whatever it was compared with last).
 
-    A line torn by a crash, or by whoever edited it, is left out: its video counts as not measured. No file means no rows. See
-    :func:`current` for videos made again since.
+    A line torn by a crash is left out, its video counts as not measured; so does a line that is no row, unless ``strict``, which
+    raises ValueError for it. No file means no rows. See :func:`current` for videos made again since.
     """
     if not paths.quality.exists():
         return []
     lines = paths.quality.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    return folded((row for line in lines if line.endswith("}\n") and (row := _parsed(line)) is not None), against)
+    return folded((row for line in lines if line.endswith("}\n") and (row := _parsed(line, strict)) is not None), against)
 
 
-def _parsed(line: str) -> Row | None:
+def _parsed(line: str, strict: bool) -> Row | None:
     try:
         row: Row = json.loads(line)
-    except json.JSONDecodeError:
+        if not (isinstance(row, dict) and "item_key" in row and "sha256" in row):
+            raise ValueError(f"{line.strip()[:80]!r} says of no video what it measures")
+    except ValueError:
+        if strict:
+            raise
         return None
-    return row if isinstance(row, dict) and "item_key" in row and "sha256" in row else None
+    return row
 
 
 def folded(lines: Iterable[Row], against: str | None = None) -> list[Row]:
