@@ -24,14 +24,5 @@ def report(figures: Mapping[str, Any]) -> str:
 def _row(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     """``speed kept``: of what fewer operations promise, how much the clock shows."""
     speed, share = base["seconds"] / row["seconds"], row["tflops"] / base["tflops"]
-    paper = "" if row["paper"] is None else f"{row['paper']:.2f}"
-    cells = (
-        row["name"],
-        f"{row['seconds']:.1f}",
-        f"{speed:.2f}",
-        f"{share:.3f}",
-        f"{1 / share:.2f}",
-        f"{speed * share:.2f}",
-        paper,
-    )
-    return f"| {' | '.join(cells)} |\n"
+    figures = f"{row['seconds']:.1f} | {speed:.2f} | {share:.3f} | {1 / share:.2f} | {speed * share:.2f}"
+    return f"| {row['name']} | {figures} | {row['paper']} |\n"
