@@ -30,7 +30,7 @@ from stages.planners import Planner, make_planner
 
 WAN = Subject("wan2.1-14b", VideoShape(81, 480, 832, 16), 40, 2, 1)
 """One branch of guidance: the other one costs as much again under every method but FasterCache."""
-WHAT = {"hv15": dataclasses.replace(SUBJECTS["hv15-i2v"], name="hunyuanvideo-1.5-distilled"), "wan": WAN}
+WHAT = {"hv15": dataclasses.replace(SUBJECTS["hv15-t2v"], branches=1), "wan": WAN}
 
 
 @dataclasses.dataclass(frozen=True)
