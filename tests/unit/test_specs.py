@@ -24,9 +24,9 @@ from stages.vocabulary import unknown_words
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "specs"
 SPECS = sorted(FOLDER.glob("*.yaml"))
 TABLES = {
-    "paper_table1": "hunyuanvideo,dvg-50,fewer-steps,dvg-25-steps",
+    "paper_table1": "hunyuanvideo,vgdfr,jenga-prores,bottleneck,teacache,adacache,dvg-50,fewer-steps,teacache-fast,"
+    "jenga-prores-10,fresco,dvg-25-steps",
     "paper_table2": "wan22,wan22-dvg,wan22-dvg-25-steps,hunyuan15,hunyuan15-dvg-70,hunyuan15-dvg-50,hunyuan15-dvg-25-steps",
-    "paper_table3": "hunyuan15,cfg-distilled,cfg-dvg-70,cfg-dvg-50,meanflow,meanflow-dvg-70,meanflow-dvg-50",
 }
 """Those with methods that are not there, and the arms that need none of them."""
 FEW = "vbench-100"
@@ -70,41 +70,42 @@ def test_a_method_that_is_not_there_is_refused_in_one_line_with_what_is(name: st
         load_sweep(FOLDER / f"{name}.yaml", with_weights=False)
     (line,) = refused.value.mistakes
     arms = read_yaml(FOLDER / f"{name}.yaml")["arms"]
-    absent = {word for arm in arms.values() for word in [arm.get("planner"), *arm.get("accelerators", [])] if word in ABSENT}
+    words = [word for arm in arms.values() for word in [arm.get("planner"), *arm.get("accelerators", [])]]
+    absent = {word for word in words if isinstance(word, str) and word in ABSENT}
     assert absent
     for word in absent:
         assert f"{word} ({ABSENT[word].source}; for " in line
     for arm in set(arms) - set(TABLES[name].split(",")):
         assert re.search(rf"for [^)]*\b{re.escape(arm)}\b", line), arm
-    assert f"planners: {', '.join(available('planner'))}; accelerators: none" in line
+    assert f"planners: {', '.join(available('planner'))}; accelerators: {', '.join(available('accelerator'))}" in line
     assert line.endswith(f"only={TABLES[name]}")
 
 
 def test_a_method_that_is_not_there_is_refused_wherever_it_is_asked_for() -> None:
-    everywhere = ({"planner": "fresco"}, {"arms": {"a": {"planner": "fresco"}}}, {"sweep": {"planner": ["full", "fresco"]}})
-    for where in everywhere:
-        with pytest.raises(ConfigError, match=r"fresco \(Fresco, arXiv 2601.07462.* planners: full, dvg"):
+    asked: dict[str, object] = {"accelerators": ["lipar"]}
+    for where in (asked, {"arms": {"a": asked}}, {"sweep": {"accelerators": [["adacache"], ["lipar"]]}}):
+        with pytest.raises(ConfigError, match=r"lipar \(LIPAR, arXiv 2603.05811.* accelerators: teacache, adacache"):
             build_sweep({"prompts": ["a red circle"], **where}, FOLDER)
-    done = CliRunner().invoke(app, ["generate", "a red circle", "--planner", "fresco"])
-    assert "fresco (Fresco, arXiv 2601.07462) is not available in this version; planners: full" in str(done.exception)
+    done = CliRunner().invoke(app, ["generate", "a red circle", "--accelerators", "lipar"])
+    assert "lipar (LIPAR, arXiv 2603.05811) is not available in this version; accelerators: teacache" in str(done.exception)
 
 
 def test_a_method_that_nobody_knows_is_unknown_and_no_method_is_no_mistake() -> None:
-    with pytest.raises(ConfigError, match="unknown accelerator 'turbo'; choices: none in this version"):
+    with pytest.raises(ConfigError, match="unknown accelerator 'turbo'; choices: teacache, adacache"):
         build_sweep({"prompts": ["a red circle"], "accelerators": ["turbo"]}, FOLDER)
     assert build_sweep({"prompts": ["a red circle"], "accelerators": []}, FOLDER).items
 
 
 def test_other_mistakes_are_told_beside_a_method_that_is_not_there() -> None:
     with pytest.raises(ConfigError) as refused:
-        build_sweep({"prompts": ["a red circle"], "stepz": 3, "arms": {"a": {"planner": "vgdfr"}}}, FOLDER)
+        build_sweep({"prompts": ["a red circle"], "stepz": 3, "arms": {"a": {"accelerators": ["tome"]}}}, FOLDER)
     assert len(refused.value.mistakes) == 2
     assert "did you mean 'steps'?" in refused.value.mistakes[1]
 
 
 @pytest.mark.parametrize("only", ["b,c", ["b", "c"], " b , c "])
 def test_only_makes_the_arms_it_names_and_looks_at_no_other(only: str | list[str]) -> None:
-    data = {"prompts": ["a red circle"], "arms": {"a": {"planner": "vgdfr", "steps": "x"}, "b": {}, "c": {"planner": "full"}}}
+    data = {"prompts": ["a red circle"], "arms": {"a": {"planner": "nobody", "steps": "x"}, "b": {}, "c": {"planner": "full"}}}
     sweep = build_sweep({**data, "only": only}, FOLDER)
     assert [arm.name for arm in sweep.arms] == ["b", "c"]
 
