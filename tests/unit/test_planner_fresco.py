@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from orchestrator import cli_sweep
@@ -39,6 +38,7 @@ from stages.sampling import sigmas
 from tests.checkpoints import checkpoint, first_frame
 from tests.spies import CONDITION, SpyModel
 from tests.unit.planner_runs import SEED, SMALL, finished, made, made_for, refusals, scheduled, wan_mini, watched
+from tests.unit.test_trunk import counting
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a small blue square is still on noise"
@@ -223,17 +223,17 @@ def test_a_mixed_clip_goes_on_from_its_boundaries_with_the_same_tokens(solver: A
 
 
 def test_the_operations_are_those_of_the_tokens_and_torch_counts_the_same() -> None:
-    shape, counts = VideoShape(5, 160, 160), []
+    shape, counts = VideoShape(5, 160, 208), []
     given = condition(shape)
     settings = {"steps": 5, "step_rates": [0.4, 0.8]}
     for name, told in (("full", {}), ("fresco", settings), ("fresco", {**settings, "mixed": False})):
-        with FlopCounterMode(display=False) as counter:
+        with counting() as counter:
             found = finished(wan_mini(), made_for(shape, name, 4, "wan-mini", told), given)
         counts.append((counter.get_total_flops() / 1e12, found.past.tflops))
     for less, told_less in counts[1:]:
         assert told_less / counts[0][1] == pytest.approx(less / counts[0][0], rel=0.05)
-    geometry, lying = geometry_of("wan-mini"), Regions(2, (2, 20, 20), (1, 2, 2))
-    tokens = [50, lying.num_tokens(lying.num_whole(98)), 200]
+    geometry, lying = geometry_of("wan-mini"), Regions(2, (2, 20, 26), (1, 2, 2))
+    tokens = [60, lying.num_tokens(lying.num_whole(126)), 260]
     expected = sum(n * tokens_tflops(geometry, count) for n, count in zip((2, 2, 1), tokens, strict=True))
     assert counts[1][1] == pytest.approx(expected)
     assert counts[1][1] == pytest.approx(counts[2][1], rel=0.05), "a mixed stage has the tokens of the grid that it is told by"
