@@ -130,10 +130,13 @@ class TeaCache:
         return out
 
     def _is_close(self, trunk: Trunk, now: Now, kept: Kept, signal: Tensor) -> bool:
-        """The host waits for the device only where the step alone does not decide."""
+        """The host waits for the device only where the step alone does not decide.
+
+        Published polynomials fall below 0 outside what they were fitted to, some to -13. Ours: no change makes up for another.
+        """
         if self.threshold == 0 or not self.pace.allows(now, kept.in_a_row):
             return False
-        kept.due += self.reckoned(relative_change(trunk, signal, kept.signal))
+        kept.due += max(0.0, self.reckoned(relative_change(trunk, signal, kept.signal)))
         return kept.due < self.threshold
 
     def reckoned(self, change: float) -> float:

@@ -1,0 +1,40 @@
+"""Edges of TeaCache, AdaCache and MagCache: polynomials outside their range, what is read and refused, sums in few bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stages.accelerators.teacache import PUBLISHED, TeaCache, TeaCacheSettings
+from tests.unit.scripted import Script, drive, event
+from tests.unit.test_caches import MINI, computed, growing
+
+
+def moving(rates: list[float]) -> Script:
+    """A signal that changes by the share of each rate, from step to step."""
+    sizes = [1.0]
+    for rate in rates:
+        sizes.append(sizes[-1] * (1 + rate))
+    return Script(lambda block, step: 1.0, signal=lambda step: sizes[step])
+
+
+def test_a_change_that_the_polynomial_puts_below_zero_makes_up_for_no_other() -> None:
+    """It is 2 x - 0.1: a change of 0.02 is worth -0.06, one of 0.1 is worth 0.1."""
+    rates = [0.1, 0.1, *[0.02] * 6, 0.1, 0.1, 0.1, 0.1, 0.1]
+    steps = computed("teacache", moving(rates), event(14), threshold=0.25, coefficients=(2.0, -0.1), signal="input")
+    assert steps == [0, 9, 12, 13], "0.1 twice before the calm, once after it: three times is over 0.25"
+
+
+ROWS = [(name, variant) for name, rows in sorted(PUBLISHED.items()) for variant in rows]
+
+
+@pytest.mark.parametrize(("name", "variant"), ROWS)
+def test_published_settings_skip_as_their_polynomial_says_on_a_steady_signal(name: str, variant: Any) -> None:
+    """At a change worth more than half of the threshold, every other step is computed."""
+    row = PUBLISHED[name][variant]
+    settings = {"coefficients": row.coefficients, "signal": row.signal, "threshold": row.threshold, "warmup": 1}
+    own = TeaCache(TeaCacheSettings(**settings), MINI)
+    rate = next(rate for number in range(1, 5_000) if 0.52 < own.reckoned(rate := number / 10_000) / row.threshold < 0.95)
+    forwards = drive(own, growing(rate), event(20))
+    assert [forward.step for forward in forwards if forward.is_whole] == [*range(0, 20, 2), 19]
