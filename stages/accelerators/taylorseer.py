@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -50,12 +51,17 @@ class Differences:
         self._rows, self.step = tuple(rows), step
 
     def at(self, step: int) -> Tensor:
-        """sum_k D_k d^k / k!, a new tensor. Raises IndexError before the first update."""
+        """sum_k D_k d^k / k!, a new tensor of float32 or wider. Raises IndexError before the first update."""
         distance = step - self.step
-        total = self._rows[0].clone()
+        total = wide(self._rows[0], copy=True)
         for order, row in enumerate(self._rows[1:], start=1):
             total.add_(row, alpha=distance**order / math.factorial(order))
         return total
+
+
+def wide(x: Tensor, copy: bool = False) -> Tensor:
+    """In float32 at least: a sum over all blocks in bfloat16 would round at each of them."""
+    return x.to(torch.promote_types(x.dtype, torch.float32), copy=copy)
 
 
 @dataclass
@@ -95,12 +101,12 @@ class TaylorSeer:
         if not history.attention:
             history.attention = [Differences(self.settings.max_order) for _ in range(trunk.num_blocks)]
         state = trunk.inputs
-        added = -state[0]
+        added = -wide(state[0])
         for index, attention in enumerate(history.attention):
             found = trunk.run_attend(index, state)
             state = trunk.run_finish(index, state, found)
             attention.update(found[0], step)
-            added = added - trunk.gate(index) * found[0]
+            added = added - wide(trunk.gate(index)) * wide(found[0])
         out = trunk.image(state)
         history.whole.update((out + added).to(out.dtype), step)
         return out
@@ -114,7 +120,7 @@ def _forecast(trunk: Trunk, history: History, step: int) -> Tensor:
     h = trunk.inputs[0]
     total = h + history.whole.at(step)
     for index, attention in enumerate(history.attention):
-        total = total + trunk.gate(index) * attention.at(step)
+        total = total + wide(trunk.gate(index)) * attention.at(step)
     return total.to(h.dtype)
 
 

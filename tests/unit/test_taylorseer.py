@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.geometry import model
+from stages.accelerators.base import Now
 from stages.accelerators.taylorseer import METHODS, Differences, TaylorSeer, TaylorSeerSettings
+from stages.accelerators.trunk import State, Trunk
+from stages.sampling import NoiseLevel
 from tests.unit.scripted import PATTERN, Script, computed, drive, event
 
 GEOMETRY = model("wan-mini")
@@ -112,6 +115,29 @@ def test_branches_of_guidance_do_not_meet(mode: str) -> None:
         alone = drive(made(mode=mode, interval=3), script, event(9))
         mine = [forward for forward in together if forward.branch == branch]
         assert all(torch.equal(a.out, b.out) for a, b in zip(mine, alone, strict=True))
+
+
+def test_in_bfloat16_a_forecast_rounds_once_and_not_at_every_block() -> None:
+    """Sixty blocks that find the same at every step: forecast is what was computed, to the last place or the one before it."""
+    generator = torch.Generator().manual_seed(0)
+    found = torch.randn(60, 1, 32, 16, generator=generator).bfloat16()
+    gates = torch.randn(60, 16, generator=generator).bfloat16()
+    h = torch.randn(1, 32, 16, generator=generator).bfloat16()
+
+    def trunk() -> Trunk:
+        def finish(index: int, state: State, kept: State) -> State:
+            return (state[0] + gates[index] * kept[0],)
+
+        return Trunk(
+            (h,), 60, lambda: h, lambda index, state: state, lambda index, state: (found[index],), finish,
+            lambda state: state[0], {}, 0.5, "script", gate=lambda index: gates[index],
+        )  # fmt: skip
+
+    accelerator, where = made(mode="blocks"), event(5)
+    computed, *others = (accelerator.forward(trunk(), Now(step, NoiseLevel(0.5, 500.0, 0.0), 0, where)) for step in range(5))
+    assert len(others) == 4
+    for forecast in others:
+        torch.testing.assert_close(forecast, computed, rtol=2**-7, atol=2**-10)
 
 
 def test_only_blocks_takes_forwards_apart() -> None:
