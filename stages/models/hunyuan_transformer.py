@@ -75,6 +75,7 @@ class HunyuanTransformer:
         self.dtype: torch.dtype = weights.dtype
         self.patch: Grid = (config.patch_size_t, config.patch_size, config.patch_size)
         self.replaces_first = config.image_condition_type == "token_replace"
+        self.first_modulation = None if shard is None else _first_modulation(weights.transformer_blocks[0], shard)
         self.duals = kept(_drained(weights.transformer_blocks, _dual_weights), shard)
         self.singles = kept(_drained(weights.single_transformer_blocks, _single_weights), shard)
         if shard is not None:
@@ -225,6 +226,15 @@ class HunyuanTransformer:
         """``[B, t h w, (c pt ph pw)]`` to ``[B, c, (t pt), (h ph), (w pw)]``."""
         out = h.view(len(h), *grid, -1, *self.patch).permute(0, 4, 1, 5, 2, 6, 3, 7)
         return out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _first_modulation(block: Any, shard: Group) -> tuple[Tensor, Tensor]:
+    """What makes shift and scale of the first block's image tokens, whole on every rank: caches look at them out of turn."""
+    weight, bias = _pair(block.norm1.linear)
+    return (
+        weight.detach()[: len(weight) // 3].to(shard.device, copy=True),
+        bias.detach()[: len(bias) // 3].to(shard.device, copy=True),
+    )
 
 
 def _drained(blocks: nn.ModuleList, bundle: Callable[[Any], Bundle]) -> Iterator[Bundle]:

@@ -74,8 +74,9 @@ def trunk(
         return modulations(emb, single.modulate_w, single.modulate_b, 3, first_image)[2]
 
     def seen() -> Tensor:
-        stream = every(net.duals)[0].image
-        shift, scale = modulations(emb, stream.modulate_w, stream.modulate_b, 6, first_image)[:2]
+        weight, bias = net.first_modulation or every(net.duals)[0].image[:2]
+        rows = 2 * h.shape[-1]
+        shift, scale = modulations(emb, weight[:rows], bias[:rows], 2, first_image)
         return modulated_norm(h, scale, shift, EPS)
 
     signals = {"input": seen, "time": lambda: time[:1], "modulation": lambda: emb[:1]}

@@ -158,19 +158,26 @@ def test_models_with_text_among_the_tokens_decide_alike_too(gang: Gang, model_na
                 torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
 
 
-def spread(groups: Groups, folder: str, name: str) -> tuple[list[Tensor], list[Told]]:
-    """Velocities by weights spread over all ranks, guidance split between two halves."""
-    model = _spread_model(groups, folder)
+SPREAD_GRID: Grid = (3, 10, 14)
+
+
+def spread(groups: Groups, model_name: str, folder: str, name: str) -> tuple[list[Tensor], list[Told]]:
+    """Velocities by weights spread over all ranks, guidance, if there is any, split between two halves."""
+    model = _spread_model(groups, model_name, folder)
     told: list[Told] = []
-    model.attach(layout(groups, 0, 4, 2), Native())
-    grid: Grid = (3, 10, 14)
-    boost = Boost((functools.partial(made, name, told, model.geometry),), StageEvent(grid, range(STEPS), STEPS, 0, False))
+    is_joint = model_name == "hunyuanvideo"
+    model.attach(layout(groups, 0, 4, 1 if is_joint else 2), Native())
+    axes = tuple(tuple(range(size)) for size in SPREAD_GRID)
+    make = hunyuan_condition(model_name, 7, SPREAD_GRID) if is_joint else condition(CASE)
+    placed = model.place(make, axes, "index") if is_joint else Placed(make)
+    event = StageEvent(SPREAD_GRID, range(STEPS), STEPS, 0, False)
+    boost = Boost((functools.partial(made, name, told, model.geometry),), event)
     model.accelerate(boost)
-    found, x = [], random(1, model.geometry.latent_channels, *grid, seed=3)
+    found, x = [], random(1, model.geometry.latent_channels, *SPREAD_GRID, seed=3)
     for step in range(STEPS):
         level = NoiseLevel(1 - step / 20, 1000 - 50.0 * step, 950 - 50.0 * step)
         boost.at(step, level)
-        found.append(model.denoise(x * (1 + 0.05 * step), level, Placed(condition(CASE))))
+        found.append(model.denoise(x * (1 + 0.05 * step), level, placed))
     model.accelerate(None)
     model.attach(None, None)
     return found, told
@@ -179,16 +186,17 @@ def spread(groups: Groups, folder: str, name: str) -> tuple[list[Tensor], list[T
 _models: dict[str, Any] = {}
 
 
-def _spread_model(groups: Groups, folder: str) -> Any:
+def _spread_model(groups: Groups, name: str, folder: str) -> Any:
     if folder not in _models:
-        _models[folder] = load(CASE.name, folder, parts=frozenset({"transformer"}), shard=groups.slice(0, 4))
+        _models[folder] = load(name, folder, parts=frozenset({"transformer"}), shard=groups.slice(0, 4))
     return _models[folder]
 
 
+@pytest.mark.parametrize("model_name", [CASE.name, "hunyuanvideo"])
 @pytest.mark.parametrize("name", ["teacache", "magcache"])
-def test_with_weights_spread_over_ranks_both_branches_leave_out_the_same_forwards(gang: Gang, name: str) -> None:
+def test_with_weights_spread_over_ranks_both_branches_leave_out_the_same_forwards(gang: Gang, name: str, model_name: str) -> None:
     """Layers are gathered by all ranks in turn: a half that computes alone would wait for ever."""
-    per_rank = gang.run(spread, str(checkpoint(CASE.name)), name)
+    per_rank = gang.run(spread, model_name, str(checkpoint(model_name)), name)
     steps = [[(step, work) for step, _, work in told] for _, told in per_rank]
     assert all(own == steps[0] for own in steps)
     assert {work for _, work in steps[0]} == {0.0, 1.0}
