@@ -16,7 +16,7 @@ from orchestrator.geometry import ModelGeometry
 from orchestrator.methods import Method, Settings
 from stages.accelerators.base import Now
 from stages.accelerators.pace import Pace
-from stages.accelerators.trunk import Trunk, relative_change
+from stages.accelerators.trunk import Trunk, absolute, relative_change
 
 CodebookName = Literal["fast", "slow", "long"]
 LONG_RUN = 60
@@ -144,7 +144,7 @@ def frame_change(trunk: Trunk, rows: Tensor) -> float | None:
     if rows.shape[1] <= stride:
         return None
     this, following = rows[:, :-stride], rows[:, stride:]
-    parts = ((following - this).abs().sum(), following.abs().sum(), this.abs().sum())
+    parts = (absolute(following - this), absolute(following), absolute(this))
     change, *sizes = trunk.total(*parts)
     return change / max(sum(sizes), 1e-12)
 

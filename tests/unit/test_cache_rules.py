@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from stages.accelerators.adacache import frame_change
 from stages.accelerators.teacache import PUBLISHED, TeaCache, TeaCacheSettings
+from stages.accelerators.trunk import relative_change
 from tests.unit.scripted import Script, drive, event
 from tests.unit.test_caches import MINI, computed, growing
 
@@ -38,3 +41,14 @@ def test_published_settings_skip_as_their_polynomial_says_on_a_steady_signal(nam
     rate = next(rate for number in range(1, 5_000) if 0.52 < own.reckoned(rate := number / 10_000) / row.threshold < 0.95)
     forwards = drive(own, growing(rate), event(20))
     assert [forward.step for forward in forwards if forward.is_whole] == [*range(0, 20, 2), 19]
+
+
+def test_sums_over_tokens_of_few_bits_are_not_rounded_to_them() -> None:
+    """257 and 771 are no bfloat16."""
+    trunk, before = Script(lambda block, step: 1.0).trunk(0), torch.ones(1, 257, 1, dtype=torch.bfloat16)
+    now = before.clone()
+    now[0, :3] = 2
+    assert relative_change(trunk, now, before) == pytest.approx(3 / 257, rel=1e-6)
+    frames = torch.cat([before, 3 * before, 3 * before], dim=1)
+    script = Script(lambda block, step: 1.0, tokens_per_frame=257)
+    assert frame_change(script.trunk(0), frames) == pytest.approx((2 * 257) / ((1 + 3 + 3 + 3) * 257), rel=1e-6)
