@@ -35,8 +35,8 @@ class FasterCacheSettings(Settings):
     """How far attention is carried on, as a share of its last change. None: rising from 0 to 1 over the clip, as in the paper;
     diffusers takes 0.5."""
     negative_interval: int | None = Field(None, ge=1)
-    """The branch without the prompt is computed every so many steps and reckoned from the other between; 1: computed at every
-    step. None: 5 where there are two branches, else 1."""
+    """The branch without the prompt is computed every so many steps and reckoned from the other between, and attention is carried
+    on at reckoned steps only; 1: computed at every step. None: 5 where there are two branches, else 1."""
     negative_below: float = Field(641, ge=0, le=1000)
     """At timesteps below this."""
     low_growth: float = Field(1.1, ge=0)
@@ -86,17 +86,16 @@ class FasterCache:
     def __init__(self, settings: FasterCacheSettings, geometry: ModelGeometry) -> None:
         self.settings = settings
         self._found: dict[int, Found] = {}
-        self._computed_at: dict[int, int] = {}
         self._difference: Difference | None = None
 
     def forward(self, trunk: Trunk, now: Now) -> Tensor:
-        if self.settings.interval == 1 or now.step == now.event.last:
-            return trunk.compute()
-        found = self._found.setdefault(now.branch, Found())
-        if self._may_reuse(now):
+        found = self._found.get(now.branch)
+        if found is not None and not now.must_compute and self._reuses(now, 0, now.level.timestep):
             return _finished(trunk, lambda index, state: found.ahead(index, self._weight(now)))
-        row = found.begin()
-        self._computed_at[now.branch] = now.step
+        if not self._is_reuse_near(now):
+            self._found.pop(now.branch, None)
+            return trunk.compute()
+        row = self._found.setdefault(now.branch, Found()).begin()
 
         def attend(index: int, state: State) -> State:
             row.append(trunk.run_attend(index, state))
@@ -115,10 +114,21 @@ class FasterCache:
             self._difference = Difference(low, plain - v - low)
         return plain
 
-    def _may_reuse(self, now: Now) -> bool:
-        """Of a branch that was left out for a while, what its attention found is too old."""
-        age = now.step - self._computed_at.get(now.branch, -self.settings.interval)
-        return not now.must_compute and self.settings.reuses(now.since, now.level.timestep) and age < self.settings.interval
+    def _reuses(self, now: Now, ahead: int, timestep: float) -> bool:
+        """Whether attention is carried on so many steps from now. Where both branches are computed their difference is measured,
+        and what one of them reuses would be part of it."""
+        since, settings = now.since + ahead, self.settings
+        is_alone = (settings.negative_interval or 1) == 1 or (now.branch == 0 and settings.reckons(since, timestep))
+        return is_alone and settings.reuses(since, timestep)
+
+    def _is_reuse_near(self, now: Now) -> bool:
+        """Whether what attention finds now is of use: as the last computed, or as the one before it.
+
+        Only the next step's level is known; those after it are taken to fall twice as fast at most.
+        """
+        fall = now.level.timestep - now.level.timestep_next
+        reach = min(self.settings.interval, now.event.last - now.step - 1)
+        return any(self._reuses(now, k, now.level.timestep_next - 2 * (k - 1) * fall) for k in range(1, reach + 1))
 
     def _weight(self, now: Now) -> float:
         return now.step / max(now.event.num_steps - 1, 1) if self.settings.weight is None else self.settings.weight
@@ -138,7 +148,8 @@ def low_frequencies(x: Tensor) -> Tensor:
     rows = torch.fft.fftfreq(height, 1 / height, device=x.device)
     columns = torch.fft.rfftfreq(width, 1 / width, device=x.device)
     within = rows[:, None] ** 2 + columns**2 <= (min(height, width) // FREQUENCY_DIVISOR) ** 2
-    return torch.fft.irfft2(torch.fft.rfft2(x.float()) * within, s=(height, width)).to(x.dtype)
+    low: Tensor = torch.fft.irfft2(torch.fft.rfft2(x.float()) * within, s=(height, width))
+    return low.to(x.dtype)
 
 
 def _resolve(settings: FasterCacheSettings, request: Request) -> FasterCacheSettings:

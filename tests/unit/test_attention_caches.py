@@ -191,14 +191,28 @@ def test_low_frequencies_are_a_circle_of_a_fifth_of_a_frame() -> None:
         torch.testing.assert_close(low_frequencies(wave), wave if is_low else torch.zeros(10, 14), atol=1e-5, rtol=0)
 
 
-def test_a_branch_that_was_left_out_does_not_use_what_its_attention_found_long_ago() -> None:
-    accelerator, script, where = made("fastercache", below=1000, negative_interval=5), Script(by_step, rest), event(20)
-    calls = []
-    for step in (0, 1, 2, 5, 11):
-        script.calls.clear()
-        accelerator.forward(script.trunk(step), Now(step, NoiseLevel(0.5, 500.0, 0.0), 1, where))
-        calls.append(script.calls[0])
-    assert calls == ["a0", "f0", "a0", "a0", "a0"]
+def kinds(forwards: Sequence[Forward]) -> str:
+    """A letter a step: whole, by halves, or the rest only."""
+    return "".join({"all": "w", "a0": "h", "f0": "r"}[forward.calls[0]] for forward in forwards)
+
+
+def test_only_what_a_step_soon_after_will_use_is_computed_by_halves_and_kept() -> None:
+    """Timesteps fall by 50: from 650 on attention is carried on, at first from the two steps before it."""
+    accelerator, where = made("fastercache"), event(20)
+    assert kinds(drive(accelerator, Script(by_step, rest), where)) == "wwwww" + "hh" + "rh" * 5 + "r" + "ww"
+    assert not accelerator._found, "nothing is kept at the end"
+    two = drive(made("fastercache"), Script(by_step, rest), where)[7]
+    carried = sum(by_step(block, 6) for block in range(4)) + 4 * 7 / 19
+    torch.testing.assert_close(two.out, PATTERN * (carried + 4 * rest(0, 7)))
+
+
+def test_where_the_branches_difference_is_measured_both_are_computed_in_full() -> None:
+    """Reckoned from timestep 641 on, every fifth step apart: 8 is the first; 10 and 15 measure, odd or not."""
+    script = Script(by_step, rest)
+    forwards = drive(made("fastercache", negative_interval=5), (script, script), event(20))
+    of = [[forward for forward in forwards if forward.branch == branch] for branch in (0, 1)]
+    assert reused(of[0]) == [9, 11, 13, 17]
+    assert kinds(of[1]) == "w" * 20, "the branch that is reckoned at other steps reuses nothing, and keeps nothing"
 
 
 def test_a_reckoned_branch_counts_as_a_forward_of_no_operations() -> None:

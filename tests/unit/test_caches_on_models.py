@@ -110,8 +110,7 @@ def spared(name: str) -> float:
         return 2.0 * attention_share() * len(odd(100, 800))
     if name == "fastercache":
         left_out = [step for step, time in enumerate(TIMES) if step % 5 and time < 641 and step < NUM_STEPS - 1]
-        attending = [step for step in odd(-1, 681) if step not in left_out]
-        return len(left_out) + attention_share() * (len(odd(-1, 681)) + len(attending))
+        return len(left_out) + attention_share() * len([step for step in odd(-1, 681) if step in left_out])
     return 2.0 * HALF * (NUM_STEPS - 2)
 
 
