@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.geometry import ModelGeometry
 from orchestrator.types import Grid
@@ -23,6 +23,32 @@ SHIPPED = Path(__file__).parent / "fits"
 DEGREE = 4
 
 
+def _rising(span: tuple[float, float]) -> tuple[float, float]:
+    if span[0] > span[1]:
+        raise ValueError(f"{list(span)} goes from more to less; write the smaller change first")
+    return span
+
+
+def _alike(ratios: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+    lengths = [len(row) for row in ratios]
+    if len(set(lengths)) != 1:
+        raise ValueError(f"the branches have {' and '.join(map(str, lengths))} ratios; each needs one for every step")
+    return ratios
+
+
+Coefficient = Annotated[float, Field(allow_inf_nan=False)]
+Coefficients = Annotated[tuple[Coefficient, ...], Field(min_length=1)]
+"""Of a polynomial, the highest power first."""
+Change = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Span = Annotated[tuple[Change, Change], AfterValidator(_rising)]
+"""The least and the most of some changes."""
+Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Ratios = Annotated[
+    tuple[Annotated[tuple[Ratio, ...], Field(min_length=2)], ...], Field(min_length=1, max_length=2), AfterValidator(_alike)
+]
+"""By branch of guidance, one or both: a ratio for each step."""
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,9 +56,9 @@ class _Row(BaseModel):
 class SignalFit(_Row):
     """The output residual's relative change as a polynomial of the signal's."""
 
-    coefficients: tuple[float, ...] = Field(min_length=1)
+    coefficients: Coefficients
     """Of the highest power first."""
-    span: tuple[float, float]
+    span: Span
     """Changes of the signal that were seen. Outside, the polynomial means nothing: the nearest of the two counts."""
     error: float = Field(ge=0, allow_inf_nan=False)
     """Root mean square of what is left, as a share of the mean change."""
@@ -55,7 +81,7 @@ class CacheFit(_Row):
     warmup: int = Field(ge=1)
     """Steps at the beginning that the polynomials do not tell: outputs change far more there than any signal does."""
     signals: dict[Signal, SignalFit]
-    ratios: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    ratios: Ratios
     """By branch of guidance: mean over tokens of the residual's norm as a share of the step's before, 1 for the first step."""
 
     @property

@@ -11,6 +11,7 @@ from orchestrator.geometry import ModelGeometry
 from orchestrator.methods import Method, Request, Settings
 from stages.accelerators import fitting
 from stages.accelerators.base import Now
+from stages.accelerators.fitting import Ratios
 from stages.accelerators.pace import Pace
 from stages.accelerators.trunk import Trunk
 
@@ -27,7 +28,7 @@ class MagCacheSettings(Settings):
     """Steps in a row that may be reused. None: 6, and 3 where the clip changes its grid on the way."""
     retention: float = Field(0.2, ge=0, le=1)
     """Share of the steps that is computed at the beginning; 2 steps of every stage where the clip changes its grid on the way."""
-    ratios: tuple[tuple[float, ...], ...] | None = None
+    ratios: Ratios | None = None
     """By branch of guidance, a ratio for each step of a clip; of other steps in time what they come to. None: of the fit."""
     fit: str | None = None
     """A file of ``dvg calibrate-cache``; None: the model's fit."""
@@ -49,7 +50,7 @@ class MagCache:
     """Of one stage."""
 
     def __init__(self, settings: MagCacheSettings, geometry: ModelGeometry) -> None:
-        if not settings.ratios:
+        if settings.ratios is None:
             raise ValueError("magcache: ratios are filled in when a spec is resolved")
         self.settings, self.ratios = settings, settings.ratios
         self._kept: dict[int, Kept] = {}

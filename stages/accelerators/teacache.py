@@ -13,7 +13,7 @@ from orchestrator.geometry import ModelGeometry
 from orchestrator.methods import Method, Request, Settings
 from stages.accelerators import fitting
 from stages.accelerators.base import Now
-from stages.accelerators.fitting import Signal
+from stages.accelerators.fitting import Coefficients, Signal, Span
 from stages.accelerators.pace import Pace
 from stages.accelerators.trunk import Trunk, relative_change
 
@@ -83,11 +83,11 @@ class TeaCacheSettings(Settings):
     """All blocks are computed when the reckoned change since they last were comes to this; 0: at every step."""
     variant: Variant | None = None
     """``ret`` looks at another signal of Wan and computes the first 5 steps; None: ``plain``."""
-    coefficients: tuple[float, ...] | None = Field(None, min_length=1)
+    coefficients: Coefficients | None = None
     """Of the polynomial, the highest power first."""
     signal: Signal | None = None
     """Whose relative change the polynomial is of: the first block's modulated input, the time embedding, the modulation."""
-    span: tuple[float, float] | None = None
+    span: Span | None = None
     """Changes that the polynomial was fitted to; others are taken for the nearest of the two."""
     fit: str | None = None
     """A file of ``dvg calibrate-cache``; None: published coefficients, otherwise the model's fit if there is one."""

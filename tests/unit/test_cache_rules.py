@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
+from orchestrator.methods import find, read_settings
 from stages.accelerators.adacache import frame_change
 from stages.accelerators.teacache import PUBLISHED, TeaCache, TeaCacheSettings
 from stages.accelerators.trunk import relative_change
 from tests.unit.scripted import Script, drive, event
-from tests.unit.test_caches import MINI, computed, growing
+from tests.unit.test_caches import IDENTITY, MINI, computed, growing
 
 
 def moving(rates: list[float]) -> Script:
@@ -52,3 +54,24 @@ def test_sums_over_tokens_of_few_bits_are_not_rounded_to_them() -> None:
     frames = torch.cat([before, 3 * before, 3 * before], dim=1)
     script = Script(lambda block, step: 1.0, tokens_per_frame=257)
     assert frame_change(script.trunk(0), frames) == pytest.approx((2 * 257) / ((1 + 3 + 3 + 3) * 257), rel=1e-6)
+
+
+NONSENSE: list[tuple[str, dict[str, Any], str]] = [
+    ("magcache", {"ratios": []}, "at least 1"),
+    ("magcache", {"ratios": [[]]}, "at least 2"),
+    ("magcache", {"ratios": [[0.9]]}, "at least 2"),
+    ("magcache", {"ratios": [[1.0, 0.9], [1.0, 0.9, 0.9]]}, "2 and 3 ratios"),
+    ("magcache", {"ratios": [[1.0, 0.9]] * 3}, "at most 2"),
+    ("magcache", {"ratios": [[1.0, math.nan]]}, "finite"),
+    ("magcache", {"ratios": [[1.0, 0.0]]}, "greater than 0"),
+    ("teacache", {"coefficients": [math.nan], "signal": "input"}, "finite"),
+    ("teacache", {"coefficients": [], "signal": "input"}, "at least 1"),
+    ("teacache", {**IDENTITY, "span": [1, 0]}, "from more to less"),
+    ("teacache", {**IDENTITY, "span": [0, math.inf]}, "finite"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "words"), NONSENSE)
+def test_numbers_that_mean_nothing_are_refused_before_a_clip_is_made(name: str, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}.*{words}"):
+        read_settings(find(name, "accelerator"), settings)
