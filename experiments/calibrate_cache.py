@@ -40,8 +40,9 @@ def measure(
     Raises ValueError for a grid or an image that the model does not take, and for too few steps to fit a polynomial.
     """
     changes: list[Change] = []
-    for num, (grid, (seed, prompt)) in enumerate(product(grids, enumerate(prompts)), 1):
-        changes += watched(model, arm, shape_of(model.geometry, grid, arm.fps), prompt, prompt.seed or seed)
+    for num, (grid, (place, prompt)) in enumerate(product(grids, enumerate(prompts)), 1):
+        seed = place if prompt.seed is None else prompt.seed
+        changes += watched(model, arm, shape_of(model.geometry, grid, arm.fps), prompt, seed)
         on_clip(num)
     warmup = warmup_of(arm.num_steps)
     told = [change for change in changes if warmup <= change.step < arm.num_steps - 1]  # the others are always computed

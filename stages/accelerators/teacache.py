@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from orchestrator.geometry import ModelGeometry
@@ -96,6 +96,13 @@ class TeaCacheSettings(Settings):
     max_skips: int | None = Field(None, ge=0)
     """Steps in a row that may be reused. None: any number, and 3 where the clip changes its grid on the way."""
 
+    @model_validator(mode="after")
+    def _has_one_source(self) -> TeaCacheSettings:
+        given = [name for name in ("coefficients", "variant") if getattr(self, name) is not None]
+        if self.fit is not None and given:
+            raise ValueError(f"a fit has a polynomial of its own: leave out fit or {' and '.join(given)}")
+        return self
+
 
 @dataclass
 class Kept:
@@ -167,18 +174,36 @@ def _known(settings: TeaCacheSettings, request: Request) -> dict[str, object]:
         threshold = known.threshold if settings.threshold is None else settings.threshold
         return {"coefficients": known.coefficients, "signal": known.signal, "threshold": threshold}
     geometry = request.geometry
+    if settings.variant is not None and known is None:
+        theirs = f"coefficients for variant {', '.join(rows)} only" if rows else "no published coefficients, of which it is"
+        told = f"variant is {settings.variant!r}, and {geometry.name} has {theirs}"
+        raise ValueError(f"teacache: {told}; leave it out for a fit")
     fit = fitting.find(geometry, geometry.latent_grid(request.shape), request.num_steps, settings.fit)
     if fit is not None:
-        signal = settings.signal or fit.best
-        row = fit.signals[signal]
-        warmup = max(fit.warmup, settings.warmup or 1)
-        return {"coefficients": row.coefficients, "signal": signal, "span": row.span, "warmup": warmup}
-    if rows:
-        raise ValueError(f"teacache: {geometry.name} has coefficients for variant {', '.join(rows)} only")
+        return _by(fit, settings)
+    if known is not None:
+        raise ValueError(
+            f"teacache: signal is {settings.signal!r}, and the published coefficients of {geometry.name} are of "
+            f"{known.signal!r}: leave it out, or measure a fit with {fitting.command(geometry)}"
+        )
     raise ValueError(
         f"teacache: there are no published coefficients for {geometry.name} and no fit: measure one with "
         f"{fitting.command(geometry)}, or take adacache or taylorseer, which need none"
     )
+
+
+def _by(fit: fitting.CacheFit, settings: TeaCacheSettings) -> dict[str, object]:
+    """What is given counts more than what the fit says."""
+    signal = settings.signal or fit.best
+    if signal not in fit.signals:
+        raise ValueError(f"teacache: signal is {signal!r}, and the fit of {fit.model} tells {', '.join(fit.signals)} only")
+    row = fit.signals[signal]
+    return {
+        "coefficients": row.coefficients,
+        "signal": signal,
+        "span": settings.span or row.span,
+        "warmup": settings.warmup or fit.warmup,
+    }
 
 
 def published(request: Request) -> Mapping[Variant, Published]:

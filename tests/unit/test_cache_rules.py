@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from experiments import calibrate_cache
 from orchestrator.methods import find, read_settings
+from orchestrator.prompts import Prompt
 from stages.accelerators.adacache import frame_change
+from stages.accelerators.fitting import FOLDER_VARIABLE
 from stages.accelerators.teacache import PUBLISHED, TeaCache, TeaCacheSettings
 from stages.accelerators.trunk import relative_change
 from tests.unit.scripted import Script, drive, event
-from tests.unit.test_caches import IDENTITY, MINI, computed, growing
+from tests.unit.test_caches import IDENTITY, MINI, computed, growing, request
 
 
 def moving(rates: list[float]) -> Script:
@@ -75,3 +79,51 @@ NONSENSE: list[tuple[str, dict[str, Any], str]] = [
 def test_numbers_that_mean_nothing_are_refused_before_a_clip_is_made(name: str, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}.*{words}"):
         read_settings(find(name, "accelerator"), settings)
+
+
+def resolved(model_name: str = "wan-mini", **settings: Any) -> Any:
+    method = find("teacache", "accelerator")
+    return method.resolve(read_settings(method, settings), request(model_name))
+
+
+def test_what_is_given_beside_a_fit_counts_more_than_what_the_fit_says() -> None:
+    fit = resolved()
+    own = resolved(warmup=2, span=(0.1, 0.2), signal="input", threshold=0.3)
+    assert fit.warmup == 5 > own.warmup == 2
+    assert (own.span, own.signal, own.threshold) == ((0.1, 0.2), "input", 0.3)
+    assert own.coefficients != fit.coefficients
+
+
+@pytest.mark.parametrize(
+    ("model_name", "settings", "words"),
+    [
+        ("wan-mini", {"fit": "own.json", **IDENTITY}, "leave out fit or coefficients"),
+        ("wan-mini", {"fit": "own.json", "variant": "ret"}, "leave out fit or variant"),
+        ("wan-mini", {"variant": "ret"}, "variant is 'ret', and wan-mini has no published coefficients"),
+        ("wan2.1-14b", {"signal": "input"}, "signal is 'input', and .* wan2.1-14b are of 'time'"),
+    ],
+)
+def test_what_no_fit_can_honour_is_refused_by_name(
+    model_name: str, settings: dict[str, Any], words: str, monkeypatch: Any, tmp_path: Any
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(ValueError, match=words):
+        resolved(model_name, **settings)
+
+
+def test_a_prompts_own_seed_is_taken_even_if_it_is_zero(monkeypatch: Any) -> None:
+    class Told(Exception):
+        pass
+
+    def watched(model: Any, arm: Any, shape: Any, prompt: Any, seed: int) -> Any:
+        seeds.append(seed)
+        if len(seeds) == 3:
+            raise Told
+        return []
+
+    seeds: list[int] = []
+    monkeypatch.setattr(calibrate_cache, "watched", watched)
+    prompts = [Prompt(prompt="one"), Prompt(prompt="two", seed=0), Prompt(prompt="three", seed=9)]
+    with pytest.raises(Told):
+        calibrate_cache.measure(SimpleNamespace(geometry=MINI), SimpleNamespace(fps=16), [(3, 4, 4)], prompts)  # type: ignore[arg-type]
+    assert seeds == [0, 0, 9]
