@@ -25,6 +25,7 @@ METRICS: dict[str, str] = {
     "latency.denoise_s": "denoise_s",
     "predicted.denoise_s": "predicted_s",
     "latency.decode_s": "decode_s",
+    "latency.restore_s": "restore_s",
     "latency.encode_s": "encode_s",
     "device_s": "device_s",
     "demand.spatial": "spatial_demand",

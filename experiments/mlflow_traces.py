@@ -30,7 +30,7 @@ class Part:
 
 
 def parts_of(record: Record, events: Sequence[Mapping[str, Any]]) -> list[Part]:
-    """Text, each stage, decode and mp4. Without the events of the attempt that made the video: as if it had never waited."""
+    """Text, each stage, decode, restored frames and mp4. Without the events of the attempt that made it: as if it had never waited."""
     mine = _of_last_attempt(record, events)
     done_s = next((row["time_s"] for row in reversed(mine) if row["type"] == "Decoded"), None)
     if done_s is None or not any(row["type"] == "Sketched" for row in mine):
@@ -52,14 +52,15 @@ def _of_last_attempt(record: Record, events: Sequence[Mapping[str, Any]]) -> lis
 def _told(timings_s: Mapping[str, float], grids: Sequence[str]) -> list[tuple[str, float]]:
     """What an event says took how long, in the order in which it was done."""
     stages = [(f"stage {k} {grid}", timings_s[f"stage{k}_s"]) for k, grid in enumerate(grids, 1) if f"stage{k}_s" in timings_s]
-    ends = [(name, timings_s[f"{name}_s"]) for name in ("decode", "encode") if f"{name}_s" in timings_s]
+    ends = [(name, timings_s[f"{name}_s"]) for name in ("decode", "restore", "encode") if f"{name}_s" in timings_s]
     return [*([("text", timings_s["text_s"])] if "text_s" in timings_s else []), *stages, *ends]
 
 
 def _durations(record: Record) -> list[tuple[str, float]]:
     both = zip(record.stage_grids.split("|"), record.stage_s.split("|"), strict=False)
     stages = [(f"stage {k} {grid}", float(seconds or 0)) for k, (grid, seconds) in enumerate(both, 1)]
-    return [("text", record.text_s), *stages, ("decode", record.decode_s), ("encode", record.encode_s)]
+    restored = [("restore", record.restore_s)] if record.restore_s else []
+    return [("text", record.text_s), *stages, ("decode", record.decode_s), *restored, ("encode", record.encode_s)]
 
 
 def _ending_at(end_s: float, durations: Sequence[tuple[str, float]]) -> list[Part]:

@@ -46,7 +46,7 @@ class ArmStats:
     decode_s: float
     encode_s: float
     busy_s: float
-    """Text, denoising, decode and mp4: the seconds of work a video costs, waiting excluded."""
+    """Text, denoising, decode, restoring merged frames and mp4: the seconds of work a video costs, waiting excluded."""
     latency_s: float
     latency_p50_s: float
     latency_p95_s: float
@@ -66,6 +66,13 @@ class ArmStats:
     accelerators: str = ""
     reconstructed: str = ""
     """Which of its methods follow no released code."""
+    restore_s: float = 0.0
+    """Making frames that the planner had merged, beside decoding."""
+
+    @property
+    def ends_s(self) -> float:
+        """From the last latent to the file: decode, restoring and mp4."""
+        return self.decode_s + self.restore_s + self.encode_s
 
     @property
     def marked(self) -> str:
@@ -75,7 +82,7 @@ class ArmStats:
 
 def busy_s(record: Record) -> float:
     """Seconds of work on one video, waiting excluded."""
-    return record.text_s + record.denoise_s + record.decode_s + record.encode_s
+    return record.text_s + record.denoise_s + record.decode_s + record.restore_s + record.encode_s
 
 
 def mean_tflops(records: Iterable[Record]) -> float | None:
@@ -189,7 +196,7 @@ def _joined(values: Iterable[str]) -> str:
 
 _MEANS = (
     *("density", "density_executed", "text_s", "sketch_s", "refine_s", "denoise_s", "decode_s", "encode_s"),
-    *("latency_s", "device_s"),
+    *("restore_s", "latency_s", "device_s"),
 )
 
 
@@ -224,8 +231,8 @@ def arm_table(stats: Iterable[ArmStats], title: str | None = None) -> Table:
 def table_rows(stats: Iterable[ArmStats], with_metrics: bool = True) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Column names and one row of cells per arm, for the report and, narrower, for the terminal.
 
-    "n" is finished, or finished/attempted where an item was given up; "decode s" includes the mp4; "GPU s" (on CPUs "rank s")
-    is per video, and "videos /GPU-h" per hour of one GPU at work. Before these two come the other metrics, if wanted.
+    "n" is finished, or finished/attempted where an item was given up; "decode s" includes restored frames and
+    the mp4; "GPU s" (on CPUs "rank s") is per video, and "videos /GPU-h" per hour of one GPU at work. Before these two come the other metrics, if wanted.
     """
     stats = list(stats)
     with_videos = [stat for stat in stats if stat.num_videos]
@@ -265,7 +272,7 @@ def _cells(stat: ArmStats) -> tuple[str, ...]:
         stat.marked,
         count,
         f"{stat.density:.3f}",
-        *(f"{s:.2f}" for s in (stat.text_s, stat.sketch_s, stat.refine_s, stat.decode_s + stat.encode_s)),
+        *(f"{s:.2f}" for s in (stat.text_s, stat.sketch_s, stat.refine_s, stat.ends_s)),
         number(stat.speedup, "{:.2f}x"),
         number(stat.psnr, "{:.2f}"),
         number(stat.ssim, "{:.3f}"),

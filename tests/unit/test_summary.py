@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.summary import COLUMNS, arm_stats, arm_table, table_rows, write_summary
+from experiments.summary import COLUMNS, arm_stats, arm_table, busy_s, table_rows, write_summary
 from orchestrator.paths import RunPaths
 from tests.fakerun import make_record, make_records, quality_row
 
@@ -83,6 +83,16 @@ def test_arm_figures_are_means_over_its_videos() -> None:
     (stats,) = arm_stats(records, [quality_row(records[0], 20.0, 0.8), quality_row(records[1], 30.0, 0.9)])
     assert (stats.device_s, stats.videos_per_device_hour, stats.latency_p50_s) == (3.0, 1200.0, 3.0)
     assert (stats.psnr, stats.ssim) == pytest.approx((25.0, 0.85))
+
+
+def test_restored_frames_are_work_and_part_of_the_decode_that_the_table_tells() -> None:
+    plain, restored = make_record("full"), make_record("vgdfr", restore_s=3.0)
+    full, merged = arm_stats([plain, restored])
+    assert busy_s(restored) == restored.text_s + restored.denoise_s + restored.decode_s + 3.0 + restored.encode_s
+    assert (full.restore_s, merged.restore_s, merged.busy_s) == (0.0, 3.0, busy_s(restored))
+    columns, (first, second) = table_rows([full, merged])
+    at = columns.index("decode s")
+    assert (first[at], second[at]) == ("0.70", "3.70")
 
 
 def test_work_is_told_in_gpu_seconds_on_gpus_and_in_rank_seconds_elsewhere() -> None:

@@ -16,7 +16,15 @@ from pydantic import ValidationError
 from experiments import mlflow_prompts, tracking
 from experiments.mlflow_cohort import prompts_digest, recipe
 from experiments.mlflow_plan import Plan
-from experiments.mlflow_rows import RUNS_UP_TO, arm_params, chosen_pairs, layout_of, quality_metrics, vbench_metrics
+from experiments.mlflow_rows import (
+    RUNS_UP_TO,
+    arm_params,
+    chosen_pairs,
+    layout_of,
+    prompt_metrics,
+    quality_metrics,
+    vbench_metrics,
+)
 from experiments.mlflow_runs import Known, Runs
 from experiments.mlflow_store import Changes
 from experiments.mlflow_table import read_back
@@ -263,6 +271,24 @@ def test_spans_without_a_log_follow_each_other_up_to_the_end() -> None:
     assert [part.name for part in parts] == ["text", "stage 1 11x18x18", "decode", "encode"]
     assert all(one.end_s == other.start_s for one, other in itertools.pairwise(parts))
     assert parts[-1].end_s == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("with_log", [False, True])
+def test_restored_frames_have_a_span_before_the_files(with_log: bool) -> None:
+    record = make_record("vgdfr", stage_grids="4x8x8", stage_s="1.0", decode_s=1.0, restore_s=3.0, encode_s=0.25)
+    told = [
+        {"type": "Sketched", "time_s": 10.0, "attempt": 1, "timings_s": {"text_s": 0.05, "stage1_s": 1.0}},
+        {
+            "type": "Decoded",
+            "time_s": 20.0,
+            "attempt": 1,
+            "clip": {"timings_s": {"decode_s": 1, "restore_s": 3, "encode_s": 0.25}},
+        },
+    ]
+    parts = {part.name: (part.start_s, part.end_s) for part in parts_of(record, told if with_log else [])}
+    assert [*parts] == ["text", "stage 1 4x8x8", "decode", "restore", "encode"]
+    assert (parts["decode"], parts["restore"], parts["encode"]) == ((-4.25, -3.25), (-3.25, -0.25), (-0.25, 0.0))
+    assert prompt_metrics(record, None)["latency.restore_s"] == 3.0
 
 
 def test_traces_are_made_once_under_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
