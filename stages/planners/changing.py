@@ -16,9 +16,9 @@ from stages.sampling import Solver
 
 RATES = {"u": (1.0, 0.75, 1.0), "rising": (0.75, 1.0)}
 CHANGES = {"u": (0.2, 0.7), "rising": (0.4,)}
-"""Step 10 and 35 of 50; a rise's is not given, so it spends about as many tokens as the U."""
+"""After steps 10 and 35 of 50; a rise's is not given, so it spends about as many tokens as the U."""
 IMAGE_CHANGES = {"u": (0.125, 0.625), "rising": (0.4,)}
-"""From a first frame: step 5 and 25 of 40."""
+"""From a first frame: after steps 5 and 25 of 40."""
 
 
 class ChangingSettings(Settings):
@@ -29,7 +29,7 @@ class ChangingSettings(Settings):
     rates: tuple[float, ...] | None = Field(None, min_length=1)
     """Height and width of every stage as a share of the full grid's; the last is 1. ``[1]`` is the plain run."""
     step_rates: tuple[float, ...] | None = None
-    """Share of the steps at which each change comes; none given: 0.2 and 0.7, or 0.125 and 0.625 for models that need a first
+    """Share of the steps after which each change comes; none given: 0.2 and 0.7, or 0.125 and 0.625 for models that need a first
     frame; 0.4 for a rise."""
     shift_step: float = Field(1.0, ge=0)
     """By how much the timestep shift grows at every change."""
@@ -56,12 +56,13 @@ def filled(settings: ChangingSettings, geometry: ModelGeometry) -> ChangingSetti
 
 
 def schedule(settings: ChangingSettings, geometry: ModelGeometry, full_grid: Grid, num_steps: int) -> Action:
-    """The step at a change is the transition itself, still on the grid it leaves. Raises ValueError as :func:`filled`, or for
-    too few steps."""
+    """A change comes after its share of the forwards, the last of which is the transition. Raises ValueError as :func:`filled`,
+    or for too few steps."""
     known = filled(settings, geometry)
     rates, changes = known.rates or (), known.step_rates or ()
     shifts = [geometry.full_shift + settings.shift_step * k for k in range(len(rates))]
-    return grid_schedule(geometry, full_grid, rates, [part_of(num_steps, share) for share in changes], shifts, num_steps)
+    transitions = [part_of(num_steps, share) - 1 for share in changes]
+    return grid_schedule(geometry, full_grid, rates, transitions, shifts, num_steps)
 
 
 def actions(settings: ChangingSettings, request: Request) -> tuple[Action, ...]:

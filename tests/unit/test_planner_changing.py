@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from orchestrator.actions import forwards_per_stage
 from orchestrator.types import Stage
 from stages.sampling import sigmas
 from tests.spies import SpyModel
@@ -17,9 +19,8 @@ GRIDS = [(2, 16, 16), (2, 12, 12), (2, 16, 16)]
 
 
 def changes(stages: tuple[Stage, ...]) -> list[int]:
-    """Indices of the steps that are transitions."""
-    steps = [stage.steps for stage in stages]
-    return [sum(steps[: k + 1]) for k in range(len(steps) - 1)]
+    """After how many forwards the grid changes."""
+    return list(itertools.accumulate(forwards_per_stage([stage.steps for stage in stages])))[:-1]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_the_released_changes(model: str, num_steps: int, settings: dict[str, An
 def test_the_latent_comes_back_at_the_level_of_the_step_it_was_at() -> None:
     spy = SpyModel()
     passages = watched(made("changing-resolution"), spy)
-    for passage, step, target in zip(passages, (2, 7), (1, 2), strict=True):
+    for passage, step, target in zip(passages, (1, 6), (1, 2), strict=True):
         old = float(sigmas(10, 2.0 + target)[step])
         assert passage.sigma == old
         assert torch.allclose(passage.clean, passage.x - old * passage.v, atol=1e-6)
@@ -53,7 +54,7 @@ def test_the_latent_comes_back_at_the_level_of_the_step_it_was_at() -> None:
 def test_the_network_is_told_the_next_step_of_the_schedule_that_begins() -> None:
     spy = SpyModel()
     watched(made("changing-resolution"), spy)
-    stage_of = [0] * 3 + [1] * 5 + [2] * 2
+    stage_of = [0] * 2 + [1] * 5 + [2] * 3
     assert [level.sigma for level in spy.levels] == [float(sigmas(10, 3.0 + stage_of[k])[k]) for k in range(10)]
     assert spy.grids == [GRIDS[k] for k in stage_of]
 
@@ -73,5 +74,5 @@ def test_what_it_cannot_do_is_refused(settings: dict[str, Any], told: str) -> No
 
 
 def test_too_few_steps_are_refused() -> None:
-    assert "with 4 steps its grids would change in step 1, 3" in refusals("changing-resolution", 4)
-    assert refusals("changing-resolution", 5) == ""
+    assert "with 9 steps its grids would change in step 1, 6" in refusals("changing-resolution", 9)
+    assert refusals("changing-resolution", 10) == ""
