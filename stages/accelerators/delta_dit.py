@@ -20,7 +20,8 @@ Side = Literal["front", "rear"]
 
 
 class DeltaDitSettings(Settings):
-    """The defaults give the published 1.6x."""
+    """The defaults come near the published 1.6x: 1.51x in 20 steps and 1.56x in 50 of a model of 28 blocks, as the last step is
+    computed."""
 
     blocks: float = Field(0.75, gt=0, lt=1)
     """Share of all blocks that are left out."""

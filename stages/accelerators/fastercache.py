@@ -16,7 +16,8 @@ from torch import Tensor
 from orchestrator.cost import num_branches
 from orchestrator.geometry import ModelGeometry
 from orchestrator.methods import Method, Request, Settings
-from stages.accelerators.base import Now
+from stages.accelerators.base import Now, StageEvent
+from stages.accelerators.pace import spacing
 from stages.accelerators.trunk import State, Trunk
 
 PUBLISHED_NEGATIVE_INTERVAL = 5
@@ -36,19 +37,23 @@ class FasterCacheSettings(Settings):
     diffusers takes 0.5."""
     negative_interval: int | None = Field(None, ge=1)
     """The branch without the prompt is computed every so many steps and reckoned from the other between, and attention is carried
-    on at reckoned steps only; 1: computed at every step. None: 5 where there are two branches, else 1."""
+    on at reckoned steps only; 1: computed at every step. None: 5, and 4 where the clip changes its grid on the way, where there
+    are two branches, else 1."""
     negative_below: float = Field(641, ge=0, le=1000)
     """At timesteps below this."""
-    low_growth: float = Field(1.1, ge=0)
+    low_growth: float = Field(1.1, ge=0, allow_inf_nan=False)
     """At every reckoned step the branches' difference in low frequencies grows by this, between timesteps 901 and 99."""
-    high_growth: float = Field(1.1, ge=0)
+    high_growth: float = Field(1.1, ge=0, allow_inf_nan=False)
     """Likewise in high frequencies, below timestep 301."""
 
     def reuses(self, since: int, timestep: float) -> bool:
         return since % self.interval != 0 and timestep < self.below
 
-    def reckons(self, since: int, timestep: float) -> bool:
-        return since % (self.negative_interval or 1) != 0 and timestep < self.negative_below
+    def negative_spacing(self, event: StageEvent) -> int:
+        return spacing(self.negative_interval, PUBLISHED_NEGATIVE_INTERVAL, event)
+
+    def reckons(self, event: StageEvent, since: int, timestep: float) -> bool:
+        return since % self.negative_spacing(event) != 0 and timestep < self.negative_below
 
 
 @dataclass
@@ -105,11 +110,15 @@ class FasterCache:
 
     def negative(self, v: Tensor, now: Now, forward: Callable[[], Tensor]) -> Tensor:
         """The paper's equations 9 to 11, on the velocities, frame by frame."""
-        if self._difference is not None and not now.must_compute and self.settings.reckons(now.since, now.level.timestep):
+        if (
+            self._difference is not None
+            and not now.must_compute
+            and self.settings.reckons(now.event, now.since, now.level.timestep)
+        ):
             self._difference.grow(self.settings, now.level.timestep)
             return v + self._difference.low + self._difference.high
         plain = forward()
-        if (self.settings.negative_interval or 1) > 1:
+        if self.settings.negative_spacing(now.event) > 1:
             low = low_frequencies(plain - v)
             self._difference = Difference(low, plain - v - low)
         return plain
@@ -118,7 +127,7 @@ class FasterCache:
         """Whether attention is carried on so many steps from now. Where both branches are computed their difference is measured,
         and what one of them reuses would be part of it."""
         since, settings = now.since + ahead, self.settings
-        is_alone = (settings.negative_interval or 1) == 1 or (now.branch == 0 and settings.reckons(since, timestep))
+        is_alone = settings.negative_spacing(now.event) == 1 or (now.branch == 0 and settings.reckons(now.event, since, timestep))
         return is_alone and settings.reuses(since, timestep)
 
     def _is_reuse_near(self, now: Now) -> bool:
@@ -153,20 +162,18 @@ def low_frequencies(x: Tensor) -> Tensor:
 
 
 def _resolve(settings: FasterCacheSettings, request: Request) -> FasterCacheSettings:
-    num = num_branches(request.geometry, request.guidance)
-    if settings.negative_interval is None:
-        interval = PUBLISHED_NEGATIVE_INTERVAL if num > 1 else 1
-        return settings.model_copy(update={"negative_interval": interval})
-    if settings.negative_interval > 1 and num == 1:
+    if num_branches(request.geometry, request.guidance) > 1:
+        return settings
+    if settings.negative_interval is not None and settings.negative_interval > 1:
         raise ValueError(
             f"fastercache: negative_interval is {settings.negative_interval}, but {request.geometry.name} under guidance "
             f"{request.guidance:g} has no branch without the prompt: leave it out, or set it to 1, for attention alone"
         )
-    return settings
+    return settings.model_copy(update={"negative_interval": 1})
 
 
 def _together(settings: FasterCacheSettings, request: Request) -> str:
-    if (settings.negative_interval or 1) == 1:
+    if settings.negative_interval == 1:
         return ""
     return "fastercache reckons the branch without the prompt from the other: set negative_interval to 1, or keep clips on 1 rank"
 

@@ -23,7 +23,7 @@ PUBLISHED_FN = 8
 class FirstBlockSettings(Settings):
     """The default is diffusers'."""
 
-    threshold: float = Field(0.05, ge=0)
+    threshold: float = Field(0.05, ge=0, allow_inf_nan=False)
     """The other blocks are computed when what block 1 adds has changed by more than this share; 0: at every step."""
 
     @property
@@ -34,7 +34,7 @@ class FirstBlockSettings(Settings):
 class DbCacheSettings(Settings):
     """The defaults are cache-dit's, of version 1.5."""
 
-    threshold: float = Field(0.08, ge=0)
+    threshold: float = Field(0.08, ge=0, allow_inf_nan=False)
     """The blocks between are computed when what the first ones add has changed by more than this share; 0: at every step."""
     fn_blocks: int | None = Field(None, ge=1)
     """First blocks, computed at every step. None: 8, or a seventh of all where that is less."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from orchestrator.dvg_config import DvgConfig
 from orchestrator.geometry import model
 from orchestrator.methods import Request, find, read_settings
 from stages.accelerators.delta_dit import DeltaDitSettings, left_out
+from stages.accelerators.pace import LONGEST_IN_STAGES
 from tests.unit.scripted import Forward, Script, computed, drive, event
 
 GEOMETRY = model("wan-mini")
@@ -72,12 +74,14 @@ def test_with_stages_delta_dit_leaves_out_the_front_in_the_last_and_the_rear_bef
     assert calls(third) == [whole, front, whole, ("all",)]
 
 
-@pytest.mark.parametrize("steps", [20, 50])
-def test_delta_dit_spends_what_is_published_and_its_rule_says(steps: int) -> None:
-    """1.6x at 20 steps: three quarters of the blocks at every other step; and the last step is computed."""
+@pytest.mark.parametrize(("steps", "factor"), [(20, "1.51x"), (50, "1.56x")])
+def test_delta_dit_spends_what_its_rule_says_and_no_less_than_its_settings_claim(steps: int, factor: str) -> None:
+    """Three quarters of the blocks at every other step would be 1.6x; the last step is computed."""
     forwards = drive(made("delta-dit"), Script(rising, num_blocks=28), event(steps))
-    assert sum(forward.work for forward in forwards) == pytest.approx(steps * (1 - 0.75 / 2) + 0.75)
-    assert steps / sum(forward.work for forward in forwards) == pytest.approx(1.6, rel=0.06)
+    spent = sum(forward.work for forward in forwards)
+    assert spent == pytest.approx(steps * (1 - 0.75 / 2) + 0.75)
+    assert f"{steps / spent:.2f}x" == factor
+    assert factor in (DeltaDitSettings.__doc__ or "")
 
 
 @pytest.mark.parametrize(("share", "num", "left"), [(0.75, 28, 21), (0.01, 7, 1), (0.99, 7, 6), (0.5, 2, 1)])
@@ -122,6 +126,16 @@ def test_without_tolerance_every_step_is_whole_and_nothing_is_measured(name: str
     assert calls(forwards) == [("all",)] * 6
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan, -1.0])
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("first-block", "threshold"), ("dbcache", "threshold"), ("fastercache", "low_growth"), ("fastercache", "high_growth")],
+)
+def test_a_tolerance_or_growth_without_bound_is_refused(name: str, setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=setting):
+        made(name, **{setting: value})
+
+
 def test_dbcache_warms_up_and_computes_its_first_and_last_blocks() -> None:
     """Everything stays as it is, so all after the warm-up is reused, to the last step."""
     accelerator = made("dbcache", fn_blocks=2, bn_blocks=1, warmup=3)
@@ -148,6 +162,20 @@ def test_in_a_stage_of_several_warm_ups_and_runs_are_short() -> None:
     accelerator = made("dbcache", fn_blocks=1, warmup=8)
     assert computed(drive(accelerator, steady, event(20, (10, 10), stage=1))) == [10, 11, 15, 19]
     assert computed(drive(made("first-block"), steady, event(20, (10, 10), stage=0))) == [0, 4, 8, 9]
+
+
+def test_a_run_that_is_given_stands_in_a_stage_of_several() -> None:
+    accelerator = made("dbcache", fn_blocks=1, warmup=1, max_continuous=5)
+    assert computed(drive(accelerator, Script(lambda block, step: 1.0), event(24, (14, 10), stage=0))) == [0, 6, 12, 13]
+
+
+@pytest.mark.parametrize("name", ["taylorseer", "delta-dit", "first-block", "dbcache", "pab", "fastercache"])
+def test_by_itself_no_cache_reuses_for_long_in_a_stage_of_several(name: str) -> None:
+    """Where nothing changes at all."""
+    forwards = drive(made(name), Script(lambda block, step: 1.0), event(40, (20, 20), stage=1))
+    runs = "".join(" " if forward.is_whole else "." for forward in forwards).split()
+    assert runs
+    assert max(map(len, runs)) <= LONGEST_IN_STAGES
 
 
 @pytest.mark.parametrize(
