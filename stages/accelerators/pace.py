@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.accelerators.base import Now
+from stages.accelerators.base import Now, StageEvent
 
 LONGEST_IN_STAGES = 3
 """Steps in a row that may be reused inside a stage of several, unless it is said otherwise."""
 WARM_UP_IN_STAGES = 2
 """Steps at most that a stage of several begins with computed."""
+FORECAST_IN_STAGES = 2
+"""Steps in a row that may be forecast there, unless it is said otherwise: there is no history for more."""
+
+
+def spacing(given: int | None, published: int, event: StageEvent, longest: int = LONGEST_IN_STAGES) -> int:
+    """From one computed step to the next: as given, or as published, and then ``longest`` between them at most in a stage of
+    several."""
+    if given is not None:
+        return given
+    return min(published, longest + 1) if event.in_stages else published
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,18 @@ from torch import Tensor
 from orchestrator.geometry import ModelGeometry
 from orchestrator.methods import Method, Settings
 from stages.accelerators.base import Now, StageEvent
+from stages.accelerators.pace import FORECAST_IN_STAGES, spacing
 from stages.accelerators.trunk import Trunk
 
-INTERVAL_IN_STAGES = 3
-"""Inside a stage of several, of 3 to 15 steps, there is no history for more."""
+PUBLISHED_INTERVAL = 5
 
 
 class TaylorSeerSettings(Settings):
-    """The defaults are the release's for HunyuanVideo."""
+    """By default interval, order and first steps are the release's for HunyuanVideo. What is forecast is not: the release takes
+    every block's attention and feed-forward apart, and ``lite`` is after the switch of that name in diffusers."""
 
-    interval: int = Field(5, ge=1)
-    """Every so many steps all blocks are computed; 1: at every step. At most 3 where the clip changes its grid on the way."""
+    interval: int | None = Field(None, ge=1)
+    """Every so many steps all blocks are computed; 1: at each. None: 5, and 3 where the clip changes its grid on the way."""
     max_order: int = Field(1, ge=0, le=4)
     """Of the differences; 0 reuses what was computed last. Order m needs m + 1 computed steps of the stage."""
     first_enhance: int = Field(1, ge=1)
@@ -113,7 +114,7 @@ class TaylorSeer:
 
 
 def interval(settings: TaylorSeerSettings, event: StageEvent) -> int:
-    return min(settings.interval, INTERVAL_IN_STAGES) if event.in_stages else settings.interval
+    return spacing(settings.interval, PUBLISHED_INTERVAL, event, FORECAST_IN_STAGES)
 
 
 def _forecast(trunk: Trunk, history: History, step: int) -> Tensor:

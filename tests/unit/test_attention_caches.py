@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.dvg_config import DvgConfig
 from orchestrator.geometry import model
 from orchestrator.methods import Request, find, read_settings
-from stages.accelerators.base import Boost, Guided, Now
+from stages.accelerators.base import Boost, Guided, Now, StageEvent
 from stages.accelerators.fastercache import FasterCache, low_frequencies
 from stages.sampling import NoiseLevel
 from tests.unit.scripted import PATTERN, Forward, Script, drive, event
@@ -83,7 +83,7 @@ def test_steps_are_counted_from_the_beginning_of_a_stage() -> None:
         assert reused(drive(made("pab", timesteps=(0, 1000)), Script(by_step, rest), where)) == steps
 
 
-@pytest.mark.parametrize(("name", "settings"), [("pab", {}), ("fastercache", {"below": 1000})])
+@pytest.mark.parametrize(("name", "settings"), [("pab", {}), ("fastercache", {"below": 1000, "negative_interval": 1})])
 def test_branches_of_guidance_keep_their_own(name: str, settings: dict[str, Any]) -> None:
     scripts = Script(by_step, rest), Script(lambda block, step: -3.0 * step, rest)
     together = drive(made(name, **settings), scripts, event(20))
@@ -108,7 +108,7 @@ def test_ranges_that_hold_no_timestep_are_refused(timesteps: tuple[float, float]
 def test_attention_is_carried_on_along_its_last_change() -> None:
     """What changes by a line is exact two steps after one computed, if it is carried on by all of half its change."""
     script = Script(by_step, rest)
-    forwards = drive(made("fastercache", below=1000, weight=0.5), script, event(12))
+    forwards = drive(made("fastercache", negative_interval=1, below=1000, weight=0.5), script, event(12))
     assert reused(forwards) == [1, 3, 5, 7, 9]
     for step in (3, 5, 7, 9):
         torch.testing.assert_close(forwards[step].out, script.answer(step))
@@ -117,14 +117,14 @@ def test_attention_is_carried_on_along_its_last_change() -> None:
 
 def test_by_itself_the_weight_rises_over_the_clip() -> None:
     script = Script(by_step, rest)
-    forwards = drive(made("fastercache", below=1000), script, event(12))
+    forwards = drive(made("fastercache", negative_interval=1, below=1000), script, event(12))
     for step in (3, 9):
         carried = sum(by_step(block, step - 1) for block in range(4)) + 4 * 2 * step / 11
         torch.testing.assert_close(forwards[step].out, PATTERN * (carried + 4 * rest(0, step)))
 
 
 def test_above_its_timestep_attention_is_computed_at_every_step() -> None:
-    assert reused(drive(made("fastercache"), Script(by_step, rest), event(20))) == [7, 9, 11, 13, 15, 17]
+    assert reused(drive(made("fastercache", negative_interval=1), Script(by_step, rest), event(20))) == [7, 9, 11, 13, 15, 17]
 
 
 class Guide:
@@ -134,9 +134,8 @@ class Guide:
         self.accelerator, self.plain, self.v = accelerator, plain, v
         self.computed: list[int] = []
 
-    def run(self, num_steps: int) -> list[Tensor]:
-        where = event(num_steps)
-        found = []
+    def run(self, num_steps: int, where: StageEvent | None = None) -> list[Tensor]:
+        where, found = where or event(num_steps), []
         for step in where.steps:
             time = 1000 * (1 - step / num_steps)
             level = NoiseLevel(time / 1000, time, 0.0)
@@ -158,6 +157,15 @@ def test_the_branch_without_the_prompt_is_computed_every_fifth_step_below_its_ti
     guide = Guide(made("fastercache", negative_interval=5), frames, lambda step: frames(99))
     guide.run(25)
     assert guide.computed == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 24]
+
+
+@pytest.mark.parametrize(("given", "steps"), [({}, [0, 4, 8, 11]), ({"negative_interval": 6}, [0, 6, 11])])
+def test_in_a_stage_of_several_that_branch_is_reckoned_three_times_in_a_row_unless_told_otherwise(
+    given: dict[str, int], steps: list[int]
+) -> None:
+    guide = Guide(made("fastercache", negative_below=1000, **given), frames, lambda step: frames(99))
+    guide.run(30, event(30, (12, 18), stage=0))
+    assert guide.computed == steps
 
 
 def test_reckoned_it_differs_from_the_other_as_it_did_with_bands_that_grow() -> None:
@@ -198,10 +206,10 @@ def kinds(forwards: Sequence[Forward]) -> str:
 
 def test_only_what_a_step_soon_after_will_use_is_computed_by_halves_and_kept() -> None:
     """Timesteps fall by 50: from 650 on attention is carried on, at first from the two steps before it."""
-    accelerator, where = made("fastercache"), event(20)
+    accelerator, where = made("fastercache", negative_interval=1), event(20)
     assert kinds(drive(accelerator, Script(by_step, rest), where)) == "wwwww" + "hh" + "rh" * 5 + "r" + "ww"
     assert not accelerator._found, "nothing is kept at the end"
-    two = drive(made("fastercache"), Script(by_step, rest), where)[7]
+    two = drive(made("fastercache", negative_interval=1), Script(by_step, rest), where)[7]
     carried = sum(by_step(block, 6) for block in range(4)) + 4 * 7 / 19
     torch.testing.assert_close(two.out, PATTERN * (carried + 4 * rest(0, 7)))
 
@@ -247,7 +255,7 @@ def asked(name: str, guidance: float) -> Request:
 def test_the_branch_without_the_prompt_is_reckoned_where_there_is_one(name: str, guidance: float, interval: int) -> None:
     method = find("fastercache", "accelerator")
     settings = method.resolve(read_settings(method, {}), asked(name, guidance))
-    assert settings.negative_interval == interval
+    assert settings.negative_spacing(event(20)) == interval
     reason = method.together(settings, asked(name, guidance))
     assert ("set negative_interval to 1" in reason) == (interval > 1)
 

@@ -54,6 +54,10 @@ def test_inside_a_stage_no_step_is_forecast_for_more_than_two_in_a_row_and_trans
     assert computed(drive(made(), Script(flat), event(23, (9, 6, 8), stage))) == steps
 
 
+def test_an_interval_that_is_given_stands_inside_a_stage_too() -> None:
+    assert computed(drive(made(interval=5), Script(flat), event(23, (12, 11), 0))) == [0, 5, 10, 11]
+
+
 @pytest.mark.parametrize("mode", ["lite", "blocks"])
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_what_changes_by_a_line_is_forecast_exactly_from_order_one_on(mode: str, order: int) -> None:
