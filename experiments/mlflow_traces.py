@@ -30,7 +30,7 @@ class Part:
 
 
 def parts_of(record: Record, events: Sequence[Mapping[str, Any]]) -> list[Part]:
-    """Text, each stage, decode, restored frames and mp4. Without the events of the attempt that made it: as if it had never waited."""
+    """Text, each stage, decode, restored frames, mp4. Without the events of the attempt that made it: as if it never waited."""
     mine = _of_last_attempt(record, events)
     done_s = next((row["time_s"] for row in reversed(mine) if row["type"] == "Decoded"), None)
     if done_s is None or not any(row["type"] == "Sketched" for row in mine):

@@ -232,7 +232,8 @@ def table_rows(stats: Iterable[ArmStats], with_metrics: bool = True) -> tuple[tu
     """Column names and one row of cells per arm, for the report and, narrower, for the terminal.
 
     "n" is finished, or finished/attempted where an item was given up; "decode s" includes restored frames and
-    the mp4; "GPU s" (on CPUs "rank s") is per video, and "videos /GPU-h" per hour of one GPU at work. Before these two come the other metrics, if wanted.
+    the mp4; "GPU s" (on CPUs "rank s") is per video, and "videos /GPU-h" per hour of one GPU at work. Before these two come the
+    other metrics, if wanted.
     """
     stats = list(stats)
     with_videos = [stat for stat in stats if stat.num_videos]

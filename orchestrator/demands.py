@@ -131,16 +131,27 @@ def actions_of(arm: Arm) -> tuple[Action, ...]:
 
 
 def decision_for(arm: Arm, actions: tuple[Action, ...], demand: Demand) -> Decision:
-    """What the arm's planner would choose of its ``actions``; see :func:`actions_of`."""
+    """What the arm's planner would choose of its ``actions``; see :func:`actions_of`.
+
+    Other planners than ``dvg`` do not go by demands; of those that look at the content the first action is expected.
+    """
     if len(actions) == 1:
         return Decision(actions[0], "the only action")
+    if arm.planner != "dvg":
+        return Decision(actions[0], "the nearest to what was asked for")
     return decide(actions, demand, arm.dvg)
+
+
+def saves_by_content_alone(arm: Arm) -> bool:
+    """Whether its planner promises no saving before it has seen what it is to leave out."""
+    actions = actions_of(arm) if arm.planner != "dvg" else ()
+    return len(actions) > 1 and actions[0].density >= 1
 
 
 def expected_actions(arm: Arm, demands: Demands) -> tuple[tuple[Action, float], ...]:
     """Actions with their shares, which sum to 1, the most frequent first."""
     actions = actions_of(arm)
-    if len(actions) == 1:
+    if len(actions) == 1 or arm.planner != "dvg":
         return ((actions[0], 1.0),)
     if not demands.rows:
         return tuple((action, 1.0 / len(actions)) for action in actions)

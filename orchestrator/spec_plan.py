@@ -18,7 +18,7 @@ from orchestrator.allotment import Frontier, frontier, makespan_s
 from orchestrator.arms import Arm
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.config import Sweep
-from orchestrator.demands import Demands, expected_actions
+from orchestrator.demands import Demands, expected_actions, saves_by_content_alone
 from orchestrator.geometry import model
 from orchestrator.policy import Sizing, stage_choices
 from orchestrator.split import POOLS, Load, Pools
@@ -281,6 +281,8 @@ def notes(sweep: Sweep, sizing: Sizing) -> list[str]:
         found.append(f"{_several('arm', guessed)}: decoding was never measured; taken as {split.DECODE_SHARE:.1%} of a full run")
     if cached := [arm.name for arm in sweep.arms if arm.accelerators]:
         found.append(f"{_several('arm', cached)}: what a cache leaves out is not predicted; counted as if all were computed")
+    if unseen := [arm.name for arm in sweep.arms if saves_by_content_alone(arm)]:
+        found.append(f"{_several('arm', unseen)}: no saving expected until content is seen; counted as full runs")
     return found
 
 

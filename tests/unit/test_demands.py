@@ -8,7 +8,16 @@ from dataclasses import asdict
 import pytest
 
 from orchestrator.actions import DvgConfig
-from orchestrator.demands import MAX_DEMANDS, Demands, Recorded, actions_of, decision_for, expected_actions, read_demands
+from orchestrator.demands import (
+    MAX_DEMANDS,
+    Demands,
+    Recorded,
+    actions_of,
+    decision_for,
+    expected_actions,
+    read_demands,
+    saves_by_content_alone,
+)
 from orchestrator.types import Demand
 from tests.arms import ARM
 from tests.unit import records
@@ -46,6 +55,28 @@ def test_planners_that_measure_nothing_have_one_action(planner):
     ((action, share),) = expected_actions(arm, rows_of(STILL))
     assert share == 1.0
     assert (len(action.stages) == 1) == (planner == "full")
+
+
+def vgdfr(**settings):
+    planner = {"planner": "vgdfr", "planner_settings": settings, "budget": None, "dvg": DvgConfig()}
+    return ARM.model_copy(update={"num_frames": 65, **planner})
+
+
+def test_a_planner_of_content_is_expected_to_do_what_it_was_asked_for_whatever_was_measured():
+    arm = vgdfr(keep_token_ratio=0.75)
+    actions = actions_of(arm)
+    assert len(actions) > 2
+    assert actions[0].stages[1].grid[0] == 13, "of 17 latent frames"
+    for demands in (Demands(), rows_of(STILL, MOVING)):
+        assert expected_actions(arm, demands) == ((actions[0], 1.0),)
+    for demand in (STILL, MOVING):
+        assert decision_for(arm, actions, demand).action == actions[0]
+
+
+def test_a_threshold_saves_nothing_that_could_be_expected_and_a_ratio_does():
+    assert saves_by_content_alone(vgdfr(similarity_threshold=0.8))
+    assert not saves_by_content_alone(vgdfr(keep_token_ratio=0.75))
+    assert not saves_by_content_alone(ARM)
 
 
 def test_many_demands_are_sampled_over_their_whole_length():

@@ -86,6 +86,16 @@ def test_actions_are_expected_as_often_as_the_demands_choose_them():
     assert "equally often" in uniform["demands"]
 
 
+def test_a_planner_that_saves_by_content_alone_is_planned_as_full_runs_and_the_plan_says_so():
+    settings = {"model": "hunyuanvideo-1.5", "frames": 65}
+    arms = {"seen": {**settings, "planner": {"vgdfr": {"similarity_threshold": 0.8}}}}
+    arms["asked"] = {**settings, "planner": "vgdfr"}
+    rows = planned(arms=arms)
+    shares = {arm["arm"]: [action["share"] for action in arm["actions"]] for arm in rows["arms"]}
+    assert shares == {"seen": [1.0], "asked": [1.0]}
+    assert rows["notes"] == ["arm seen: no saving expected until content is seen; counted as full runs"]
+
+
 def test_the_wall_time_is_never_below_the_work_over_the_ranks_or_the_longest_clip():
     for pods in (1, 2, 16):
         rows = planned(pods=pods, sketch_workers=8, decode_workers=8)
