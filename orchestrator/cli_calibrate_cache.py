@@ -47,7 +47,7 @@ def run_calibrate_cache(options: Options, machine: Machine, as_json: bool) -> No
     if arm is None or mistakes:
         raise ConfigError([line.removeprefix("arm calibrate-cache: ") for line in mistakes])
     grids = latent_grids(options.grids) if options.grids else (geometry_of(arm.model).latent_grid(arm.shape),)
-    out = _out(options, arm)
+    out = _out(options, arm, grids)
     console = Console(stderr=as_json)
     fit = _measure(arm, grids, prompts, machine, console)
     write_atomic(out, fit.model_dump_json(indent=2) + "\n")
@@ -65,15 +65,22 @@ def _prompts(options: Options, mistakes: list[str]) -> list[Prompt]:
     return load_prompts(given, pathlib.Path.cwd(), mistakes)[: options.limit]
 
 
-def _out(options: Options, arm: Arm) -> pathlib.Path:
+def _out(options: Options, arm: Arm, grids: tuple[Grid, ...]) -> pathlib.Path:
     """The file to write, in a folder that can be written to, before minutes of measuring."""
     from stages.accelerators.fitting import user_folder
 
-    out = options.out or user_folder() / f"{arm.model}_{arm.num_steps}.json"
+    out = options.out or user_folder() / file_name(arm, grids)
     if out.is_dir():
         raise ConfigError([f"--out {str(out)!r} is a folder; give the file to write"])
     writable_folder(out.parent)
     return out
+
+
+def file_name(arm: Arm, grids: tuple[Grid, ...]) -> str:
+    """Another for all that a fit is chosen by, so that none is written over another."""
+    sampled = (arm.num_steps, arm.solver or "own", arm.shift or "own", arm.guidance, arm.revision.replace("/", "-"))
+    sizes = "+".join("x".join(map(str, grid)) for grid in grids)
+    return "_".join(str(part) for part in (arm.model, sizes, *sampled) if part) + ".json"
 
 
 def _measure(arm: Arm, grids: tuple[Grid, ...], prompts: list[Prompt], machine: Machine, console: Console) -> CacheFit:

@@ -77,6 +77,8 @@ class Request:
     planner: str
     config: DvgConfig
     solver: SolverName | None = None
+    revision: str = ""
+    """Of the weights; empty where it is not known."""
 
 
 def nothing_wrong(settings: Any, request: Request) -> list[str]:

@@ -49,7 +49,7 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_w
     shift = settings.get("shift") or shipped.shift or model.full_shift
     run = Run(planner, model.with_shift(shift), shape, steps, guidance, config)
     solver = settings.get("solver") or shipped.solver or model.solver
-    request = Request(run.geometry, shape, steps, guidance, planner, config, solver)
+    request = Request(run.geometry, shape, steps, guidance, planner, config, solver, revision)
     chosen = resolve_methods(request, settings, mistakes) if legal else None
     budgeting = _budgeting(run, settings, mistakes) if chosen else None
     if chosen and chosen.accelerators and budgeting and budgeting.target:

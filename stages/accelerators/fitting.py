@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.geometry import ModelGeometry
+from orchestrator.methods import Request
 from orchestrator.types import Grid
 
 Signal = Literal["input", "time", "modulation"]
@@ -136,22 +137,30 @@ def load(path: Path) -> CacheFit:
         ) from error
 
 
-def find(geometry: ModelGeometry, grid: Grid, num_steps: int, file: str | None = None) -> CacheFit | None:
-    """The fit in ``file``, or of the model's the one nearest in steps, then in tokens; the user's folder before what ships.
+def find(request: Request, file: str | None = None) -> CacheFit | None:
+    """The fit in ``file``, whatever weights it is of, or the one of the request's weights that is nearest to it.
 
-    Raises ValueError for a broken file, or one of another model.
+    The user's folder comes before what ships; then count solver, steps, shift, whether and how much is guided, and tokens.
+    Raises ValueError for a broken file, one of another model, and where all fits are of other weights.
     """
+    geometry = request.geometry
     if file is not None:
         fit = load(Path(file))
         if fit.model != geometry.name:
             raise ValueError(f"fit {file!r} is of {fit.model}, not of {geometry.name}: measure one with {command(geometry)}")
         return fit
-    tokens = geometry.num_tokens(grid)
-    for folder in dict.fromkeys((user_folder(), SHIPPED)):
-        own = [fit for path in sorted(folder.glob("*.json")) if (fit := load(path)).model == geometry.name]
-        if own:
-            return min(own, key=lambda fit: (abs(fit.num_steps - num_steps), _distance(geometry, fit, tokens)))
-    return None
+    folders = dict.fromkeys((user_folder(), SHIPPED))
+    own = [
+        (path, fit) for folder in folders for path in sorted(folder.glob("*.json")) if (fit := load(path)).model == geometry.name
+    ]
+    same = [(path, fit) for path, fit in own if not request.revision or fit.revision in ("", request.revision)]
+    if own and not same:
+        raise ValueError(
+            f"the fit {str(own[0][0])!r} is of other weights of {geometry.name} ({own[0][1].revision}, not {request.revision}): "
+            f"measure one with {command(geometry)} --weights, or name that file as fit to take it all the same"
+        )
+    place = {folder: number for number, folder in enumerate(folders)}
+    return min(same, key=lambda found: (place[found[0].parent], *_distance(request, found[1])), default=(None, None))[1]
 
 
 def command(geometry: ModelGeometry) -> str:
@@ -159,5 +168,15 @@ def command(geometry: ModelGeometry) -> str:
     return f"dvg calibrate-cache {geometry.name}"
 
 
-def _distance(geometry: ModelGeometry, fit: CacheFit, tokens: int) -> int:
-    return min(abs(geometry.num_tokens(grid) - tokens) for grid in fit.grids)
+def _distance(request: Request, fit: CacheFit) -> tuple[float, ...]:
+    """What a fit differs by, what matters most first."""
+    geometry = request.geometry
+    tokens = geometry.num_tokens(geometry.latent_grid(request.shape))
+    return (
+        fit.solver != (request.solver or geometry.solver),
+        abs(fit.num_steps - request.num_steps),
+        abs(fit.shift - geometry.full_shift),
+        (fit.guidance > 1) != (request.guidance > 1),
+        abs(fit.guidance - request.guidance),
+        min(abs(geometry.num_tokens(grid) - tokens) for grid in fit.grids),
+    )

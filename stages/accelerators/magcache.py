@@ -80,7 +80,7 @@ def resolve(settings: MagCacheSettings, request: Request) -> MagCacheSettings:
     if settings.ratios is not None:
         return settings
     geometry = request.geometry
-    fit = fitting.find(geometry, geometry.latent_grid(request.shape), request.num_steps, settings.fit)
+    fit = fitting.find(request, settings.fit)
     if fit is None:
         raise ValueError(
             f"magcache: {geometry.name} has no fit, and magnitude ratios are published for no schedule of ours: measure one with "

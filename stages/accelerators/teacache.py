@@ -178,7 +178,7 @@ def _known(settings: TeaCacheSettings, request: Request) -> dict[str, object]:
         theirs = f"coefficients for variant {', '.join(rows)} only" if rows else "no published coefficients, of which it is"
         told = f"variant is {settings.variant!r}, and {geometry.name} has {theirs}"
         raise ValueError(f"teacache: {told}; leave it out for a fit")
-    fit = fitting.find(geometry, geometry.latent_grid(request.shape), request.num_steps, settings.fit)
+    fit = fitting.find(request, settings.fit)
     if fit is not None:
         return _by(fit, settings)
     if known is not None:

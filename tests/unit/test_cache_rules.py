@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +11,18 @@ import pytest
 import torch
 
 from experiments import calibrate_cache
+from orchestrator.cli_calibrate_cache import file_name
 from orchestrator.methods import find, read_settings
 from orchestrator.prompts import Prompt
+from orchestrator.resolve import resolve_arm
+from stages.accelerators import fitting
 from stages.accelerators.adacache import frame_change
 from stages.accelerators.fitting import FOLDER_VARIABLE
 from stages.accelerators.teacache import PUBLISHED, TeaCache, TeaCacheSettings
 from stages.accelerators.trunk import relative_change
 from tests.unit.scripted import Script, drive, event
 from tests.unit.test_caches import IDENTITY, MINI, computed, growing, request
+from tests.unit.test_caches import fit as made_fit
 
 
 def moving(rates: list[float]) -> Script:
@@ -127,3 +132,53 @@ def test_a_prompts_own_seed_is_taken_even_if_it_is_zero(monkeypatch: Any) -> Non
     with pytest.raises(Told):
         calibrate_cache.measure(SimpleNamespace(geometry=MINI), SimpleNamespace(fps=16), [(3, 4, 4)], prompts)  # type: ignore[arg-type]
     assert seeds == [0, 0, 9]
+
+
+def fits(folder: Any, **fields: Any) -> None:
+    """A file of a fit that differs from one of 30 steps in ``fields``."""
+    (folder / f"{len(list(folder.iterdir()))}.json").write_text(made_fit().model_copy(update=fields).model_dump_json())
+
+
+def test_of_several_fits_the_one_sampled_most_alike_is_taken(monkeypatch: Any, tmp_path: Any) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    asked = replace(request("wan2.2-a14b"), solver="unipc", guidance=4.0, revision="new")
+    shift, grid = asked.geometry.full_shift, asked.geometry.latent_grid(asked.shape)
+    fields: dict[str, Any] = {"revision": "old", "solver": "unipc", "guidance": 4.0, "shift": shift, "grids": (grid,)}
+    fits(tmp_path, **fields)
+    for more in ({"solver": "euler"}, {"num_steps": 31}, {"shift": shift + 1}, {"guidance": 1.0}, {"grids": ((1, 4, 4),)}):
+        fits(tmp_path, **(fields | {"revision": "new"} | more))
+        told = fitting.find(asked)
+        assert told is not None
+        assert told.revision == "new"
+    fits(tmp_path, **(fields | {"revision": "new", "num_clips": 7}))
+    best = fitting.find(asked)
+    assert best is not None
+    assert best.num_clips == 7
+
+
+def test_a_fit_of_other_weights_is_taken_only_where_it_is_named(monkeypatch: Any, tmp_path: Any) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    fits(tmp_path, revision="old")
+    asked = replace(request("wan2.2-a14b"), revision="new")
+    with pytest.raises(ValueError, match=r"0\.json' is of other weights of wan2.2-a14b \(old, not new\): measure"):
+        fitting.find(asked)
+    assert fitting.find(asked, str(tmp_path / "0.json")) is not None
+    assert fitting.find(request("wan2.2-a14b")) is not None, "weights that nobody looked at"
+
+
+def test_the_fit_that_ships_is_of_the_weights_that_ship() -> None:
+    arm = resolve_arm("tea", {"model": "wan-mini", "planner": "full", "accelerators": ["teacache"]}, mistakes := [])
+    assert not mistakes
+    assert arm is not None
+    found = fitting.find(replace(request(), revision=arm.revision))
+    assert found is not None
+    assert found.revision == arm.revision
+
+
+def test_every_grid_and_schedule_has_a_file_of_its_own() -> None:
+    asked = {"model": "wan-mini", "planner": "full"}
+    varied = [{}, {"steps": 20}, {"guidance": 1.0}, {"solver": "unipc"}, {"shift": 7.0}]
+    arms = [arm for more in varied if (arm := resolve_arm("fit", {**asked, **more}, []))]
+    grids = (((3, 4, 4),), ((3, 4, 6),), ((3, 4, 4), (3, 4, 6)))
+    names = {file_name(arm, own) for arm in arms for own in grids}
+    assert len(names) == len(varied) * len(grids)

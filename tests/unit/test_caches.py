@@ -306,12 +306,12 @@ def test_a_fit_of_another_model_and_a_broken_one_are_refused_by_name(tmp_path: A
     path = tmp_path / "fit.json"
     path.write_text(fit("wan2.1-14b").model_dump_json())
     with pytest.raises(ValueError, match=r"fit\.json' is of wan2.1-14b, not of wan-mini"):
-        fitting.find(MINI, (11, 18, 18), 30, str(path))
+        fitting.find(request(), str(path))
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"fit\.json' is broken .*dvg calibrate-cache"):
-        fitting.find(MINI, (11, 18, 18), 30, str(path))
+        fitting.find(request(), str(path))
     with pytest.raises(ValueError, match="cannot be read"):
-        fitting.find(MINI, (11, 18, 18), 30, str(tmp_path / "none.json"))
+        fitting.find(request(), str(tmp_path / "none.json"))
 
 
 @given(st.lists(st.floats(-2, 2), min_size=5, max_size=5))
