@@ -46,20 +46,35 @@ def grid_schedule(
     """One stage for each rate of height and width, the last being 1, with its timestep shift.
 
     ``transitions`` are the indices of the steps that leave each stage but the last. ``full_steps`` are those of the full run,
-    which the density is a share of; None: ``num_steps``. Raises ValueError when a stage would get no step of its own.
+    which the density is a share of; None: ``num_steps``. Raises ValueError when a stage would get no step of its own, or as
+    :func:`require_steps`.
     """
+    require_steps(num_steps, full_steps or num_steps)
     edges = (0, *transitions, num_steps)
     steps = [after - before for before, after in itertools.pairwise(edges)]
     if min(steps) < 1 or (transitions and transitions[-1] > num_steps - 2):
         told = ", ".join(str(index + 1) for index in transitions)
+        own = num_steps if full_steps in (None, num_steps) else f"its own {num_steps} of the arm's {full_steps}"
+        setting = "" if full_steps is None else " (setting steps)"
         raise ValueError(
-            f"with {num_steps} steps its grids would change in step {told}: every grid needs a step before its change and the "
+            f"with {own} steps{setting} its grids would change in step {told}: every grid needs a step before its change and the "
             "last one a step after it. Take more steps, fewer rates, or planner full"
         )
     grids = [grid_at(geometry, full_grid, rate) for rate in rates]
     stages = tuple(map(Stage, grids, steps, shifts))
     name = "r" + "-".join(f"{rate:g}" for rate in rates)
     return Action(name, stages, density(grids, steps, full_steps), needs_sketch=False)
+
+
+def require_steps(num_steps: int, full_steps: int) -> None:
+    """Raises ValueError for more solver steps than the full run has."""
+    if num_steps > full_steps:
+        raise ValueError(f"steps is {num_steps}, and the arm's steps are {full_steps}: take at most those, or raise the arm's")
+
+
+def own_steps(geometry: ModelGeometry, full_steps: int, share: float) -> int:
+    """Solver steps of a method that takes fewer; all of a step-distilled model's, which has none to spare."""
+    return full_steps if geometry.meanflow else max(1, round(full_steps * share))
 
 
 def relative_shifts(geometry: ModelGeometry, pattern: Sequence[float]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from orchestrator.methods import Method, Request, Settings
 from orchestrator.model_geometry import ModelGeometry
-from orchestrator.progressive import grid_schedule, relative_shifts
+from orchestrator.progressive import grid_schedule, own_steps, relative_shifts
 from orchestrator.types import Action, Grid
 from stages.planners.scheduled import ScheduledPlanner, refused, require_shares, require_shifts
 from stages.planners.task import Task
@@ -26,7 +26,8 @@ class BottleneckSettings(Settings):
     """A U over height and width."""
 
     steps: int | None = Field(None, ge=1)
-    """Solver steps of the clip; none given: 0.6 of the arm's, which density and speedup stay shares of."""
+    """Solver steps of the clip; none given: 0.6 of the arm's, which density and speedup stay shares of, or all of a
+    step-distilled model's."""
     rates: tuple[float, ...] = Field((1.0, 0.75, 1.0), min_length=1)
     """Height and width of every stage as a share of the full grid's; the last is 1. ``[1]`` is the plain run, of ``steps``."""
     step_rates: tuple[float, ...] = (0.2, 0.8)
@@ -40,11 +41,11 @@ class BottleneckPlanner(ScheduledPlanner):
 
     def __init__(self, task: Task, settings: BottleneckSettings) -> None:
         action = schedule(settings, task.geometry, task.full_grid, task.num_steps)
-        super().__init__(replace(task, num_steps=num_steps_of(settings, task.num_steps)), action, "bottleneck")
+        super().__init__(replace(task, num_steps=num_steps_of(settings, task.geometry, task.num_steps)), action, "bottleneck")
 
 
-def num_steps_of(settings: BottleneckSettings, full_steps: int) -> int:
-    return settings.steps or max(1, round(full_steps * OF_STEPS))
+def num_steps_of(settings: BottleneckSettings, geometry: ModelGeometry, full_steps: int) -> int:
+    return settings.steps or own_steps(geometry, full_steps, OF_STEPS)
 
 
 def filled(settings: BottleneckSettings, geometry: ModelGeometry, full_steps: int) -> BottleneckSettings:
@@ -54,14 +55,14 @@ def filled(settings: BottleneckSettings, geometry: ModelGeometry, full_steps: in
     shifts = settings.shifts or relative_shifts(geometry, PATTERN[: len(rates)])
     require_shares(rates, ends)
     require_shifts(rates, shifts)
-    steps = num_steps_of(settings, full_steps)
+    steps = num_steps_of(settings, geometry, full_steps)
     return settings.model_copy(update={"steps": steps, "step_rates": ends, "shifts": shifts})
 
 
 def schedule(settings: BottleneckSettings, geometry: ModelGeometry, full_grid: Grid, full_steps: int) -> Action:
     """A stage's last forward is its transition. Raises ValueError as :func:`filled`, or for too few steps."""
     known = filled(settings, geometry, full_steps)
-    num_steps = num_steps_of(known, full_steps)
+    num_steps = num_steps_of(known, geometry, full_steps)
     transitions = [round(num_steps * end) - 1 for end in known.step_rates]
     return grid_schedule(geometry, full_grid, known.rates, transitions, known.shifts or (), num_steps, full_steps)
 

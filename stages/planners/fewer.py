@@ -10,6 +10,7 @@ from torch import Tensor
 from orchestrator.actions import full_action
 from orchestrator.methods import Method, Request, Settings
 from orchestrator.model_geometry import ModelGeometry
+from orchestrator.progressive import require_steps
 from orchestrator.types import Action, Decision, VideoShape
 from stages.demand import Pixels
 from stages.planners.full import FullPlanner
@@ -23,7 +24,8 @@ class FewerStepsSettings(Settings):
     steps: int | None = Field(None, ge=1)
     """Solver steps of the clip; none given: ``share`` of the arm's."""
     share: float = Field(0.22, gt=0, le=1)
-    """Of the arm's ``steps``, which stay what density and speedup are counted against: 0.22 is 11 of 50."""
+    """Of the arm's ``steps``, which stay what density and speedup are counted against: 0.22 is 11 of 50. A step-distilled
+    model has to be told one of the two."""
 
 
 class FewerStepsPlanner(FullPlanner):
@@ -46,9 +48,19 @@ def num_steps_of(settings: FewerStepsSettings, full_steps: int) -> int:
 def schedule(settings: FewerStepsSettings, geometry: ModelGeometry, shape: VideoShape, full_steps: int) -> Action:
     """Raises ValueError for more steps than the full run has."""
     num_steps = num_steps_of(settings, full_steps)
-    if num_steps > full_steps:
-        raise ValueError(f"steps is {num_steps}, and the arm's steps are {full_steps}: take at most those, or raise the arm's")
+    require_steps(num_steps, full_steps)
     return replace(full_action(geometry, shape, num_steps), name=f"steps-{num_steps}", density=num_steps / full_steps)
+
+
+def resolve(settings: FewerStepsSettings, request: Request) -> FewerStepsSettings:
+    """With steps. Raises ValueError for a step-distilled model unless the setting is the user's own."""
+    num_steps = num_steps_of(settings, request.num_steps)
+    if request.geometry.meanflow and not settings.model_fields_set & {"steps", "share"}:
+        raise ValueError(
+            f"{request.geometry.name} is distilled to few steps, and a share of {settings.share:g} would leave {num_steps} of "
+            f"{request.num_steps}: say how many by steps or share, or take planner full"
+        )
+    return settings.model_copy(update={"steps": num_steps})
 
 
 def actions(settings: FewerStepsSettings, request: Request) -> tuple[Action, ...]:
@@ -61,7 +73,7 @@ METHODS = {
         "release",
         make=lambda settings, task, budget: FewerStepsPlanner(task, settings),
         settings=FewerStepsSettings,
-        resolve=lambda settings, request: settings.model_copy(update={"steps": num_steps_of(settings, request.num_steps)}),
+        resolve=resolve,
         mistakes=refused(actions), actions=actions,
     )
 }  # fmt: skip

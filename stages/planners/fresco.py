@@ -26,7 +26,7 @@ from torch import Tensor
 
 from orchestrator.methods import Method, Request, Settings
 from orchestrator.model_geometry import ModelGeometry
-from orchestrator.progressive import grid_schedule, part_of
+from orchestrator.progressive import grid_schedule, own_steps, part_of
 from orchestrator.types import Action, Decision, Grid, Stage
 from stages.mixed import Mixed, Regions
 from stages.planners.passage import field
@@ -114,7 +114,7 @@ def urgency(regions: Regions, recent: Sequence[Tensor], mixed: Mixed | None) -> 
 
 
 def num_steps_of(settings: FrescoSettings, geometry: ModelGeometry, full_steps: int) -> int:
-    return settings.steps or (full_steps if geometry.meanflow else max(1, round(full_steps * OF_STEPS)))
+    return settings.steps or own_steps(geometry, full_steps, OF_STEPS)
 
 
 def filled(settings: FrescoSettings, geometry: ModelGeometry, full_steps: int) -> FrescoSettings:

@@ -62,10 +62,23 @@ def test_a_shift_that_rises_rewinds_to_more_noise_than_there_was() -> None:
         ({"rates": [1, 0.5]}, "the last 1"),
         ({"rates": [1, 0.5, 0.75, 1]}, "4 rates need 3 changes"),
         ({"rates": [1, 0.5, 0.75, 1], "step_rates": [0.2, 0.4, 0.8]}, "of 4 rates there must be 4"),
-        ({"steps": 3}, "with 3 steps"),
+        ({"steps": 3}, r"its own 3 of the arm's 50 steps \(setting steps\)"),
+        ({"steps": 60}, "steps is 60, and the arm's steps are 50"),
         ({"steps": 0}, "greater than or equal to 1"),
     ],
 )
 def test_what_it_cannot_do_is_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(AssertionError, match=told):
         assert refusals("bottleneck", **settings) == ""
+
+
+def test_a_default_that_does_not_do_is_told_as_the_methods_own_number() -> None:
+    told = refusals("bottleneck", 8)
+    assert told.startswith("with its own 5 of the arm's 8 steps (setting steps) its grids would change in step 1, 4")
+
+
+def test_a_step_distilled_model_takes_all_its_steps() -> None:
+    name = "hunyuanvideo-1.5-i2v-step-distilled"
+    assert sum(stage.steps for stage in scheduled("bottleneck", name, 12).stages) == 12
+    assert sum(stage.steps for stage in scheduled("bottleneck", name, 12, steps=10).stages) == 10
+    assert refusals("bottleneck", 12, name) == ""

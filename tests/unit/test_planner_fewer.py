@@ -31,3 +31,9 @@ def test_more_steps_than_the_arm_has_are_refused() -> None:
     told = refusals("fewer-steps", 50, steps=60)
     assert "steps is 60, and the arm's steps are 50: take at most those, or raise the arm's" in told
     assert refusals("fewer-steps", 50, steps=50) == ""
+
+
+def test_a_step_distilled_model_is_cut_only_by_as_much_as_was_asked_for() -> None:
+    name = "hunyuanvideo-1.5-i2v-step-distilled"
+    assert "0.22 would leave 2 of 8: say how many by steps or share" in refusals("fewer-steps", 8, name)
+    assert refusals("fewer-steps", 8, name, steps=4) == refusals("fewer-steps", 8, name, share=0.5) == ""

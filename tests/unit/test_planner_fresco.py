@@ -93,6 +93,11 @@ def test_a_step_distilled_model_takes_all_its_steps() -> None:
 
 
 @MODES
+def test_more_steps_than_the_arm_has_are_refused(mixed: bool) -> None:
+    assert "steps is 60, and the arm's steps are 50: take at most those" in refusals("fresco", 50, steps=60, mixed=mixed)
+
+
+@MODES
 def test_grids_and_levels_of_a_clip(mixed: bool) -> None:
     spy = SpyModel()
     passages = watched(fresco(mixed=mixed), spy)
@@ -228,7 +233,7 @@ def test_the_operations_are_those_of_the_tokens_and_torch_counts_the_same() -> N
     settings = {"steps": 5, "step_rates": [0.4, 0.8]}
     for name, told in (("full", {}), ("fresco", settings), ("fresco", {**settings, "mixed": False})):
         with counting() as counter:
-            found = finished(wan_mini(), made_for(shape, name, 4, "wan-mini", told), given)
+            found = finished(wan_mini(), made_for(shape, name, 5, "wan-mini", told), given)
         counts.append((counter.get_total_flops() / 1e12, found.past.tflops))
     for less, told_less in counts[1:]:
         assert told_less / counts[0][1] == pytest.approx(less / counts[0][0], rel=0.05)
@@ -298,7 +303,7 @@ def test_a_sweep_of_it_makes_records_that_say_what_ran(spec: Path, tmp_path: Pat
         ({"rates": [0.5, 1]}, "2 rates need 1 changes"),
         ({"shifts": [7, 9]}, "of 3 rates there must be 3"),
         ({**FOUR, "steps": 10, "step_rates": [0.3, 0.4, 0.6]}, "two steps to tell"),
-        ({"steps": 3}, "with 3 steps .* planner full"),
+        ({"steps": 3}, "its own 3 of the arm.s .* steps .* planner full"),
         ({"window": 1}, "greater than or equal to 2"),
     ],
 )
