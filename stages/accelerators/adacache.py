@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -52,7 +53,7 @@ CODEBOOKS: Mapping[CodebookName, Codebook] = {
 
 
 class AdaCacheSettings(Settings):
-    """The defaults are the release's."""
+    """The defaults are those of LightX2V's port to Wan, whose codebooks and measure of motion are the paper's."""
 
     codebook: CodebookName | None = None
     """``fast`` and ``slow`` are for 30 steps, ``long`` for 100, scaled to the clip's; None: ``fast``, or ``long`` from 60."""
@@ -139,11 +140,16 @@ def _computed(trunk: Trunk) -> tuple[Tensor, Tensor]:
 
 
 def frame_change(trunk: Trunk, rows: Tensor) -> float | None:
-    """``|next - this| / (|next| + |this|)`` over all pairs of neighbouring frames; None for a single frame."""
-    rows, stride = trunk.gathered(rows), trunk.tokens_per_frame
-    if rows.shape[1] <= stride:
+    """``|next - this| / (|next| + |this|)`` over all pairs of neighbouring frames; None for one frame, or where frames mix."""
+    stride = trunk.tokens_per_frame
+    if stride == 0:
         return None
-    this, following = rows[:, :-stride], rows[:, stride:]
+    after, num_all = trunk.following(rows, stride)
+    if num_all <= stride:
+        return None
+    joined = torch.cat([rows, after], dim=1)
+    num_pairs = max(joined.shape[1] - stride, 0)
+    this, following = joined[:, :num_pairs], joined[:, stride:]
     parts = (absolute(following - this), absolute(following), absolute(this))
     change, *sizes = trunk.total(*parts)
     return change / max(sum(sizes), 1e-12)

@@ -71,7 +71,8 @@ PUBLISHED: Mapping[str, Mapping[Variant, Published]] = {
     "hunyuanvideo-1.5-720p": _hunyuan15(-3.08907507e4, 1.67786188e4, -3.19178643e3, 2.60740519e2, -8.19205881, 0.107913775),
 }
 """By model. Wan's plain variant looks at the time embedding, its ``ret`` variant at the modulation that comes of it; the others
-at the modulated input of the first block."""
+at the modulated input of the first block. The row of TI2V-5B is LightX2V's; that its signal is the time embedding is taken from
+the other rows of the plain variant, and not verified."""
 BY_SIZE: Mapping[str, tuple[int, str]] = {"wan2.1-i2v-14b": (480 * 832, "wan2.1-i2v-14b-720p")}
 """Above so many pixels a frame, these weights are those of another row."""
 

@@ -43,6 +43,8 @@ class Trunk:
     """Tells transformers apart: another expert's residuals are of no use."""
     sequence: Group | None = None
     """The ranks that share the tokens, and must decide alike; with layers spread over ranks, all of the slice."""
+    branches_apart: bool = False
+    """Of guidance: whether some of the ranks that must decide alike do the other one."""
     tokens_per_frame: int = 0
     gate: Callable[[int], Tensor] = ungated
     """By a block's index: what the image's part of what ``attend`` finds is multiplied by and added, ``[D]`` or ``[n, D]``."""
@@ -78,18 +80,24 @@ class Trunk:
         return [float(value) for value in rows.cpu().sum(dim=0).tolist()]
 
     def agreed(self, value: float) -> float:
-        """The mean over all ranks that must decide alike: some may do the other branch of guidance."""
-        if self.sequence is None:
+        """The mean over all ranks that must decide alike, where they do different branches; others have the same one."""
+        if self.sequence is None or not self.branches_apart:
             return value
         return self.total(torch.full((), value, dtype=torch.float64, device=self.inputs[0].device))[0] / self.sequence.size
 
-    def gathered(self, rows: Tensor) -> Tensor:
-        """Image rows ``[1, n, D]`` of all ranks that share the tokens, in order. The host waits for the device."""
+    def following(self, rows: Tensor, num: int) -> tuple[Tensor, int]:
+        """The ``num`` image rows, or as many as there are, that come after this rank's ``rows`` ``[1, n, D]``; and all ranks' n.
+
+        Only the first ``num`` rows of each rank are exchanged. The host waits for the device.
+        """
         if self.sequence is None:
-            return rows
+            return rows[:, :0], rows.shape[1]
         own = torch.full((1,), rows.shape[1], device=rows.device)
         counts = self.sequence.gather_rows(own, (1,) * self.sequence.size).tolist()
-        return self.sequence.gather_rows(rows[0], tuple(counts)).unsqueeze(0)
+        heads = [min(count, num) for count in counts]
+        found = self.sequence.gather_rows(rows[0, :num], tuple(heads))
+        start = sum(heads[: self.sequence.rank + 1])
+        return found[start : start + num].unsqueeze(0), sum(counts)
 
 
 def absolute(values: Tensor) -> Tensor:

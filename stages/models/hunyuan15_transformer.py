@@ -31,7 +31,7 @@ from stages.mixed import Mixed
 from stages.models.base import Positions
 from stages.models.hunyuan15_block import EPS, StreamWeights, attend_part, block, bundle, finish_part
 from stages.models.joint import JointSeam, Share
-from stages.models.layers import Tables, attended, deciding, every, fuse, kept, per_layer, require_all
+from stages.models.layers import Tables, attended, branches_apart, deciding, every, fuse, kept, per_layer, require_all
 from stages.replay import Replay
 from stages.sampling import NoiseLevel
 
@@ -172,7 +172,8 @@ class Hunyuan15Transformer:
         share = attended(h.shape[-1], math.prod(grid) + c.shape[1], 4 * h.shape[-1])
         return Trunk(
             (h, c), len(self._blocks), whole, one, attend, finish, lambda state: state[0], signals,
-            share, id(self), deciding(self._blocks, self.seam.layout), grid[1] * grid[2], lambda index: modulation[index, 0, 2],
+            share, id(self), deciding(self._blocks, self.seam.layout), branches_apart(self._blocks, self.seam.layout),
+            grid[1] * grid[2], lambda index: modulation[index, 0, 2],
         )  # fmt: skip
 
     def _tokens(self, x: Tensor, condition: Tensor | None, share: Share, mixed: Mixed | None) -> Tensor:

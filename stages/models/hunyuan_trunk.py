@@ -15,7 +15,7 @@ from stages.accelerators.trunk import State, Trunk
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.models.hunyuan_block import EPS, attend_dual, attend_single, finish_dual, finish_single, modulations
-from stages.models.layers import Tables, attended, deciding, every
+from stages.models.layers import Tables, attended, branches_apart, deciding, every
 
 if TYPE_CHECKING:
     from stages.models.hunyuan_transformer import HunyuanTransformer
@@ -83,5 +83,6 @@ def trunk(
     share = attended(h.shape[-1], math.prod(grid) + c.shape[1], int(net.weights.config.mlp_ratio * h.shape[-1]))
     return Trunk(
         (h, c), num_duals + len(net.singles), lambda: whole()[:, :num], one, attend, finish, lambda state: state[0],
-        signals, share, id(net), deciding(net.duals, net.seam.layout), grid[1] * grid[2], gate,
+        signals, share, id(net), deciding(net.duals, net.seam.layout), branches_apart(net.duals, net.seam.layout),
+        grid[1] * grid[2], gate,
     )  # fmt: skip

@@ -39,6 +39,11 @@ def deciding(layers: tuple[Bundle, ...] | Sharded[Bundle], layout: Layout | None
     return layout.whole if isinstance(layers, Sharded) else layout.sequence
 
 
+def branches_apart(layers: tuple[Bundle, ...] | Sharded[Bundle], layout: Layout | None) -> bool:
+    """Whether some of the ranks that :func:`deciding` gives do the other branch of guidance."""
+    return layout is not None and isinstance(layers, Sharded) and layout.num_branches > 1
+
+
 def every(layers: tuple[Bundle, ...] | Sharded[Bundle]) -> tuple[Bundle, ...]:
     """All layers, for those who take them out of turn. Raises ValueError where they are spread over ranks."""
     if isinstance(layers, Sharded):

@@ -28,7 +28,7 @@ from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
 from stages.mixed import Mixed
 from stages.models.base import Branch, Positions
-from stages.models.layers import Tables, attended, deciding, every, kept, patches, per_layer, require_all
+from stages.models.layers import Tables, attended, branches_apart, deciding, every, kept, patches, per_layer, require_all
 from stages.models.wan_block import (
     BlockWeights,
     CrossMemory,
@@ -166,7 +166,8 @@ class WanTransformer:
         share = attended(h.shape[-1], math.prod(grid), self.weights.config.ffn_dim, cross=True)
         return Trunk(
             (h,), len(layers), whole, one, attend, finish, lambda state: state[0], signals,
-            share, id(self), deciding(layers, self.seam.layout), grid[1] * grid[2], gate,
+            share, id(self), deciding(layers, self.seam.layout), branches_apart(layers, self.seam.layout),
+            grid[1] * grid[2], gate,
         )  # fmt: skip
 
     def _replay(self, branch: Branch) -> Replay:

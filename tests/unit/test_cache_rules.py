@@ -19,7 +19,7 @@ from stages.accelerators import fitting
 from stages.accelerators.adacache import frame_change
 from stages.accelerators.fitting import FOLDER_VARIABLE
 from stages.accelerators.teacache import PUBLISHED, TeaCache, TeaCacheSettings
-from stages.accelerators.trunk import relative_change
+from stages.accelerators.trunk import Trunk, relative_change
 from tests.unit.scripted import Script, drive, event
 from tests.unit.test_caches import IDENTITY, MINI, computed, growing, request
 from tests.unit.test_caches import fit as made_fit
@@ -182,3 +182,43 @@ def test_every_grid_and_schedule_has_a_file_of_its_own() -> None:
     grids = (((3, 4, 4),), ((3, 4, 6),), ((3, 4, 4), (3, 4, 6)))
     names = {file_name(arm, own) for arm in arms for own in grids}
     assert len(names) == len(varied) * len(grids)
+
+
+class Ranks:
+    """The group of ranks that share some rows, played by one process: each has every row that the others would send."""
+
+    def __init__(self, parts: list[Any], rank: int) -> None:
+        self.parts, self.rank, self.size, self.sent = parts, rank, len(parts), 0
+
+    def gather_rows(self, rows: Any, counts: tuple[int, ...]) -> Any:
+        if rows.ndim == 1:
+            return torch.tensor([part.shape[1] for part in self.parts])
+        self.sent = max(self.sent, len(rows))
+        return torch.cat([part[0, :count] for part, count in zip(self.parts, counts, strict=True)])
+
+
+@pytest.mark.parametrize("lengths", [(24,), (12, 12), (7, 6, 6, 5), (1, 2, 20, 1), (3, 3, 3, 3, 12)])
+def test_ranks_compare_neighbouring_frames_by_one_frame_of_their_neighbours(lengths: tuple[int, ...], monkeypatch: Any) -> None:
+    """Together the pairs of all ranks are those of all rows."""
+    rows, stride = torch.arange(1.0, 25.0).reshape(1, 24, 1) ** 2, 4
+    parts = list(rows.split(lengths, dim=1))
+    sums: list[float] = []
+    monkeypatch.setattr(Trunk, "total", lambda self, *values: sums.append(float(values[0])) or [1.0] * len(values))
+    for rank, part in enumerate(parts):
+        group = Ranks(parts, rank)
+        trunk = replace(Script(lambda block, step: 1.0, tokens_per_frame=stride).trunk(0), sequence=group)
+        assert frame_change(trunk, part) is not None
+        assert group.sent <= stride
+    assert sum(sums) == pytest.approx(float((rows[:, stride:] - rows[:, :-stride]).abs().sum()))
+
+
+def test_tokens_of_no_one_frame_size_tell_no_motion() -> None:
+    assert frame_change(Script(lambda block, step: 1.0, tokens_per_frame=0).trunk(0), torch.ones(1, 8, 1)) is None
+
+
+def test_ranks_that_hold_the_same_number_anyway_do_not_ask_each_other() -> None:
+    halves = [torch.ones(1, 2, 1)] * 2
+    group, trunk = Ranks(halves, 0), Script(lambda block, step: 1.0).trunk(0)
+    assert replace(trunk, sequence=group).agreed(0.3) == 0.3
+    group.gather_rows = lambda rows, counts: torch.tensor([[0.3], [0.5]])  # type: ignore[method-assign]
+    assert replace(trunk, sequence=group, branches_apart=True).agreed(0.3) == pytest.approx(0.4)
