@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator import vgdfr
 from orchestrator.actions import DvgConfig
 from orchestrator.budgets import Target
 from orchestrator.cost import CostModel
@@ -82,7 +83,10 @@ class Arm(BaseModel):
     def sketch_parts(self) -> frozenset[str]:
         """The parts of the model that a sketch needs beyond text and transformer."""
         if self.planner == "vgdfr":
-            return frozenset({"vae", "encoder"})
+            plain = vgdfr.changes_nothing(
+                *(self.planner_settings.get(key) for key in ("keep_token_ratio", "similarity_threshold"))
+            )
+            return frozenset() if plain else frozenset({"vae", "encoder"})
         return frozenset({"vae"}) if self.planner == "dvg" and self.dvg.demand_space == "pixels" else frozenset()
 
     @property
@@ -103,13 +107,16 @@ class Arm(BaseModel):
 def item_key(arm: Arm, prompt: str, seed: int, image_sha256: str = "") -> str:
     """Sixteen hex digits that change whenever anything that shapes the video changes, and never otherwise.
 
-    Images, weights and adapters count by their bytes (``revision`` stands for the latter two), not by where they lie;
+    Images, weights, adapters and networks that restore frames count by their bytes (``revision`` stands for weights and
+    adapters), not by where they lie;
     predicted cost counts where it chooses the actions, which go by what one device takes.
     """
     if arm.cost is not None:
         arm = arm.model_copy(update={"cost": arm.cost.alone})
     idle: dict[str, Any] = {"weights": True, "lora": {"__all__": {"path"}}, "reconstructed": True}
     idle |= {name: True for name in ("planner_settings", "accelerators") if not getattr(arm, name)}
+    if arm.planner_settings.get("rife_sha256"):
+        idle["planner_settings"] = {"rife"}
     if arm.target is None:
         idle |= {"target": True, "cost": True}
     elif arm.cost is not None:

@@ -32,6 +32,11 @@ Likeness = Sequence[Sequence[float]]
 """``likeness[d - 1][j]``: SSIM of the frames ``j`` and ``j + d``, for d = 1, and for 2 and 3 where fours are looked for."""
 
 
+def changes_nothing(keep_token_ratio: float | None, similarity_threshold: float | None) -> bool:
+    """Whether these settings are the plain run."""
+    return 1 in (keep_token_ratio, similarity_threshold)
+
+
 def scan(likeness: Likeness, num_frames: int, threshold: float, by_fours: bool) -> Merged:
     """The windows whose least similarity is above ``threshold``, the longer ones first where ``by_fours``."""
     twos: list[int] = []

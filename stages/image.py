@@ -49,3 +49,13 @@ def image_sha256(path: str | Path) -> str:
     """Hash of the file. Raises ValueError if the image cannot be read."""
     read_image(path)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def require_unchanged(image: str, sha256: str) -> None:
+    """Raises ValueError unless the file has the bytes that an item's key stands for."""
+    try:
+        found = hashlib.sha256(Path(image).read_bytes()).hexdigest()
+    except OSError as problem:
+        raise ValueError(f"image {image!r} cannot be read: {problem.strerror}") from problem
+    if found != sha256:
+        raise ValueError(f"image {image!r} has changed since its item was made: its SHA-256 is {found}, not {sha256}")

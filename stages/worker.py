@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from parallel.seam import Exchange
 from stages import decode, sketch
 from stages.accelerators import makers
 from stages.denoise import Boundary, OnStep, ignore, run_stages
+from stages.image import require_unchanged
 from stages.memory import out_of_memory
 from stages.models.base import ALL_PARTS, Lora, Model, Request, load
 from stages.planners import Planner, make_planner
@@ -98,9 +98,14 @@ class ClipWorker:
         self._planners: dict[str, Planner] = {}
 
     def warm_up(self) -> None:
-        """Load every arm's model now, so that the first item does not pay for it. Raises ValueError for bad weights."""
+        """Load every arm's model now, so that the first item does not pay for it, and what restores its frames.
+
+        Raises ValueError for bad weights.
+        """
         for arm in self.arms.values():
-            self._model(arm)
+            model = self._model(arm)
+            if "vae" in self.parts:
+                interpolator_of(arm.planner_settings, model.device)
 
     def sketch(self, item: Item, on_step: OnStep = ignore) -> tuple[Decision, dict[str, float], Boundary]:
         """Text, image, stage 1 and the decision. Needs the parts "text" and "transformer".
@@ -109,7 +114,7 @@ class ClipWorker:
         """
         arm, began_s = self._arm(item), time.time()
         if item.image is not None:
-            _require_unchanged(item.image, item.image_sha256)
+            require_unchanged(item.image, item.image_sha256)
         request = Request(item.prompt, arm.shape, arm.guidance, arm.negative_prompt, arm.guidance_low, item.image)
         model, planner = self._model(arm), self._planner(arm)
         with _explained(model, arm, f"denoising {_size(planner.first().grid)}"):
@@ -286,16 +291,6 @@ def _worked_s(timings_s: Mapping[str, float]) -> float:
 
 def _size(grid: Grid | tuple[int, ...]) -> str:
     return "x".join(map(str, grid))
-
-
-def _require_unchanged(image: str, sha256: str) -> None:
-    """The item's key stands for the image's bytes."""
-    try:
-        found = hashlib.sha256(Path(image).read_bytes()).hexdigest()
-    except OSError as problem:
-        raise ValueError(f"image {image!r} cannot be read: {problem.strerror}") from problem
-    if found != sha256:
-        raise ValueError(f"image {image!r} has changed since its item was made: its SHA-256 is {found}, not {sha256}")
 
 
 def _key(arm: Arm) -> ModelKey:

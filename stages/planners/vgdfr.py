@@ -8,6 +8,7 @@ and encode whole frames.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class VgdfrSettings(Settings):
     """Of the planner ``vgdfr``. One of the two schedules; none given: ``keep_token_ratio: 0.75``."""
 
     keep_token_ratio: float | None = Field(None, gt=0, le=1)
-    """Share of the frames to keep, met by bisection on the similarity; 1: the plain run."""
+    """Share of the frames to keep, met by bisection on the similarity; 1: the plain run. So few frames that 0.75 is out of reach:
+    the least share that they allow."""
     similarity_threshold: float | None = Field(None, gt=0, le=1)
     """Merge all windows that are more alike than this, by twos only (published: 0.75); 1: the plain run."""
     before_compression_steps: int | None = Field(None, ge=1)
@@ -46,13 +48,14 @@ class VgdfrSettings(Settings):
     """Transformer layers that rotate by the frames' places in the whole video; the others count the frames that are left.
     None: the release's for HunyuanVideo, none for other models."""
     rife: str | None = Field(None, min_length=1)
-    """A network in TorchScript that restores frames, called ``(before, after, ratio)``; None: by motion compensation."""
+    """A network in TorchScript that restores frames, called ``(before, after, ratio)``; None: by motion compensation. Its path is
+    filled up from the working directory of whoever plans."""
     rife_sha256: str = ""
     """Of that file, filled in."""
 
     @property
     def changes_nothing(self) -> bool:
-        return 1.0 in (self.keep_token_ratio, self.similarity_threshold)
+        return vgdfr.changes_nothing(self.keep_token_ratio, self.similarity_threshold)
 
 
 class VgdfrPlanner(BasePlanner):
@@ -135,7 +138,7 @@ def resolve(settings: VgdfrSettings, request: Request) -> VgdfrSettings:
         raise ValueError("vgdfr: keep_token_ratio and similarity_threshold are two schedules: give one of them")
     found: dict[str, Any] = {}
     if settings.keep_token_ratio is None and settings.similarity_threshold is None:
-        found["keep_token_ratio"] = RELEASED_RATIO
+        found["keep_token_ratio"] = max(RELEASED_RATIO, _least(request.shape)) if _has_window(request.shape) else RELEASED_RATIO
     if settings.global_layers is None:
         released = request.geometry.family == "hunyuan" and request.geometry.num_layers > max(RELEASED_LAYERS)
         found["global_layers"] = RELEASED_LAYERS if released else ()
@@ -143,6 +146,8 @@ def resolve(settings: VgdfrSettings, request: Request) -> VgdfrSettings:
         found["before_compression_steps"] = vgdfr.steps_before(request.num_steps, None)
     if settings.rife is not None and not settings.rife_sha256:
         found["rife_sha256"] = _digest(settings.rife)
+    if settings.rife is not None:
+        found["rife"] = str(Path(settings.rife).resolve())
     return settings.model_copy(update=found)
 
 
@@ -154,14 +159,31 @@ def _digest(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def _has_window(shape: VideoShape) -> bool:
+    return shape.num_frames >= vgdfr.FEWEST_FRAMES
+
+
+def _least(shape: VideoShape) -> float:
+    """The smallest share of the frames that merging can leave."""
+    latents = vgdfr.reachable(shape.num_frames, by_fours=True)[-1]
+    return (1 + vgdfr.STRIDE * (latents - 1)) / shape.num_frames
+
+
 def mistakes(settings: VgdfrSettings, request: Request) -> list[str]:
     """Why there is nothing that it could do."""
+    if settings.changes_nothing:
+        return []
     geometry, shape, found = request.geometry, request.shape, []
     before = vgdfr.steps_before(request.num_steps, settings.before_compression_steps)
     if before >= request.num_steps:
         found.append(f"{before} steps before the compression leave none of {request.num_steps} after it: take fewer of them")
-    if shape.num_frames < vgdfr.FEWEST_FRAMES:
+    if not _has_window(shape):
         found.append(f"num_frames is {shape.num_frames}: it takes {vgdfr.FEWEST_FRAMES} at least, for one window of 8")
+    elif settings.keep_token_ratio is not None and settings.keep_token_ratio < (least := _least(shape)):
+        found.append(
+            f"keep_token_ratio is {settings.keep_token_ratio:g}: of {shape.num_frames} frames windows leave "
+            f"{math.ceil(least * 1000) / 1000:g} at least; take that or more"
+        )
     if min(shape.height, shape.width) < 2 * WINDOW:
         found.append(f"frames of {shape.height}x{shape.width} are too small for SSIM: {2 * WINDOW} pixels a side at least")
     if wrong := [layer for layer in settings.global_layers or () if not 0 <= layer < geometry.num_layers]:
