@@ -22,12 +22,10 @@ from orchestrator.config import ArmOptions
 from orchestrator.cost import denoise_s
 from orchestrator.geometry import model
 from orchestrator.images import NONE, FirstFrames
-from orchestrator.methods import BUDGETED, named
 from orchestrator.mistakes import ConfigError, RunError, from_validation, unknown
 from orchestrator.options import AttentionName
-from orchestrator.presets import with_preset
 from orchestrator.prompts import Prompt
-from orchestrator.resolve import resolve_arm
+from orchestrator.resolve import own_mistakes, resolve_arm
 from orchestrator.types import Clip, Decision, Item, Stage
 
 if TYPE_CHECKING:
@@ -82,9 +80,7 @@ def _resolve(prompt: str, seed: int, settings: Mapping[str, Any], machine: Machi
         options = ArmOptions.model_validate(settings)
     except ValidationError as error:
         raise ConfigError([*mistakes, *from_validation(error, ArmOptions)]) from error
-    planner, _ = named(with_preset(options.model_dump()).get("planner") or "dvg")
-    if options.budget is not None and planner not in BUDGETED:
-        mistakes.append(f"budget: planner {planner} spends what it spends; drop one of the two")
+    mistakes += own_mistakes(options.model_dump(), options.model_dump())
     device = device_name(on_gpu=False) if machine.device == "cpu" else None
     arm = resolve_arm("generate", {**options.model_dump(), "device_name": device}, mistakes)
     frames = FirstFrames(pathlib.Path.cwd(), mistakes)

@@ -24,8 +24,9 @@ from orchestrator.methods import NOT_AVAILABLE, absent_told
 from orchestrator.methods import named as method_named
 from orchestrator.metrics_config import AFTERWARDS, MetricsConfig, against_mistakes
 from orchestrator.mistakes import ConfigError, from_validation, password_mistakes
+from orchestrator.presets import contradiction, own_over_shared
 from orchestrator.prompts import Prompt, load_prompts, suite_named
-from orchestrator.resolve import resolve_arm
+from orchestrator.resolve import own_mistakes, resolve_arm
 from orchestrator.resolve_budget import device_mistakes
 from orchestrator.resolve_sizing import sizing_mistakes
 from orchestrator.spec import ArmOptions as ArmOptions
@@ -175,12 +176,17 @@ def _points(spec: SweepSpec, with_weights: bool, mistakes: list[str]) -> tuple[t
     shared = {key: value for key, value in spec.model_dump().items() if key in ArmOptions.model_fields}
     if shared["device_name"] is None and not spec.cluster.gpus_per_rank:
         shared["device_name"] = device_name(on_gpu=False)
-    arms = spec.arms or {spec.preset or method_named(spec.planner or "dvg")[0]: ArmOptions()}
-    return tuple(
-        point
-        for name, options in arms.items()
-        for point in _points_of(name, merge(shared, options.model_dump()), spec.sweep, with_weights, mistakes)
-    )
+    if spec.arms and (line := contradiction(shared)):
+        mistakes.append(line)
+    arms = {name: options.model_dump() for name, options in spec.arms.items()}
+    arms = arms or {spec.preset or method_named(spec.planner or "dvg")[0]: {**shared, "device_name": None}}
+    found: list[tuple[Arm, str | None]] = []
+    for name, own in arms.items():
+        settings = merge(own_over_shared(shared, own), own)
+        if not {"planner", "preset"} & spec.sweep.keys():
+            mistakes.extend(f"arm {name}: {line}" for line in own_mistakes(own, settings))
+        found += _points_of(name, settings, spec.sweep, with_weights, mistakes)
+    return tuple(found)
 
 
 def _points_of(

@@ -48,6 +48,8 @@ PRESETS: Mapping[PresetName, Preset] = {
     "careful": Preset("dvg", NOT_MEASURED, budget=0.7),
 }
 """The fastest first."""
+DECIDED = ("planner", "budget", "accelerators")
+"""Keys that a preset decides."""
 
 
 def _form(method: str | Mapping[str, Any]) -> str:
@@ -55,16 +57,34 @@ def _form(method: str | Mapping[str, Any]) -> str:
     return f"{name} ({', '.join(f'{key} {value}' for key, value in settings.items())})" if settings else name
 
 
+def own_over_shared(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an arm inherits of the spec: nothing that a preset decides, where the arm names one itself."""
+    return shared if own.get("preset") is None else {**shared, **dict.fromkeys(DECIDED)}
+
+
+def contradiction(own: Mapping[str, Any]) -> str:
+    """Why the preset and the planner that are given beside each other cannot both be meant; empty if they can."""
+    name, planner = own.get("preset"), own.get("planner")
+    if name is None or planner is None or _same(PRESETS[name], planner):
+        return ""
+    return f"preset {name} is {PRESETS[name].told}, and planner is {named(planner)[0]}: drop one of the two"
+
+
+def _same(preset: Preset, planner: Any) -> bool:
+    return named(planner)[0] == named(preset.planner)[0]
+
+
 def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     """An arm's settings with those of its ``preset`` where it says nothing itself.
 
-    Under another planner than the preset's nothing of the preset is left: its budget and accelerators were chosen for that one.
+    Under another planner than that of an inherited preset nothing of it is left: its budget and accelerators were chosen for its
+    own.
     """
     filled = {key: value for key, value in settings.items() if key != "preset"}
     if settings.get("preset") is None:
         return filled
     preset = PRESETS[settings["preset"]]
     given = filled.get("planner")
-    if given is not None and named(given)[0] != named(preset.planner)[0]:
+    if given is not None and not _same(preset, given):
         return filled
     return filled | {key: value for key, value in preset.settings.items() if filled.get(key) is None}

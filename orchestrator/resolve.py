@@ -14,8 +14,8 @@ from orchestrator.actions import DvgConfig, steps_per_stage
 from orchestrator.arms import Arm, LoraSpec
 from orchestrator.methods import BUDGETED, Request, named
 from orchestrator.mistakes import from_validation
-from orchestrator.presets import with_preset
-from orchestrator.resolve_budget import Budgeting, Run, resolve_budget
+from orchestrator.presets import contradiction, with_preset
+from orchestrator.resolve_budget import Budgeting, Run, idle_budget, resolve_budget
 from orchestrator.resolve_methods import resolve_methods
 from orchestrator.types import VideoShape
 from stages.models import checkpoint, embedded
@@ -29,6 +29,12 @@ def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str], wit
     arm = _resolve(name, with_preset(settings), found, with_weights)
     mistakes.extend(f"arm {name}: {line}" for line in found)
     return None if found else arm
+
+
+def own_mistakes(own: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What an arm itself gives and would not get. ``settings``: with all that it inherits, which may be idle."""
+    planner, _ = named(with_preset(settings).get("planner") or "dvg")
+    return [line for line in (contradiction(own), idle_budget(planner, own.get("budget"))) if line]
 
 
 def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_weights: bool) -> Arm | None:

@@ -41,8 +41,15 @@ class Run:
     config: DvgConfig
 
 
+def idle_budget(planner: str, budget: Any) -> str:
+    """Why a budget says nothing under the planner that it was given for; empty if it does, or there is none."""
+    return (
+        "" if budget is None or planner in BUDGETED else f"budget: planner {planner} spends what it spends; drop one of the two"
+    )
+
+
 def resolve_budget(run: Run, settings: Mapping[str, Any]) -> Budgeting:
-    """Reads ``budget``, ``calibration`` and ``device_name`` of the settings.
+    """Reads ``budget``, ``calibration`` and ``device_name`` of the settings. An inherited budget is idle under some planners.
 
     Raises ValueError for a bad calibration file, and for a budget that no schedule meets: it is refused before the sketch.
     """

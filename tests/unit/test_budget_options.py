@@ -38,6 +38,14 @@ def mistakes(tmp_path: Path, **keys: Any) -> str:
     return str(caught.value)
 
 
+def test_an_arms_own_budget_under_a_planner_that_spends_none_is_refused_and_an_inherited_one_is_idle(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"planner": "jenga-prores", "budget": "speedup=2"}
+    for spec in (own, {"arms": {"a": own}}, {"planner": "jenga-prores", "arms": {"a": {"budget": 0.4}}}):
+        assert "budget: planner jenga-prores spends what it spends; drop one of the two" in mistakes(tmp_path, **spec)
+    first, second = sweep(tmp_path, budget=0.4, arms={"a": {"planner": "jenga-prores"}, "b": {}}).arms
+    assert (first.budget, second.budget) == (None, 0.4)
+
+
 @pytest.mark.parametrize("budget", ["speedup=2", {"speedup": 2}, {"kind": "speedup", "value": 2}])
 def test_every_form_of_a_speedup_resolves_to_a_density_and_the_target(tmp_path: Path, budget: Any) -> None:
     (arm,) = sweep(tmp_path, budget=budget).arms

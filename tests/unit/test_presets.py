@@ -57,6 +57,25 @@ def test_under_another_planner_nothing_of_a_preset_is_left() -> None:
     assert with_preset({"preset": None, "budget": 0.4}) == {"budget": 0.4}
 
 
+def test_an_arms_own_preset_stands_over_the_planner_of_the_spec() -> None:
+    shared = {"planner": "full", "accelerators": ["adacache"]}
+    fast, plain = swept(**shared, arms={"f": {"preset": "fast"}, "p": {}}).arms
+    assert fast == arm(preset="fast").model_copy(update={"name": "f"})
+    assert (plain.planner, plain.accelerators[0].name) == ("full", "adacache")
+    (given,) = swept(budget=0.6, arms={"f": {"preset": "fast"}}).arms
+    assert given.budget == PRESETS["fast"].budget
+
+
+def test_a_preset_beside_another_planner_is_refused_where_one_place_gives_both() -> None:
+    told = "preset fast is planner dvg, .*and planner is full: drop one of the two"
+    both = {"preset": "fast", "planner": "full"}
+    for spec in (both, {"arms": {"a": both}}, {**both, "arms": {"a": {"planner": "dvg"}}}):
+        with pytest.raises(ConfigError, match=told):
+            swept(**spec)
+    assert "preset fast is planner dvg" in generated("--preset", "fast", "--planner", "full")
+    assert swept(preset="fast", planner={"dvg": {}}).arms[0].name == "fast"
+
+
 def test_presets_are_swept_and_a_lone_one_names_its_arm() -> None:
     assert [arm.name for arm in swept(preset="balanced").arms] == ["balanced"]
     sweep = swept(arms={"a": {}}, sweep={"preset": ["fast", "careful"]})
