@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.schedules import density
@@ -80,6 +80,19 @@ def own_steps(geometry: ModelGeometry, full_steps: int, share: float) -> int:
 def relative_shifts(geometry: ModelGeometry, pattern: Sequence[float]) -> tuple[float, ...]:
     """A pattern that was published for HunyuanVideo, whose own shift is 7, for a model with another shift."""
     return tuple(geometry.full_shift * value / PATTERN_SHIFT for value in pattern)
+
+
+def default_shifts(geometry: ModelGeometry, rates: Sequence[float], patterns: Mapping[int, Sequence[float]]) -> tuple[float, ...]:
+    """Of stages whose user gave none: the pattern for as many rates, and the model's own shift for one.
+
+    Raises ValueError for a number of rates that has no pattern.
+    """
+    if len(rates) == 1:
+        return (geometry.full_shift,)
+    if len(rates) not in patterns:
+        known = " or ".join(map(str, sorted(patterns)))
+        raise ValueError(f"rates is {list(rates)}: give shifts for other than {known} rates, one each")
+    return relative_shifts(geometry, patterns[len(rates)])
 
 
 PATTERN_SHIFT = 7.0

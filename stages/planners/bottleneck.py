@@ -12,14 +12,15 @@ from pydantic import Field
 
 from orchestrator.methods import Method, Request, Settings
 from orchestrator.model_geometry import ModelGeometry
-from orchestrator.progressive import grid_schedule, own_steps, relative_shifts
+from orchestrator.progressive import default_shifts, grid_schedule, own_steps
 from orchestrator.types import Action, Grid
 from stages.planners.scheduled import ScheduledPlanner, refused, require_shares, require_shifts
 from stages.planners.task import Task
 
 OF_STEPS = 0.6
 """30 of 50."""
-PATTERN = (7.0, 5.0, 9.0)
+PATTERNS = {3: (7.0, 5.0, 9.0)}
+"""By the number of stages: down, and up to more than there was."""
 
 
 class BottleneckSettings(Settings):
@@ -33,7 +34,7 @@ class BottleneckSettings(Settings):
     step_rates: tuple[float, ...] = (0.2, 0.8)
     """Share of the steps after which each stage but the last ends: 6, 18 and 6 of 30. Empty for one stage."""
     shifts: tuple[float, ...] | None = Field(None, min_length=1)
-    """Timestep shift of every stage; none given: the model's own, times 7, 5, 9 of 7. They set where each stage starts."""
+    """Timestep shift of every stage; none given: of 3 the model's own, times 7, 5, 9 of 7. They set where each stage starts."""
 
 
 class BottleneckPlanner(ScheduledPlanner):
@@ -52,8 +53,8 @@ def filled(settings: BottleneckSettings, geometry: ModelGeometry, full_steps: in
     """With steps and shifts. Raises ValueError for lists that do not fit."""
     rates = settings.rates
     ends = settings.step_rates if len(rates) > 1 else ()
-    shifts = settings.shifts or relative_shifts(geometry, PATTERN[: len(rates)])
     require_shares(rates, ends)
+    shifts = settings.shifts or default_shifts(geometry, rates, PATTERNS)
     require_shifts(rates, shifts)
     steps = num_steps_of(settings, geometry, full_steps)
     return settings.model_copy(update={"steps": steps, "step_rates": ends, "shifts": shifts})

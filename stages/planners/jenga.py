@@ -8,7 +8,7 @@ from pydantic import Field
 
 from orchestrator.methods import Method, Request, Settings
 from orchestrator.model_geometry import ModelGeometry
-from orchestrator.progressive import grid_schedule, part_of, relative_shifts
+from orchestrator.progressive import default_shifts, grid_schedule, part_of
 from orchestrator.types import Action, Grid
 from stages.planners.scheduled import ScheduledPlanner, refused, require_shares, require_shifts
 from stages.planners.task import Task
@@ -16,8 +16,8 @@ from stages.sampling import Solver
 
 PRESETS = {"turbo": ((0.75, 1.0), (0.5, 1.0)), "3-stage": ((0.5, 0.75, 1.0), (0.3, 0.5, 1.0))}
 """Rates of height and width, and the shares of the steps at which each ends."""
-PATTERN = (7.0, 9.0, 11.0)
-"""Shifts of the stages, for a model whose own is 7."""
+PATTERNS = {2: (7.0, 9.0), 3: (7.0, 9.0, 11.0)}
+"""Shifts of the stages, by how many there are, for a model whose own is 7."""
 
 
 class JengaSettings(Settings):
@@ -31,7 +31,8 @@ class JengaSettings(Settings):
     step_rates: tuple[float, ...] | None = Field(None, min_length=1)
     """Share of the steps done at the end of every stage; the last is 1."""
     shifts: tuple[float, ...] | None = Field(None, min_length=1)
-    """Timestep shift of every stage; none given: the model's own, times 7, 9, 11 of 7 as published for HunyuanVideo's 7."""
+    """Timestep shift of every stage; none given: of 2 or 3 the model's own, times 7, 9, 11 of 7 as published for
+    HunyuanVideo's 7."""
     clean_sigma: Literal["new", "old"] = "new"
     """Level by which a clean estimate is taken: of the schedule that begins, as the release does, or of the one under which the
     velocity was computed."""
@@ -57,10 +58,10 @@ def filled(settings: JengaSettings, geometry: ModelGeometry) -> JengaSettings:
     rates, ends = PRESETS[settings.preset]
     rates = settings.rates or rates
     ends = settings.step_rates or (ends if len(rates) > 1 else (1.0,))
-    shifts = settings.shifts or relative_shifts(geometry, PATTERN[: len(rates)])
     if ends[-1] != 1 or len(ends) != len(rates):
         raise ValueError(f"step_rates is {list(ends)}: of {len(rates)} rates there must be {len(rates)}, and the last must be 1")
     require_shares(rates, ends[:-1])
+    shifts = settings.shifts or default_shifts(geometry, rates, PATTERNS)
     require_shifts(rates, shifts)
     return settings.model_copy(update={"rates": rates, "step_rates": ends, "shifts": shifts})
 

@@ -61,7 +61,9 @@ def test_a_shift_that_rises_rewinds_to_more_noise_than_there_was() -> None:
     [
         ({"rates": [1, 0.5]}, "the last 1"),
         ({"rates": [1, 0.5, 0.75, 1]}, "4 rates need 3 changes"),
-        ({"rates": [1, 0.5, 0.75, 1], "step_rates": [0.2, 0.4, 0.8]}, "of 4 rates there must be 4"),
+        ({"rates": [1, 0.5, 0.75, 1], "step_rates": [0.2, 0.4, 0.8]}, "give shifts for other than 3 rates"),
+        ({"rates": [0.75, 1], "step_rates": [0.5]}, "give shifts for other than 3 rates"),
+        ({"shifts": [7, 5]}, "of 3 rates there must be 3"),
         ({"steps": 3}, r"its own 3 of the arm's 50 steps \(setting steps\)"),
         ({"steps": 60}, "steps is 60, and the arm's steps are 50"),
         ({"steps": 0}, "greater than or equal to 1"),

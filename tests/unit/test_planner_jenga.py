@@ -55,6 +55,7 @@ def test_it_comes_back_at_the_next_steps_level_under_fresh_noise() -> None:
         ({"rates": [0.5, 0.75, 1], "preset": "turbo"}, "of 3 rates there must be 3"),
         ({"step_rates": [0.5, 0.9]}, "the last must be 1"),
         ({"step_rates": [0.0, 1]}, "must rise, above 0 and below 1"),
+        ({"rates": [0.25, 0.5, 0.75, 1], "step_rates": [0.2, 0.4, 0.6, 1]}, "give shifts for other than 2 or 3 rates"),
         ({"shifts": [7]}, "of 2 rates there must be 2"),
         ({"text_boost": 0.5}, "wan2.1-1.3b attends to its text by itself.*leave it 0"),
         ({"preset": "flash"}, "turbo"),
