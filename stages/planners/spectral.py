@@ -134,11 +134,22 @@ def actions(settings: SpectralSettings, request: Request) -> tuple[Action, ...]:
     return (schedule(settings, request.geometry, grid, request.num_steps),)
 
 
+def mistakes(settings: SpectralSettings, request: Request) -> list[str]:
+    """``dct`` takes the latent's own noise from the clean estimate and the velocity, which only the whole way gives."""
+    found, config = refused(actions)(settings, request), request.config
+    if settings.mode == "dct" and settings.levels > 1 and (config.extrapolation != 1 or config.stale_timesteps):
+        found.append(
+            "under mode dct the latent goes on with its own noise, which a clean estimate that went part of the way, or by "
+            "another level, does not tell: leave out dvg.extrapolation and dvg.stale_timesteps, or take mode dct_rewind"
+        )
+    return found
+
+
 METHODS = {
     "spectral": Method(
         "spectral", "planner", "grid", "Spectral progressive diffusion, arXiv 2605.18736",
         "low frequencies first, on grids that hold no others", "reconstructed",
         make=lambda settings, task, budget: SpectralPlanner(task, settings),
-        settings=SpectralSettings, mistakes=refused(actions), actions=actions,
+        settings=SpectralSettings, mistakes=mistakes, actions=actions,
     )
 }  # fmt: skip

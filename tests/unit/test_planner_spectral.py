@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from orchestrator.actions import forwards_per_stage
+from orchestrator.config import build_sweep
+from orchestrator.mistakes import ConfigError
 from stages.models.base import Placed
 from stages.planners.spectral import cosines, low_band, widened
 from stages.sampling import NoiseLevel
@@ -132,3 +135,14 @@ def test_a_level_without_a_step_is_left_out() -> None:
     assert len(scheduled("spectral", "wan2.1-14b", levels=6).stages) <= 6
     assert len(scheduled("spectral", "wan2.1-14b", 5).stages) == 3
     assert len(scheduled("spectral", "wan2.1-14b", 4, levels=4).stages) < 4
+
+
+@pytest.mark.parametrize("dvg", [{"extrapolation": 0.9}, {"stale_timesteps": True}])
+def test_the_latent_goes_on_only_where_its_own_noise_is_known(dvg: dict[str, Any]) -> None:
+    def arm_of(**settings: Any) -> Any:
+        return build_sweep({"prompts": ["a"], "planner": {"spectral": settings}, "dvg": dvg}, Path(), with_weights=False)
+
+    with pytest.raises(ConfigError, match=r"leave out dvg.extrapolation and dvg.stale_timesteps, or take mode dct_rewind"):
+        arm_of()
+    assert arm_of(mode="dct_rewind").arms
+    assert arm_of(levels=1).arms
