@@ -198,7 +198,10 @@ class _Leg:
         return self.model.denoise(x, level, self.placed)
 
     def _clean(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The clean estimate before step ``step``, and the velocity; MeanFlow's with second timestep 0 leads there exactly."""
+        """The clean estimate before step ``step``, and the velocity; MeanFlow's with second timestep 0 leads there exactly.
+
+        A planner that lets the solver step on instead (``Crossing.onward``) steps by this very velocity: no second forward.
+        """
         config, level = self.planner.task.config, self.levels[step]
         if config.meanflow_clean == "zero":
             level = dataclasses.replace(level, timestep_next=0.0)

@@ -25,7 +25,7 @@ class ChangingSettings(Settings):
     """Rates of height and width, and the steps at which they change."""
 
     shape: Literal["u", "rising"] = "u"
-    """``u``: 1, 0.75, 1, as released; ``rising``: 0.75, 1. The keys below stand in for parts of it."""
+    """``u``: 1, 0.75, 1, as released; ``rising``: 0.75, 1, whose list is not the release's. The keys below stand in for parts."""
     rates: tuple[float, ...] | None = Field(None, min_length=1)
     """Height and width of every stage as a share of the full grid's; the last is 1. ``[1]`` is the plain run."""
     step_rates: tuple[float, ...] | None = None

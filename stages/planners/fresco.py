@@ -8,7 +8,8 @@ Reconstructed: the paper's two ideas are here, the numbers are pieced together, 
 - ``mixed``: between the first grid, one n-th of the full one, and the full one, both are there at once (:mod:`stages.mixed`).
   A stage has as many tokens as a uniform one of its rate would have; squares whose clean estimates varied least over the last
   ``window`` steps are fine, the others wait for the next transition. Coarse tokens have their square's middle for a place.
-- Without ``mixed`` every stage is uniform and nothing is measured: the first idea alone.
+- Without ``mixed`` every stage is uniform and nothing is measured: the first idea alone. Clean values go to the cells that hold
+  the centres, while noise and a first frame's cells are those of DVG's nested grids, which may be a neighbour's.
 
 Not known, and chosen here: shares of the steps, shifts (Jenga's), how many squares a transition promotes, that all tokens of a
 stage are at one noise level, and that steps are 20 of 50.

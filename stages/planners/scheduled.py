@@ -59,7 +59,9 @@ def stretched(x: Tensor, grid: Grid) -> Tensor:
 
 
 def fresh_noise(stages: Sequence[Stage], stage_index: int, like: Tensor, seed: int) -> Tensor:
-    """The noise of a stage: the stock generator's next draw after those of all stages before, the first being the start's.
+    """The noise of a stage: the stock generator's next draw after one for the grid of each stage before.
+
+    The first of these is what a clip starts from, unless ``initial_noise: coordinate`` has it start from the field instead.
 
     So it is a function of the seed and the schedule, wherever and whenever a clip goes on.
     """
