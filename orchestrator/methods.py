@@ -106,6 +106,12 @@ def residual_kept(settings: Any, geometry: ModelGeometry) -> float:
     return 2.0
 
 
+FIELD_KNOBS = ("noise_seed", "noise_hash", "noise_field")
+"""Of the fixed noise field, which ``initial_noise: coordinate`` starts from."""
+ENGINE_KNOBS = ("image_condition", "initial_noise", "extrapolation", "meanflow_clean")
+"""Knobs of DVG that the engine heeds under every planner that changes its grid."""
+
+
 @dataclass(frozen=True)
 class Method:
     """All that is known of a method before it runs.
@@ -132,6 +138,8 @@ class Method:
     """Other methods that it cannot be combined with, and why, beside those of its own lever."""
     actions: Callable[[Any, Request], tuple[Action, ...]] = no_actions
     """Of a planner: every schedule that a clip may come to, by arithmetic alone."""
+    knobs: tuple[str, ...] = ENGINE_KNOBS
+    """Of a planner with settings of its own: the knobs of ``dvg:`` that count under it; the others are refused."""
     needs: str = ""
     """Weights, packages or calibrations, in words."""
     whole_forwards: bool | Callable[[Any], bool] = True

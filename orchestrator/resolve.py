@@ -16,7 +16,7 @@ from orchestrator.methods import BUDGETED, Request, named
 from orchestrator.mistakes import from_validation
 from orchestrator.presets import contradiction, with_preset
 from orchestrator.resolve_budget import Budgeting, Run, idle_budget, resolve_budget
-from orchestrator.resolve_methods import resolve_methods
+from orchestrator.resolve_methods import idle_knobs_told, resolve_methods, without_idle_knobs
 from orchestrator.types import VideoShape
 from stages.models import checkpoint, embedded
 from stages.models.lora import check_lora
@@ -34,7 +34,10 @@ def resolve_arm(name: str, settings: Mapping[str, Any], mistakes: list[str], wit
 def own_mistakes(own: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """What an arm itself gives and would not get. ``settings``: with all that it inherits, which may be idle."""
     planner, _ = named(with_preset(settings).get("planner") or "dvg")
-    return [line for line in (contradiction(own), idle_budget(planner, own.get("budget"))) if line]
+    model = model_of(settings.get("model"), [])
+    config = _dvg(settings, model, []) if model else None
+    knobs = idle_knobs_told(planner, own.get("dvg") or (), config, model) if model and config else ""
+    return [line for line in (contradiction(own), idle_budget(planner, own.get("budget")), knobs) if line]
 
 
 def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_weights: bool) -> Arm | None:
@@ -43,6 +46,7 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_w
     config = _dvg(settings, model, mistakes)
     if model is None or config is None:
         return None
+    config = without_idle_knobs(planner, config, model)
     shape = shape_of(settings, model)
     mistakes.extend(model.shape_mistakes(shape))
     steps = settings.get("steps") or model.default_steps

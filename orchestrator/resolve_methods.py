@@ -8,7 +8,9 @@ from itertools import combinations
 from typing import Any
 
 from orchestrator.arms import MethodUse
-from orchestrator.methods import WITHOUT_SETTINGS, Method, Request, find, named, read_settings
+from orchestrator.dvg_config import DvgConfig
+from orchestrator.methods import FIELD_KNOBS, WITHOUT_SETTINGS, Method, Request, find, named, read_settings
+from orchestrator.model_geometry import ModelGeometry
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,31 @@ def _resolved(method: Method, given: Mapping[str, Any], request: Request, mistak
         return MethodUse(name=method.name)
     mistakes.extend(f"{method.name}: {line}" for line in method.mistakes(settings, request))
     return MethodUse(name=method.name, settings=settings.model_dump(mode="json"))
+
+
+def _idle(planner: str, config: DvgConfig) -> frozenset[str]:
+    """Knobs that a planner with settings of its own does not read."""
+    if planner in WITHOUT_SETTINGS:
+        return frozenset()
+    reads = find(planner, "planner").knobs
+    of_field = FIELD_KNOBS if "initial_noise" in reads and config.initial_noise == "coordinate" else ()
+    return frozenset(DvgConfig.model_fields).difference(reads, of_field)
+
+
+def without_idle_knobs(planner: str, config: DvgConfig, model: ModelGeometry) -> DvgConfig:
+    """Knobs that shape no video have the model's values, so that they change no item's key."""
+    usual = DvgConfig.for_model(model)
+    return config.model_copy(update={name: getattr(usual, name) for name in _idle(planner, config)})
+
+
+def idle_knobs_told(planner: str, own: Iterable[str], config: DvgConfig, model: ModelGeometry) -> str:
+    """Why knobs that an arm itself gives say nothing; empty if each of ``own`` is read, or has the model's value."""
+    heeded = without_idle_knobs(planner, config, model)
+    names = [name for name in own if getattr(config, name) != getattr(heeded, name)]
+    if not names:
+        return ""
+    reads = ", ".join(find(planner, "planner").knobs)
+    return f"dvg: planner {planner} does not read {', '.join(names)}; drop it, or take planner dvg. It reads {reads}"
 
 
 def conflicts(methods: Iterable[Method]) -> list[str]:

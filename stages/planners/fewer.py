@@ -73,7 +73,7 @@ METHODS = {
         "release",
         make=lambda settings, task, budget: FewerStepsPlanner(task, settings),
         settings=FewerStepsSettings,
-        resolve=resolve,
+        resolve=resolve, knobs=("image_condition", "initial_noise"),
         mistakes=refused(actions), actions=actions,
     )
 }  # fmt: skip

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from orchestrator.methods import Method, Request, Settings
+from orchestrator.methods import FIELD_KNOBS, Method, Request, Settings
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.progressive import grid_schedule, own_steps, part_of
 from orchestrator.types import Action, Decision, Grid, Stage
@@ -184,6 +184,7 @@ METHODS = {
         make=lambda settings, task, budget: FrescoPlanner(task, settings),
         settings=FrescoSettings, resolve=lambda settings, request: filled(settings, request.geometry, request.num_steps),
         mistakes=refused(actions), actions=actions,
+        knobs=("image_condition", "extrapolation", "meanflow_clean", *FIELD_KNOBS),
         excludes={"adacache": "it compares frames token by token, and the tokens of two grids at once form no frames"},
     )
 }  # fmt: skip
