@@ -38,8 +38,8 @@ class ArmOptions(BaseModel):
     image: str | None = Field(None, min_length=1)
     """First frame for the prompts that have none of their own."""
     preset: PresetName | None = None
-    """A planner with its budget and accelerators under one word, as ``dvg methods`` lists them. What is given beside it stands;
-    under another planner nothing of it is left."""
+    """A planner with its budget and accelerators under one word, as ``dvg methods`` lists them. What is given beside it stands,
+    but another planner is refused; an arm's own planner leaves nothing of the spec's preset."""
     planner: PlannerOption | None = None
     """Which grid each step runs on: a planner's name, or ``{name: {setting: value}}``. None: ``dvg``, by content. full: the stock
     run, every step on the full grid. temporal-only, spatial-only, fixed: every step but those of the last stage on one smaller
@@ -47,7 +47,8 @@ class ArmOptions(BaseModel):
     accelerators: list[AcceleratorOption] | None = None
     """What makes the steps on a grid cheaper: names, or ``{name: {setting: value}}``, which ``dvg methods`` lists."""
     budget: BudgetOption | None = None
-    """A share of the full run's token-steps in (0, 1], ``speedup=3`` or ``gpu_seconds=120``."""
+    """A share of the full run's token-steps in (0, 1], ``speedup=3`` or ``gpu_seconds=120``. Under a planner
+    that has none: refused of an arm, idle of the spec."""
     calibration: str | None = Field(None, min_length=1)
     """A calibration file; None: the one that fits model and device, of ``dvg calibrate``."""
     device_name: str | None = Field(None, min_length=1)
@@ -73,7 +74,8 @@ class ArmOptions(BaseModel):
     fps: int | None = Field(None, ge=1, le=1000)
     """Frames per second of the file."""
     dvg: dict[str, Any] = Field(default_factory=dict)
-    """Knobs of :class:`orchestrator.dvg_config.DvgConfig`; those not given have the model's or the released value."""
+    """Knobs of :class:`orchestrator.dvg_config.DvgConfig`; those not given have the model's or the released value.
+    What a planner does not read is refused of an arm, idle of the spec."""
 
 
 class SweepSpec(ArmOptions):
