@@ -137,10 +137,10 @@ def actions(settings: SpectralSettings, request: Request) -> tuple[Action, ...]:
 def mistakes(settings: SpectralSettings, request: Request) -> list[str]:
     """``dct`` takes the latent's own noise from the clean estimate and the velocity, which only the whole way gives."""
     found, config = refused(actions)(settings, request), request.config
-    if settings.mode == "dct" and settings.levels > 1 and (config.extrapolation != 1 or config.stale_timesteps):
+    if settings.mode == "dct" and settings.levels > 1 and config.extrapolation != 1:
         found.append(
-            "under mode dct the latent goes on with its own noise, which a clean estimate that went part of the way, or by "
-            "another level, does not tell: leave out dvg.extrapolation and dvg.stale_timesteps, or take mode dct_rewind"
+            "under mode dct the latent goes on with its own noise, which a clean estimate that went part of the way "
+            "only does not tell: leave out dvg.extrapolation, or take mode dct_rewind"
         )
     return found
 

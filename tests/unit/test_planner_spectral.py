@@ -137,12 +137,12 @@ def test_a_level_without_a_step_is_left_out() -> None:
     assert len(scheduled("spectral", "wan2.1-14b", 4, levels=4).stages) < 4
 
 
-@pytest.mark.parametrize("dvg", [{"extrapolation": 0.9}, {"stale_timesteps": True}])
+@pytest.mark.parametrize("dvg", [{"extrapolation": 0.9}])
 def test_the_latent_goes_on_only_where_its_own_noise_is_known(dvg: dict[str, Any]) -> None:
     def arm_of(**settings: Any) -> Any:
         return build_sweep({"prompts": ["a"], "planner": {"spectral": settings}, "dvg": dvg}, Path(), with_weights=False)
 
-    with pytest.raises(ConfigError, match=r"leave out dvg.extrapolation and dvg.stale_timesteps, or take mode dct_rewind"):
+    with pytest.raises(ConfigError, match=r"leave out dvg.extrapolation, or take mode dct_rewind"):
         arm_of()
     assert arm_of(mode="dct_rewind").arms
     assert arm_of(levels=1).arms
