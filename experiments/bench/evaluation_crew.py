@@ -21,6 +21,8 @@ class Gathered:
         self.pool, self.num_workers = pool, pool.num_workers
         self._await(Ready)
         self._ready: list[Event] = []
+        self.loaded: dict[int, str] = {}
+        """The dimension that each worker has, once warm."""
         self.stand_ready()
 
     def _await(self, kind: type[Event]) -> None:
@@ -40,6 +42,7 @@ class Gathered:
         for worker in range(self.num_workers):
             self.pool.start(worker, dimension, videos)
         self._await(Scored)
+        self.loaded = dict.fromkeys(range(self.num_workers), dimension)
 
     def start(self, worker: int, dimension: str, videos: Sequence[Video]) -> None:
         self.pool.start(worker, dimension, videos)
@@ -58,5 +61,5 @@ def evaluated(crew: Gathered, work: Mapping[str, Sequence[Video]]) -> Evaluation
         for dimension, videos in work.items():
             evaluation.ask(dimension, [Task("arm", video, f"{dimension}/{Path(video.path).name}") for video in videos])
         crew.stand_ready()
-        Session(evaluation, crew, SHARD_SIZE, {}).run()
+        Session(evaluation, crew, SHARD_SIZE, {}, crew.loaded).run()
         return evaluation

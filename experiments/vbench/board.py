@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -53,14 +53,15 @@ class _Lane(Generic[Task]):
 class Board(Generic[Task]):
     """The work that is left, and who has what of it."""
 
-    def __init__(self, num_workers: int, shard_size: int) -> None:
+    def __init__(self, num_workers: int, shard_size: int, loaded: Mapping[int, str] | None = None) -> None:
+        """``loaded``: workers that have a dimension's model already."""
         if shard_size < 1 or num_workers < 1:
             raise ValueError(f"at least one worker and one video a shard are needed (got {num_workers} and {shard_size})")
         self.num_workers, self.shard_size = num_workers, shard_size
         self._lanes: dict[str, _Lane[Task]] = {}
         self._again: deque[Shard[Task]] = deque()
         self._busy: dict[int, Shard[Task]] = {}
-        self._at: dict[int, str] = {}
+        self._at: dict[int, str] = dict(loaded or {})
         """The dimension whose model a worker has."""
 
     @property

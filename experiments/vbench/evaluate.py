@@ -92,11 +92,21 @@ class Evaluation:
 
 
 class Session:
-    """One crew of workers and what it measures. ``about`` is written beside every shard: how it was measured."""
+    """One crew of workers and what it measures. ``about`` is written beside every shard: how it was measured.
 
-    def __init__(self, evaluation: Evaluation, pool: Pool, shard_size: int, about: dict[str, str]) -> None:
+    ``loaded``: workers that have a dimension's model from an earlier session, and need not be thought worth loading it.
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        pool: Pool,
+        shard_size: int,
+        about: dict[str, str],
+        loaded: Mapping[int, str] | None = None,
+    ) -> None:
         self.evaluation, self.pool, self.about = evaluation, pool, about
-        self.board: Board[Task] = Board(pool.num_workers, shard_size)
+        self.board: Board[Task] = Board(pool.num_workers, shard_size, loaded)
         self._idle: set[int] = set()
         self._coming = set(range(pool.num_workers))
         """Workers that may still become ready."""

@@ -50,6 +50,16 @@ def simulate(board: Board[str], costs: dict[str, float]) -> tuple[float, Counter
         idle.add(worker)
 
 
+def test_workers_that_have_a_model_share_its_videos_from_the_start_however_few() -> None:
+    def first(loaded: dict[int, str]) -> list[int]:
+        board: Board[str] = Board(2, 25, loaded)
+        board.add("motion_smoothness", [str(index) for index in range(6)])
+        return [len(shard.tasks) if (shard := board.choose(worker)) else 0 for worker in (0, 1)]
+
+    assert first({}) == [3, 0], "loading takes longer than the other one's videos"
+    assert first({0: "motion_smoothness", 1: "motion_smoothness"}) == [3, 2]
+
+
 @given(
     st.integers(1, 9),
     st.integers(1, 30),
