@@ -18,11 +18,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.cost import CostModel, ForwardCost, num_branches, uncalibrated
 from orchestrator.files import write_atomic
 from orchestrator.geometry import MODELS
+from orchestrator.mistakes import read_model
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Grid, VideoShape
 
@@ -146,16 +147,7 @@ def save(calibration: Calibration, path: Path | None = None) -> Path:
 
 def load(path: Path) -> Calibration:
     """Raises ValueError, naming the file and what to do, when it is missing or no calibration."""
-    try:
-        return Calibration.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"calibration file {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ValueError(
-            f"calibration file {str(path)!r} is broken ({where}: {first['msg']}); delete it, or measure again with dvg calibrate"
-        ) from error
+    return read_model(Calibration, path, "calibration file", "dvg calibrate")
 
 
 def find(geometry: ModelGeometry, device: str) -> Calibration | None:

@@ -7,8 +7,11 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
+
+Kind = typing.TypeVar("Kind", bound=BaseModel)
 
 FORM = "<{}>"
 """What pydantic calls a form of a value that has several; a person knows which one was meant."""
@@ -121,3 +124,20 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation if issubclass(annotation, BaseModel) else None
     return next((found for inner in typing.get_args(annotation) if (found := _model_in(inner))), None)
+
+
+def read_model(kind: type[Kind], path: Path, what: str, again: str) -> Kind:
+    """A file of JSON, which ``what`` names for people.
+
+    Raises ValueError, saying what measures it ``again``, for one that is missing or no ``kind``.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{what} {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(
+            f"{what} {str(path)!r} is broken ({where}: {first['msg']}); delete it, or measure again with {again}"
+        ) from error

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from orchestrator.geometry import ModelGeometry
 from orchestrator.methods import Request
+from orchestrator.mistakes import read_model
 from orchestrator.types import Grid
 
 Signal = Literal["input", "time", "modulation"]
@@ -125,16 +126,7 @@ def user_folder() -> Path:
 
 def load(path: Path) -> CacheFit:
     """Raises ValueError, naming the file and what to do, when it is missing or no fit."""
-    try:
-        return CacheFit.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"fit {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ValueError(
-            f"fit {str(path)!r} is broken ({where}: {first['msg']}); delete it, or measure again with dvg calibrate-cache"
-        ) from error
+    return read_model(CacheFit, path, "fit", "dvg calibrate-cache")
 
 
 def find(request: Request, file: str | None = None) -> CacheFit | None:

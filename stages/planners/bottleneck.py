@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from orchestrator.methods import Method, Request, Settings
+from orchestrator.methods import Method, Settings
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.progressive import default_shifts, grid_schedule, own_steps
 from orchestrator.types import Action, Grid
-from stages.planners.scheduled import ScheduledPlanner, refused, require_shares, require_shifts
+from stages.planners.scheduled import ScheduledPlanner, always, refused, require_shares, require_shifts
 from stages.planners.task import Task
 
 OF_STEPS = 0.6
@@ -68,9 +68,7 @@ def schedule(settings: BottleneckSettings, geometry: ModelGeometry, full_grid: G
     return grid_schedule(geometry, full_grid, known.rates, transitions, known.shifts or (), num_steps, full_steps)
 
 
-def actions(settings: BottleneckSettings, request: Request) -> tuple[Action, ...]:
-    grid = request.geometry.latent_grid(request.shape)
-    return (schedule(settings, request.geometry, grid, request.num_steps),)
+actions = always(schedule)
 
 
 METHODS = {

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from orchestrator.methods import Method, Request, Settings
+from orchestrator.methods import Method, Settings
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.progressive import grid_schedule, part_of
 from orchestrator.types import Action, Grid
-from stages.planners.scheduled import ScheduledPlanner, refused, require_shares
+from stages.planners.scheduled import ScheduledPlanner, always, refused, require_shares
 from stages.planners.task import Task
 from stages.sampling import Solver
 
@@ -65,9 +65,7 @@ def schedule(settings: ChangingSettings, geometry: ModelGeometry, full_grid: Gri
     return grid_schedule(geometry, full_grid, rates, transitions, shifts, num_steps)
 
 
-def actions(settings: ChangingSettings, request: Request) -> tuple[Action, ...]:
-    grid = request.geometry.latent_grid(request.shape)
-    return (schedule(settings, request.geometry, grid, request.num_steps),)
+actions = always(schedule)
 
 
 METHODS = {

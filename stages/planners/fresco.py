@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from orchestrator.methods import FIELD_KNOBS, Method, Request, Settings
+from orchestrator.methods import FIELD_KNOBS, Method, Settings
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.progressive import grid_schedule, own_steps, part_of
 from orchestrator.types import Action, Decision, Grid, Stage
 from stages.mixed import Mixed, Regions
 from stages.planners.passage import field
-from stages.planners.scheduled import ScheduledPlanner, refused, require_shares, require_shifts
+from stages.planners.scheduled import ScheduledPlanner, always, refused, require_shares, require_shifts
 from stages.planners.task import Crossing, Task
 from stages.resize import Axes, nested_axes
 
@@ -171,9 +171,7 @@ def _require_past(action: Action) -> None:
         )
 
 
-def actions(settings: FrescoSettings, request: Request) -> tuple[Action, ...]:
-    grid = request.geometry.latent_grid(request.shape)
-    return (schedule(settings, request.geometry, grid, request.num_steps),)
+actions = always(schedule)
 
 
 METHODS = {

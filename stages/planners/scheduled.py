@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.methods import Request
+from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Action, Decision, Grid, Stage
 from stages.demand import Pixels
 from stages.planners.task import BasePlanner, Crossing, Task
@@ -85,6 +86,16 @@ def require_shifts(rates: Sequence[float], shifts: Sequence[float]) -> None:
     """Raises ValueError unless there is a timestep shift above 0 for every rate."""
     if len(shifts) != len(rates) or min(shifts) <= 0:
         raise ValueError(f"shifts is {list(shifts)}: of {len(rates)} rates there must be {len(rates)}, each above 0")
+
+
+def always(schedule: Callable[[Any, ModelGeometry, Grid, int], Action]) -> Callable[[Any, Request], tuple[Action, ...]]:
+    """``actions`` of a method whose clips all have one ``schedule(settings, geometry, full_grid, num_steps)``."""
+
+    def actions(settings: Any, request: Request) -> tuple[Action, ...]:
+        grid = request.geometry.latent_grid(request.shape)
+        return (schedule(settings, request.geometry, grid, request.num_steps),)
+
+    return actions
 
 
 def refused(actions: Callable[[Any, Request], tuple[Action, ...]]) -> Callable[[Any, Request], list[str]]:

@@ -28,7 +28,7 @@ from orchestrator.methods import Method, Request, Settings
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.progressive import grid_at, grid_schedule, level_of_band, matched_shift, step_below
 from orchestrator.types import Action, Grid
-from stages.planners.scheduled import ScheduledPlanner, fresh_noise, refused
+from stages.planners.scheduled import ScheduledPlanner, always, fresh_noise, refused
 from stages.planners.task import Crossing, Task
 
 
@@ -129,9 +129,7 @@ def _growing(
     return kept, transitions
 
 
-def actions(settings: SpectralSettings, request: Request) -> tuple[Action, ...]:
-    grid = request.geometry.latent_grid(request.shape)
-    return (schedule(settings, request.geometry, grid, request.num_steps),)
+actions = always(schedule)
 
 
 def mistakes(settings: SpectralSettings, request: Request) -> list[str]:
