@@ -71,7 +71,7 @@ def test_rows_of_a_comparison_hold_them_under_stable_names(tmp_path: Path) -> No
 
 def test_the_page_of_a_comparison_says_the_same(tmp_path: Path) -> None:
     page = html_text(compared(tmp_path, records()))
-    assert "tiny †<small>delta-dit</small>" in page
+    assert "tiny † <small>delta-dit</small>" in page
     assert "0.250<small>2 TFLOP</small>" in page
     assert "† reconstructed, follows no released code: bottleneck, delta-dit" in page
 
