@@ -21,8 +21,13 @@ from orchestrator.types import Action, VideoShape
 Kind = Literal["planner", "accelerator"]
 Follows = Literal["release", "paper", "reconstructed"]
 """What the code here goes by: a published implementation, a paper that gives all of it, or what was pieced together."""
-Lever = Literal["grid", "steps", "cache", "attention", "tokens"]
-"""What a method saves on. Two of the same lever exclude each other."""
+Lever = Literal["grid", "steps", "cache", "attention", "tokens", "reflection"]
+"""What a method works on. Two of the same lever exclude each other."""
+APART: Mapping[frozenset[Lever], str] = {
+    frozenset[Lever]({"tokens", "cache"}): "a cache keeps what it found for all tokens, and these change from step to step",
+    frozenset[Lever]({"tokens", "attention"}): "sparse attention needs all tokens of the grid where they belong",
+}
+"""Levers that cannot be pulled at once, and why."""
 NOT_AVAILABLE = "method_not_available"
 """What the error of an absent method is called."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.arms import MethodUse
 from orchestrator.dvg_config import DvgConfig
-from orchestrator.methods import FIELD_KNOBS, WITHOUT_SETTINGS, Method, Request, find, named, read_settings
+from orchestrator.methods import APART, FIELD_KNOBS, WITHOUT_SETTINGS, Method, Request, find, named, read_settings
 from orchestrator.model_geometry import ModelGeometry
 
 
@@ -84,6 +84,7 @@ def conflicts(methods: Iterable[Method]) -> list[str]:
         reason = one.excludes.get(other.name) or other.excludes.get(one.name)
         if reason is None and one.lever == other.lever:
             reason = f"both are a {one.lever}"
+        reason = reason or APART.get(frozenset({one.lever, other.lever}))
         if reason:
             lines.append(f"{one.name} and {other.name} cannot be combined: {reason}; take one of them")
     return lines

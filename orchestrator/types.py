@@ -89,6 +89,19 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Attended:
+    """What attention kept in one solver step, means over layers and heads; seconds of this rank, summed."""
+
+    step: int
+    sparsity: float
+    """Of all pairs of tokens, those that were left out; below 0 where more was done than dense attention does."""
+    recall: float | None
+    """Of dense attention's weights, what falls on the pairs kept, by some queries; None: not measured."""
+    choose_s: float
+    attend_s: float
+
+
+@dataclass(frozen=True)
 class Past:
     """What led to a boundary of a clip. It travels with the boundary, so that a checkpoint knows it without the scheduler."""
 
@@ -102,6 +115,8 @@ class Past:
     """When the sketch began (Unix time); later for a clip that lay on disk between two runs."""
     tflops: float = 0.0
     """10^12 floating-point operations of the forwards so far, what was reused left out."""
+    attended: tuple[Attended, ...] = ()
+    """Of the steps whose attention was not dense, or was measured."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,18 @@ class Exchange(Protocol):
         ...
 
 
+class Instead(Protocol):
+    """What takes the place of the local kernel."""
+
+    def begin(self) -> None:
+        """The attention of the next layer begins; calls for its heads follow."""
+        ...
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: range, num_image: int) -> Tensor:
+        """``[1, heads, tokens, head_dim]`` to the same: image tokens in their own order, then text. ``heads`` are the model's."""
+        ...
+
+
 class Seam:
     """Callable as attention over ``[1, heads, this rank's tokens, head_dim]``."""
 
@@ -41,6 +53,7 @@ class Seam:
         self.local = local
         self.layout: Layout | None = None
         self.exchange: Exchange | None = None
+        self.instead: Instead | None = None
         self._counts: tuple[int, ...] = ()
         self._image_counts: tuple[int, ...] = ()
 
@@ -81,6 +94,43 @@ class Seam:
         return torch.unflatten(self.layout.whole.gather_rows(rows[0], counts), 0, (self.layout.num_branches, -1))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        local = self.local if self.instead is None else self._chosen(self.instead, q.shape[1])
         if self.sequence is None or self.exchange is None:
-            return self.local(q, k, v)
-        return self.exchange(q, k, v, self.local, self.sequence, self._counts)
+            return local(q, k, v)
+        return self.exchange(q, k, v, local, self.sequence, self._counts)
+
+    def _chosen(self, instead: Instead, num_heads: int) -> Attention:
+        """``instead`` as an exchange calls it: for some of this rank's heads after the other, tokens in the order of ranks."""
+        rank, size = (0, 1) if self.sequence is None else (self.sequence.rank, self.sequence.size)
+        first = rank * (num_heads // size)
+        instead.begin()
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            nonlocal first
+            heads, first = range(first, first + q.shape[1]), first + q.shape[1]
+            q, k, v = (self._image_first(x) for x in (q, k, v))
+            return self._by_rank(instead(q, k, v, heads, sum(self._image_counts)))
+
+        return attend
+
+    @property
+    def _is_sorted(self) -> bool:
+        """Whether all image tokens come before all text tokens as they are."""
+        return len(self._counts) == 1 or self._counts == self._image_counts
+
+    def _image_first(self, x: Tensor) -> Tensor:
+        if self._is_sorted:
+            return x
+        texts = (count - image for count, image in zip(self._counts, self._image_counts, strict=True))
+        pairs = zip(self._image_counts, texts, strict=True)
+        parts = x.split_with_sizes([num for pair in pairs for num in pair], 2)
+        return torch.cat([*parts[0::2], *parts[1::2]], dim=2)
+
+    def _by_rank(self, x: Tensor) -> Tensor:
+        """Inverse of :meth:`_image_first`."""
+        if self._is_sorted:
+            return x
+        texts = [count - image for count, image in zip(self._counts, self._image_counts, strict=True)]
+        parts = x.split_with_sizes([*self._image_counts, *texts], 2)
+        num = len(texts)
+        return torch.cat([part for pair in zip(parts[:num], parts[num:], strict=True) for part in pair], dim=2)

@@ -130,7 +130,7 @@ class _Leg:
         self.placed = dataclasses.replace(placed, positions=planner.positions(decision, boundary.stage), mixed=mixed)
         self.recent: list[Tensor] = []
         self.finite: list[Tensor] = []
-        self.boost = Boost(task.accelerators, self._event())
+        self.boost = Boost(task.accelerators, self._event(), model.geometry)
 
     def _event(self) -> StageEvent:
         steps = range(self.boundary.step, self.end)
@@ -144,9 +144,10 @@ class _Leg:
         self.model.accelerate(self.boost if self.boost.is_on else None)
         try:
             boundary = self._run()
+            attended = (*boundary.past.attended, *self.boost.attended())
         finally:
             self.model.accelerate(None)
-        past = dataclasses.replace(boundary.past, tflops=boundary.past.tflops + self._tflops())
+        past = dataclasses.replace(boundary.past, tflops=boundary.past.tflops + self._tflops(), attended=attended)
         return dataclasses.replace(boundary, past=past)
 
     def _tflops(self) -> float:
@@ -195,7 +196,9 @@ class _Leg:
 
     def _forward(self, x: Tensor, step: int, level: NoiseLevel) -> Tensor:
         self.boost.at(step, level)
-        return self.model.denoise(x, level, self.placed)
+        v = self.model.denoise(x, level, self.placed)
+        self.boost.saw(x, v)
+        return v
 
     def _clean(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The clean estimate before step ``step``, and the velocity; MeanFlow's with second timestep 0 leads there exactly.

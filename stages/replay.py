@@ -50,6 +50,10 @@ class Replay:
         self._recordings.move_to_end(key)
         return self._replay(self._recordings[key], inputs)
 
+    def live(self, inputs: tuple[Tensor, ...], constants: tuple[Any, ...] = (), ranks: Hashable = None) -> Tensor:
+        """Without recording or replaying: for what decides on the host within a forward."""
+        return self.fn(*inputs, *constants)
+
     def _remember(self, key: tuple[Any, ...], constants: tuple[Any, ...]) -> None:
         self._recordings[key] = _Recording(constants)
         if len(self._recordings) > NUM_KEPT:

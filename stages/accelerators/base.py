@@ -7,15 +7,21 @@ for every stage, so there is nothing to reset between stages; within one, anothe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
-from orchestrator.types import Grid
-from stages.accelerators.trunk import Trunk
+from orchestrator.flops import attention_share
+from orchestrator.model_geometry import ModelGeometry
+from orchestrator.types import Attended, Grid
+from parallel.groups import Group
+from parallel.seam import Seam
+from stages.accelerators.attending import Attending, ByLayer, Here, Log
+from stages.accelerators.trunk import State, Trunk
 from stages.sampling import NoiseLevel
+from stages.token_sets import TokenSet
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Now:
         return self.since == 0 or self.step == self.event.last
 
 
+@runtime_checkable
 class Accelerator(Protocol):
     """Used for one stage of one clip by one expert; keeps the state of each branch of guidance apart."""
 
@@ -84,20 +91,50 @@ class Guided(Protocol):
         ...
 
 
-class Boost:
-    """The accelerator of a stage, attached to a model; what the transformers call in place of their blocks."""
+@runtime_checkable
+class Choosing(Protocol):
+    """An accelerator that has the transformers see other tokens than the grid's, in every forward anew."""
 
-    def __init__(self, makers: Sequence[Callable[[], Accelerator]], event: StageEvent) -> None:
-        """Raises ValueError for more than one."""
-        if len(makers) > 1:
-            raise ValueError(f"{len(makers)} caches were asked for: a stage has one at most")
+    work: float
+    """Of a forward on the whole grid: the operations of one on the tokens chosen last."""
+
+    def tokens(self, now: Now, grid: Grid) -> TokenSet | None:
+        """Which, of ``grid`` along (time, height, width); None: all as they come. The same on all ranks."""
+        ...
+
+    def saw(self, x: Tensor, v: Tensor, now: Now) -> None:
+        """Told after each step's forwards: the latent and the guided velocity, ``[1, C, T, H, W]`` each."""
+        ...
+
+
+class Everything:
+    """The accelerator of a stage whose blocks are all computed."""
+
+    def forward(self, trunk: Trunk, now: Now) -> Tensor:
+        return trunk.compute()
+
+
+class Boost:
+    """The accelerators of a stage, attached to a model; what the transformers call in place of their blocks."""
+
+    def __init__(self, makers: Sequence[Callable[[], Any]], event: StageEvent, geometry: ModelGeometry | None = None) -> None:
+        """What is made has one role or more: ``Accelerator``, ``Attending``, ``Choosing``; these two need ``geometry``.
+
+        Raises ValueError for more than one of a role.
+        """
         self.event = event
         self.branch = 0
+        self.geometry = geometry
+        self.attention: ByLayer | None = None
         self._makers = tuple(makers)
-        self._of: dict[Hashable, Accelerator] = {}
+        self._parts = self._made()
+        self._owner: Hashable = None
         self._told = event
         self._step = event.steps[0]
         self._level: NoiseLevel | None = None
+        self._log = Log(geometry.num_layers if geometry else 1)
+        self._sequence: Group | None = None
+        self._saved = 0.0
         self._work: list[float] = []
         self._num_forwards = 0
 
@@ -107,32 +144,75 @@ class Boost:
 
     @property
     def share(self) -> float:
-        """Of the operations of all forwards of the stage so far: those that were executed. 1 without an accelerator."""
-        return sum(self._work) / self._num_forwards if self._num_forwards else 1.0
+        """Of the operations of all forwards of the stage so far: those that were executed. 1 without an accelerator.
+
+        Sparse attention counts once it has been settled (:meth:`attended`).
+        """
+        return (sum(self._work) - self._saved) / self._num_forwards if self._num_forwards else 1.0
+
+    def attach(self, seam: Seam | None) -> None:
+        """Has a method that attends otherwise take the kernel's place at ``seam``, or gives it back."""
+        if seam is None or self._part(Attending) is None:
+            return
+        if self.geometry is None:
+            raise RuntimeError("attention needs to be told the model's geometry")
+        self.attention = ByLayer(lambda: self._part(Attending), self._here, seam.local)
+        seam.instead = self.attention
 
     def let_go(self) -> None:
         """Of all that is kept: the stage is over, and what comes next needs the memory."""
-        self._of = {}
+        self._parts = ()
+        self.attention = None
+
+    def attended(self) -> tuple[Attended, ...]:
+        """What attention kept, step by step, over the heads of all ranks that share the tokens, which call this alike."""
+        left_out, steps = self._log.settle(self._sequence)
+        self._log.calls.clear()
+        if self.geometry is not None:
+            self._saved += left_out * attention_share(self.geometry, self.event.grid)
+        return steps
 
     def at(self, step: int, level: NoiseLevel) -> None:
         """The next forwards are of this solver step."""
         self._step, self._level = step, level
 
+    def tokens(self, owner: Hashable, given: TokenSet | None) -> TokenSet | None:
+        """What this forward of ``owner`` is to see; called before anything of it is computed.
+
+        Raises RuntimeError where a planner has chosen tokens already.
+        """
+        self._begin(owner)
+        choosing = self._part(Choosing)
+        if choosing is None:
+            return given
+        if given is not None:
+            raise RuntimeError("a planner that mixes grids chooses the tokens itself")
+        return cast("TokenSet | None", choosing.tokens(self._now(), self._tokens))
+
+    def saw(self, x: Tensor, v: Tensor) -> None:
+        """After each step's forwards."""
+        if (choosing := self._part(Choosing)) is not None:
+            choosing.saw(x, v, self._now())
+
     def __call__(self, trunk: Trunk) -> Tensor:
         """Raises RuntimeError for an answer of the wrong shape: a residual of another grid."""
-        out = self._accelerator(trunk.owner).forward(trunk, self._now())
-        self._count(sum(trunk.work))
+        self._begin(trunk.owner)
+        self._sequence = trunk.sequence
+        accelerator = self._part(Accelerator) or Everything()
+        out: Tensor = accelerator.forward(self._numbered(trunk), self._now())
+        choosing = self._part(Choosing)
+        self._count(sum(trunk.work) * (1.0 if choosing is None else choosing.work))
         if out.shape != trunk.inputs[0].shape:
             raise RuntimeError(f"a cache answered {tuple(out.shape)} on a grid that needs {tuple(trunk.inputs[0].shape)}")
         return out
 
     def negative(self, v: Tensor, forward: Callable[[], Tensor]) -> Tensor:
         """The velocity without the prompt, right after ``v`` with it."""
-        guided = next(iter(self._of.values()), None)
-        if not isinstance(guided, Guided):
+        guided = self._part(Guided)
+        if guided is None:
             return forward()
         before, self.branch = self._num_forwards, 1
-        plain = guided.negative(v, self._now(), forward)
+        plain: Tensor = guided.negative(v, self._now(), forward)
         if self._num_forwards == before:
             self._count(0.0)
         return plain
@@ -146,9 +226,54 @@ class Boost:
         self._work.append(work)
         self._num_forwards += 1
 
-    def _accelerator(self, owner: Hashable) -> Accelerator:
+    def _made(self) -> tuple[Any, ...]:
+        parts = tuple(make() for make in self._makers)
+        for role, name in ROLES.items():
+            if (num := sum(isinstance(part, role) for part in parts)) > 1:
+                raise ValueError(f"{num} {name} were asked for: a stage has one at most")
+        return parts
+
+    def _part(self, role: type) -> Any:
+        return next((part for part in self._parts if isinstance(part, role)), None)
+
+    def _begin(self, owner: Hashable) -> None:
         """A stage that changes its expert begins anew, at that step; what the other one left is let go."""
-        if owner not in self._of:
-            self._of = {owner: self._makers[0]()}
+        if owner == self._owner:
+            return
+        if self._owner is not None:
+            self._parts = self._made()
             self._told = dataclasses.replace(self.event, steps=range(self._step, self.event.steps.stop))
-        return self._of[owner]
+        self._owner = owner
+
+    def _numbered(self, trunk: Trunk) -> Trunk:
+        """With attention told which layer it is in."""
+        attention = self.attention
+        if attention is None:
+            return trunk
+
+        def whole() -> Tensor:
+            attention.go_to(0)
+            return trunk.whole()
+
+        def block(index: int, state: State) -> State:
+            attention.go_to(index)
+            return trunk.block(index, state)
+
+        def attend(index: int, state: State) -> State:
+            attention.go_to(index)
+            return trunk.attend(index, state)
+
+        return dataclasses.replace(trunk, whole=whole, block=block, attend=attend)
+
+    @property
+    def _tokens(self) -> Grid:
+        if self.geometry is None:
+            raise RuntimeError("tokens need to be told the model's geometry")
+        t, h, w = (size // patch for size, patch in zip(self.event.grid, self.geometry.patch, strict=True))
+        return t, h, w
+
+    def _here(self, heads: range, num_image: int, layer: int) -> Here:
+        return Here(self._now(), layer, self._log.num_layers, heads, self._tokens, num_image, self._log)
+
+
+ROLES: Mapping[type, str] = {Accelerator: "caches", Attending: "ways to attend", Choosing: "choices of tokens"}

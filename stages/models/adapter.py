@@ -70,7 +70,11 @@ class Adapter:
     def accelerate(self, boost: Boost | None) -> None:
         if self.boost is not None:
             self.boost.let_go()
+        if self.seam is not None:
+            self.seam.instead = None
         self.boost = boost
+        if boost is not None:
+            boost.attach(self.seam)
 
     def _guided(self, condition: Condition, forward: Callable[[Branch], Tensor]) -> tuple[Tensor, Tensor | None]:
         """What ``forward`` finds for the prompt, and for the negative one if there is one, ``[1, ...]`` each.

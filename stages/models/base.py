@@ -17,9 +17,9 @@ from parallel.groups import Group
 from parallel.layout import Layout
 from parallel.seam import Exchange
 from stages.accelerators.base import Boost
-from stages.mixed import Mixed
 from stages.resize import Axes
 from stages.sampling import NoiseLevel
+from stages.token_sets import TokenSet
 
 ALL_PARTS = frozenset({"text", "transformer", "vae"})
 """``text`` holds every encoder of the prompt and the image. Beside these there is ``encoder``, the VAE's encoder alone, for
@@ -107,7 +107,7 @@ class Placed:
     """Clean first latent frame ``[1, C, 1, H, W]``, held in place at every step."""
     positions: Positions | None = None
     """None: every layer counts the latent's frames from 0."""
-    mixed: Mixed | None = None
+    mixed: TokenSet | None = None
     """The tokens, if they are of two grids at once."""
 
     def pin(self, x: Tensor) -> Tensor:

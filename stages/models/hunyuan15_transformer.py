@@ -27,13 +27,13 @@ from stages.accelerators.trunk import State, Trunk
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
-from stages.mixed import Mixed
 from stages.models.base import Positions
 from stages.models.hunyuan15_block import EPS, StreamWeights, attend_part, block, bundle, finish_part
 from stages.models.joint import JointSeam, Share
 from stages.models.layers import Tables, attended, branches_apart, deciding, every, fuse, kept, per_layer, require_all
 from stages.replay import Replay
 from stages.sampling import NoiseLevel
+from stages.token_sets import TokenSet
 
 TEXT, GLYPHS, IMAGE = range(3)
 """Rows of the embedding that tells the kinds of condition tokens apart."""
@@ -127,17 +127,19 @@ class Hunyuan15Transformer:
         time: TimeState,
         memory: PromptMemory,
         positions: Positions | None = None,
-        mixed: Mixed | None = None,
+        mixed: TokenSet | None = None,
     ) -> Tensor:
         """Velocity ``[branches, C, T, H, W]`` float32: of one, or of both where the ranks of a slice have one each.
 
         ``condition [1, C + 1, T, H, W]``: image latent and mask; None means zeros.
         """
         c, grid = self._text(memory, time), (x.shape[2], x.shape[3], x.shape[4])
+        if self.boost is not None:
+            mixed = self.boost.tokens(id(self), mixed)
         share = self.seam.share(mixed.num_tokens if mixed else math.prod(grid), c.shape[1])
         h, rope = self._tokens(x, condition, share, mixed), self._rotations(grid, share.image, positions, mixed)
         inputs = (h, share.text_rows(c), time.modulation), (rope, share)
-        whole = functools.partial(self.replay, *inputs)
+        whole = functools.partial(self.replay if self.seam.instead is None else self.replay.live, *inputs)
         h = whole() if self.boost is None else self.boost(self._trunk(whole, *inputs[0], inputs[1][0], time, grid))
         scale, shift = time.last.float()
         rows = self.seam.join(self.weights.proj_out(modulated_norm(h, scale, shift, EPS)))
@@ -176,7 +178,7 @@ class Hunyuan15Transformer:
             grid[1] * grid[2], lambda index: modulation[index, 0, 2],
         )  # fmt: skip
 
-    def _tokens(self, x: Tensor, condition: Tensor | None, share: Share, mixed: Mixed | None) -> Tensor:
+    def _tokens(self, x: Tensor, condition: Tensor | None, share: Share, mixed: TokenSet | None) -> Tensor:
         """One token per latent cell, this rank's of ``[1, N, D]``."""
         channels, mine = self.num_latent_channels, slice(share.image.start, share.image.stop)
 
@@ -206,12 +208,12 @@ class Hunyuan15Transformer:
         out: Tensor = embedder(waves(steps).to(self.dtype))
         return out
 
-    def _rotations(self, grid: Grid, image: range, positions: Positions | None, mixed: Mixed | None) -> Tables:
+    def _rotations(self, grid: Grid, image: range, positions: Positions | None, mixed: TokenSet | None) -> Tables:
         if mixed is None:
             return self._rope(grid, image, positions)
         return mixed.once((id(self), image), functools.partial(self._make_rope, grid, image, positions, mixed))
 
-    def _make_rope(self, grid: Grid, image: range, positions: Positions | None, mixed: Mixed | None = None) -> Tables:
+    def _make_rope(self, grid: Grid, image: range, positions: Positions | None, mixed: TokenSet | None = None) -> Tables:
         """Each layer's cosines and sines ``[n, head_dim / 2, 2]`` of some of a grid's cells."""
 
         def table(whole: Grid) -> Tensor:

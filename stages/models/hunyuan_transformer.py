@@ -24,7 +24,6 @@ from stages.accelerators.base import Boost
 from stages.attention import opaque
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
-from stages.mixed import Mixed
 from stages.models.base import Positions
 from stages.models.hunyuan_block import (
     EPS,
@@ -39,6 +38,7 @@ from stages.models.hunyuan_trunk import Halves, trunk
 from stages.models.joint import JointSeam, Share
 from stages.models.layers import Bundle, Tables, kept, patches, per_layer, require_all
 from stages.replay import Replay
+from stages.token_sets import TokenSet
 
 NUM_TABLES = 4
 """Rotary tables kept: the stages of one clip (59 MB at 115,200 tokens)."""
@@ -107,17 +107,19 @@ class HunyuanTransformer:
         guidance: float,
         prompt: Prompt,
         positions: Positions | None = None,
-        mixed: Mixed | None = None,
+        mixed: TokenSet | None = None,
     ) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32. Raises ValueError if the grid is no multiple of the patch."""
         grid = patches(x, self.patch)
+        if self.boost is not None:
+            mixed = self.boost.tokens(id(self), mixed)
         share = self.seam.share(mixed.num_tokens if mixed else math.prod(grid), prompt.tokens.shape[1])
         time = self._embed_time(timestep, guidance, prompt)
         emb = F.silu(time)
         rope, first = self._placed(grid, share, x.device, positions, mixed)
         h, c = self._embed(x, share, mixed), share.text_rows(self._refine(timestep, prompt))
         num = h.shape[1]
-        whole = functools.partial(self.replay, (h, c, emb), (rope, first))
+        whole = functools.partial(self.replay if self.seam.instead is None else self.replay.live, (h, c, emb), (rope, first))
         h = whole() if self.boost is None else self.boost(trunk(self, whole, h, c, emb, rope, first, time, grid))
         scale, shift = self.weights.norm_out.linear(emb[0]).chunk(2)
         velocity = self.weights.proj_out(modulated_norm(h[:, :num], scale, shift, EPS))
@@ -174,7 +176,7 @@ class HunyuanTransformer:
         return out
 
     def _placed(
-        self, grid: Grid, share: Share, device: torch.device, positions: Positions | None, mixed: Mixed | None
+        self, grid: Grid, share: Share, device: torch.device, positions: Positions | None, mixed: TokenSet | None
     ) -> tuple[Tables, Tensor | None]:
         if mixed is None:
             return self._tables(grid, share, device, positions)
@@ -183,7 +185,7 @@ class HunyuanTransformer:
         return found
 
     def _make_tables(
-        self, grid: Grid, share: Share, device: torch.device, positions: Positions | None, mixed: Mixed | None = None
+        self, grid: Grid, share: Share, device: torch.device, positions: Positions | None, mixed: TokenSet | None = None
     ) -> tuple[Tables, Tensor | None]:
         """Each layer's cosines and sines ``[rows, head_dim / 2, 2]``, text standing still; the mark of the first frame's rows.
 
@@ -209,7 +211,7 @@ class HunyuanTransformer:
         rope = per_layer(len(self.duals) + len(self.singles), grid, positions, table, mine, mixed)
         return rope, mark if self.replaces_first else None
 
-    def _embed(self, x: Tensor, share: Share, mixed: Mixed | None) -> Tensor:
+    def _embed(self, x: Tensor, share: Share, mixed: TokenSet | None) -> Tensor:
         """``[1, c, (t pt), (h ph), (w pw)]`` to this rank's of ``[1, t h w, D]``: the patch convolution as one product."""
         proj = self.weights.x_embedder.proj
         rows = mixed.take(x, self._parts) if mixed else self._parts(x)

@@ -12,8 +12,8 @@ from orchestrator.types import Grid
 from parallel.groups import Group
 from parallel.layout import Layout
 from parallel.sharding import Sharded, shard
-from stages.mixed import Mixed
 from stages.models.base import Positions
+from stages.token_sets import TokenSet
 
 Bundle = TypeVar("Bundle", bound=tuple[object, ...])
 """The weights of one layer."""
@@ -66,7 +66,7 @@ def per_layer(
     positions: Positions | None,
     table: Callable[[Grid], Tensor],
     mine: Callable[[Tensor], Tensor],
-    mixed: Mixed | None = None,
+    mixed: TokenSet | None = None,
 ) -> Tables:
     """Each layer's rotations: ``mine`` (this rank's rows) of ``table(grid)``, whose rows ``[t h w, ...]`` count frames from 0.
 

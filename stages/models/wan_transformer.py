@@ -26,7 +26,6 @@ from stages.accelerators.trunk import State, Trunk
 from stages.attention import in_blocks
 from stages.compiling import maybe_compile
 from stages.kernels import modulated_norm
-from stages.mixed import Mixed
 from stages.models.base import Branch, Positions
 from stages.models.layers import Tables, attended, branches_apart, deciding, every, kept, patches, per_layer, require_all
 from stages.models.wan_block import (
@@ -40,6 +39,7 @@ from stages.models.wan_block import (
     split_heads,
 )
 from stages.replay import Replay
+from stages.token_sets import TokenSet
 
 ON_CPU = ("cpu",)
 """Devices where complex products and a bias on the logits are the faster forms."""
@@ -96,7 +96,7 @@ class WanTransformer:
         branch: Branch,
         clean_first: bool = False,
         positions: Positions | None = None,
-        mixed: Mixed | None = None,
+        mixed: TokenSet | None = None,
     ) -> Tensor:
         """Velocity ``[1, C, T, H, W]`` float32 of the noisy latent with its condition's channels, ``[1, C + ..., T, H, W]``.
 
@@ -104,12 +104,15 @@ class WanTransformer:
         With ``clean_first`` the first latent frame is told timestep 0. Raises ValueError if the grid is no multiple of the patch.
         """
         grid, memory = patches(x, self.patch), self.remember(branch)
+        if self.boost is not None:
+            mixed = self.boost.tokens(id(self), mixed)
         rows, _ = self.seam.cut(mixed.num_tokens if mixed else math.prod(grid))
         rope = self._rotations(grid, rows, positions, mixed)
         is_first = self._is_first(grid, rows, mixed) if clean_first else None
         time, modulations = self._embed_time((0.0, timestep) if clean_first else (timestep,))
         inputs = (self._embed(x, rows, mixed), modulations), (is_first, rope, memory), self.seam.key
-        whole = functools.partial(self._replay(branch), *inputs)
+        replay = self._replay(branch)
+        whole = functools.partial(replay if self.seam.instead is None else replay.live, *inputs)
         h = whole() if self.boost is None else self.boost(self._trunk(whole, *inputs[0], *inputs[1], time, grid))
         table = self.weights.scale_shift_table[0] + time.unsqueeze(-2)
         shift, scale = (per_token(row, is_first) for row in table.float().unbind(-2))
@@ -215,13 +218,13 @@ class WanTransformer:
             return CrossMemory(*text, bias)
         return CrossMemory(*text, bias, heads(cross.norm_added_k(cross.add_k_proj(image))), heads(cross.add_v_proj(image)))
 
-    def _rotations(self, grid: Grid, rows: slice, positions: Positions | None, mixed: Mixed | None) -> Tables:
+    def _rotations(self, grid: Grid, rows: slice, positions: Positions | None, mixed: TokenSet | None) -> Tables:
         if mixed is None:
             return self._rope(grid, rows.start, rows.stop, positions)
         make = functools.partial(self._make_rope, grid, rows.start, rows.stop, positions, mixed)
         return mixed.once((id(self), rows.start, rows.stop), make)
 
-    def _make_rope(self, grid: Grid, start: int, stop: int, positions: Positions | None, mixed: Mixed | None = None) -> Tables:
+    def _make_rope(self, grid: Grid, start: int, stop: int, positions: Positions | None, mixed: TokenSet | None = None) -> Tables:
         """For each layer cosines and sines of a grid's tokens ``start`` to ``stop``, ``[n, head_dim / 2, 2]``.
 
         On a CPU complex, without the 2. Memory of its own, which compiled code takes as it is.
@@ -238,14 +241,14 @@ class WanTransformer:
 
         return per_layer(len(self.layers), grid, positions, table, mine, mixed)
 
-    def _is_first(self, grid: Grid, rows: slice, mixed: Mixed | None) -> Tensor:
+    def _is_first(self, grid: Grid, rows: slice, mixed: TokenSet | None) -> Tensor:
         return self._first(grid, rows.start, rows.stop) if mixed is None else mixed.first_frame[rows]
 
     def _first_frame(self, grid: Grid, start: int, stop: int) -> Tensor:
         """Which of the tokens ``start`` to ``stop`` are of the first frame, ``[n, 1]``."""
         return (torch.arange(start, stop, device=self.device) < grid[1] * grid[2]).unsqueeze(-1)
 
-    def _embed(self, x: Tensor, rows: slice, mixed: Mixed | None) -> Tensor:
+    def _embed(self, x: Tensor, rows: slice, mixed: TokenSet | None) -> Tensor:
         """``[1, c, (t pt), (h ph), (w pw)]`` to ``rows`` of ``[1, t h w, D]``: the patch convolution as one product."""
         proj = self.weights.patch_embedding
         parts = mixed.take(x, self._parts) if mixed else self._parts(x)

@@ -1,0 +1,185 @@
+"""What takes the place of dense attention for a stage: it sees a layer's queries, keys and values, of some heads but all tokens.
+
+A rank has all tokens of some heads then, so whatever decides by head decides alike at every width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from orchestrator.types import Attended, Grid
+from parallel.groups import Group
+from parallel.seam import Attention
+
+if TYPE_CHECKING:
+    from stages.accelerators.base import Now
+
+
+@dataclass(frozen=True)
+class Here:
+    """One layer's attention in one forward, for some of its heads."""
+
+    now: Now
+    layer: int
+    """From 0, in the order in which a forward comes by them."""
+    num_layers: int
+    heads: range
+    """Of the model's, those that are here."""
+    tokens: Grid
+    """Image tokens along (time, height, width); they come row by row, frame by frame, and text tokens after them."""
+    num_image: int
+    """Of the tokens here: fewer than the grid has where a method leaves some out."""
+    log: Log
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """Used for one stage of one clip by one expert. Keeps what it keeps by ``(branch, layer, heads.start)``."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
+        """``[1, heads, tokens, head_dim]`` to the same. ``dense`` is the kernel that would have run.
+
+        It tells ``here.log`` what it kept, or nothing: then it counts as dense. To decide alike on all ranks it goes by the step,
+        the layer, and what each head shows for itself.
+        """
+        ...
+
+
+class Stopwatch:
+    """Seconds of a device between entering and leaving, read later: nothing waits meanwhile."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._began: Any = None
+        self._ended: Any = None
+
+    def __enter__(self) -> Stopwatch:
+        self._began = self._now()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._ended = self._now()
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> float:
+        """Waits for the device."""
+        if not self._cuda:
+            return float(self._ended - self._began)
+        self._ended.synchronize()
+        return float(self._began.elapsed_time(self._ended)) / 1e3
+
+
+@dataclass(frozen=True)
+class _Call:
+    step: int
+    heads: range
+    density: float | Tensor
+    recall: Tensor | None
+    choosing: Stopwatch | None
+    attending: Stopwatch | None
+
+
+@dataclass
+class Log:
+    """What attention kept in one stage, call by call. Numbers stay on the device until :meth:`settle`."""
+
+    num_layers: int
+    calls: list[_Call] = field(default_factory=list)
+
+    def add(
+        self,
+        here: Here,
+        density: float | Tensor,
+        recall: Tensor | None = None,
+        choosing: Stopwatch | None = None,
+        attending: Stopwatch | None = None,
+    ) -> None:
+        """``density``: pairs of tokens attended, of all; above 1 where more was done than dense attention does.
+
+        ``recall``: of the weights that dense attention gives, what falls on the pairs kept, a mean over some queries.
+        """
+        self.calls.append(_Call(here.now.step, here.heads, density, recall, choosing, attending))
+
+    def settle(self, group: Group | None) -> tuple[float, tuple[Attended, ...]]:
+        """The share of all attention that was left out, summed over forwards, and the means of every step.
+
+        Over the heads of all ranks of ``group``, which call this alike. Waits for the device.
+        """
+        if not self.calls:
+            return 0.0, ()
+        rows = _shared(self._rows(), group)
+        saved = float(((1 - rows[:, 1]) * rows[:, 0]).sum())
+        return saved, tuple(self._step(step, rows) for step in sorted({call.step for call in self.calls}))
+
+    def _rows(self) -> Tensor:
+        """Of each call: share of a forward's attention, density, recall (nan: not measured), in float64 on the CPU."""
+        heads = [call.heads for call in self.calls]
+        num_heads = max(some.stop for some in heads) - min(some.start for some in heads)
+        shares = [len(some) / (num_heads * self.num_layers) for some in heads]
+        return torch.stack(
+            [
+                torch.tensor(shares, dtype=torch.float64),
+                _values([call.density for call in self.calls]),
+                _values([float("nan") if call.recall is None else call.recall for call in self.calls]),
+            ],
+            dim=1,
+        )
+
+    def _step(self, step: int, rows: Tensor) -> Attended:
+        mine = torch.tensor([call.step == step for call in self.calls])
+        share, density, recall = rows[mine].unbind(1)
+        weights = share / share.sum()
+        known = ~recall.isnan()
+        calls = [call for call in self.calls if call.step == step]
+        return Attended(
+            step,
+            float(1 - (density * weights).sum()),
+            float((recall[known] * weights[known]).sum() / weights[known].sum()) if bool(known.any()) else None,
+            sum(call.choosing.seconds() for call in calls if call.choosing is not None),
+            sum(call.attending.seconds() for call in calls if call.attending is not None),
+        )
+
+
+def _values(values: Sequence[float | Tensor]) -> Tensor:
+    """As float64 on the CPU, with one wait for all that is on a device."""
+    tensors = [value.double() for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else ())
+    return torch.tensor([next(read) if isinstance(value, Tensor) else value for value in values], dtype=torch.float64)
+
+
+def _shared(rows: Tensor, group: Group | None) -> Tensor:
+    """The mean over ranks of ``rows [calls, 3]``, equal on all of them."""
+    if group is None:
+        return rows
+    every = group.gather_rows(rows.to(group.device).unsqueeze(0), (1,) * group.size)
+    return every.cpu().mean(dim=0)
+
+
+class ByLayer:
+    """An attending method as a seam calls it: it knows which layer comes next."""
+
+    def __init__(self, attending: Callable[[], Attending], here: Callable[[range, int, int], Here], dense: Attention) -> None:
+        self._attending, self._here, self._dense = attending, here, dense
+        self._layer, self._next = 0, 0
+
+    def go_to(self, layer: int) -> None:
+        """The next attention is of this layer; those after it follow in turn."""
+        self._next = layer
+
+    def begin(self) -> None:
+        self._layer, self._next = self._next, self._next + 1
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: range, num_image: int) -> Tensor:
+        return self._attending().attend(q, k, v, self._here(heads, num_image, self._layer), self._dense)

@@ -1,0 +1,72 @@
+"""What methods of block-sparse attention share: dense steps and layers first, then a pattern of each layer's choosing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from pydantic import Field
+from torch import Tensor
+
+from orchestrator.methods import Settings
+from orchestrator.model_geometry import ModelGeometry
+from parallel.seam import Attention
+from stages.accelerators.attending import Here, Stopwatch
+from stages.sparse.kernel import attend, recall
+from stages.sparse.pattern import Pattern
+
+
+class SparseSettings(Settings):
+    """Of every method that attends to blocks of tokens."""
+
+    dense_steps: float = Field(0.1, ge=0, le=1)
+    """Share of the clip's steps, the first ones, that attend to everything."""
+    dense_layers: float = Field(0.03, ge=0, le=1)
+    """Share of the layers, the first ones, that always attend to everything; rounded up."""
+    measure_recall: bool = True
+    """Whether every layer measures, by 64 queries, how much of dense attention's weight its pattern keeps."""
+
+
+class BlockSparse(ABC):
+    """Of one stage: a new stage has a new one, so that what it keeps belongs to one grid."""
+
+    def __init__(self, settings: SparseSettings, geometry: ModelGeometry) -> None:
+        self.sparse = settings
+        self.geometry = geometry
+
+    @abstractmethod
+    def choose(self, q: Tensor, k: Tensor, here: Here) -> Pattern | None:
+        """The pattern among image tokens, by their queries and keys ``[1, heads, image tokens, head_dim]``; None: everything.
+
+        Every block of queries must keep a block of keys.
+        """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
+        if self.is_dense(here):
+            return self.attend_to_all(q, k, v, here, dense)
+        num = here.num_image
+        with Stopwatch(q.device) as choosing:
+            pattern = self.choose(q[:, :, :num], k[:, :, :num], here)
+        if pattern is None:
+            return self.attend_to_all(q, k, v, here, dense)
+        return self.attend_within(q, k, v, here, pattern, choosing)
+
+    def is_dense(self, here: Here) -> bool:
+        first_steps = here.now.step < self.sparse.dense_steps * here.now.event.num_steps
+        return first_steps or here.layer < self.sparse.dense_layers * here.num_layers
+
+    def attend_to_all(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
+        with Stopwatch(q.device) as attending:
+            found = dense(q, k, v)
+        here.log.add(here, 1.0, attending=attending)
+        return found
+
+    def attend_within(
+        self, q: Tensor, k: Tensor, v: Tensor, here: Here, pattern: Pattern, choosing: Stopwatch | None = None
+    ) -> Tensor:
+        """What the pattern keeps, text and all."""
+        pattern = pattern.with_text(q.shape[2] - here.num_image)
+        with Stopwatch(q.device) as attending:
+            found = attend(q, k, v, pattern)
+        kept = recall(q, k, pattern) if self.sparse.measure_recall else None
+        here.log.add(here, pattern.density, kept, choosing, attending)
+        return found
