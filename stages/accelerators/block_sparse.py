@@ -15,6 +15,10 @@ from stages.sparse.kernel import attend, recall
 from stages.sparse.pattern import Pattern
 
 
+RECALL_EVERY = 4
+"""Layers of which one measures recall, another one at each step: of all of them it would cost as much as choosing."""
+
+
 class SparseSettings(Settings):
     """Of every method that attends to blocks of tokens."""
 
@@ -23,7 +27,7 @@ class SparseSettings(Settings):
     dense_layers: float = Field(0.03, ge=0, le=1)
     """Share of the layers, the first ones, that always attend to everything; rounded up."""
     measure_recall: bool = True
-    """Whether every layer measures, by 64 queries, how much of dense attention's weight its pattern keeps."""
+    """Whether some layers of every step measure, by 64 queries, how much of dense attention's weight their pattern keeps."""
 
 
 class BlockSparse(ABC):
@@ -67,6 +71,7 @@ class BlockSparse(ABC):
         pattern = pattern.with_text(q.shape[2] - here.num_image)
         with Stopwatch(q.device) as attending:
             found = attend(q, k, v, pattern)
-        kept = recall(q, k, pattern) if self.sparse.measure_recall else None
+        measures = self.sparse.measure_recall and (here.layer - here.now.step) % RECALL_EVERY == 0
+        kept = recall(q, k, pattern) if measures else None
         here.log.add(here, pattern.density, kept, choosing, attending)
         return found
