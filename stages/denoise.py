@@ -163,6 +163,7 @@ class _Leg:
             x = self.model.start(x, self.placed)
         x = self.placed.pin(x)
         for step in range(self.boundary.step, self.end if self.is_last else self.end - 1):
+            x = self._reflected(x, step)
             v = self._forward(x, step, self.levels[step])
             self._remember(x, v, step)
             x = self.placed.pin(self.solver.step(x, v, step))
@@ -173,6 +174,28 @@ class _Leg:
         else:
             decision, x = self._cross(x, self.end - 1)
         return dataclasses.replace(self.boundary, x=x, step=self.end, stage=self.boundary.stage + 1, decision=decision)
+
+    def _reflected(self, x: Tensor, step: int) -> Tensor:
+        """``x`` as a method that reflects has it, at the same level: inside a stage only, as a transition is no step of the loop.
+
+        What a solver remembers leads to where ``x`` was, and UniPC would correct the way there again; so it begins anew.
+        """
+        if step + 1 == len(self.levels):
+            return x
+        self.boost.at(step, self.levels[step])
+        moved = self.boost.reflected(x, self.levels[step + 1], self._aside)
+        if moved is None:
+            return x
+        self.solver = self.planner.task.solver(self.stage)
+        return self.placed.pin(moved)
+
+    def _aside(self, x: Tensor, level: NoiseLevel, guidance: float | None) -> Tensor:
+        """The velocity of a forward that is no step's own, under another guidance."""
+        placed, condition = self.placed, self.placed.condition
+        if guidance is not None:
+            told = dataclasses.replace(condition, guidance=guidance, guidance_low=guidance)
+            placed = dataclasses.replace(placed, condition=told)
+        return self.model.denoise(placed.pin(x), level, placed)
 
     def _remember(self, x: Tensor, v: Tensor, step: int) -> None:
         """The clean estimate, for a planner that looks at the last ones."""

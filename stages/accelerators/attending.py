@@ -170,7 +170,9 @@ def _shared(rows: Tensor, group: Group | None) -> Tensor:
 class ByLayer:
     """An attending method as a seam calls it: it knows which layer comes next."""
 
-    def __init__(self, attending: Callable[[], Attending], here: Callable[[range, int, int], Here], dense: Attention) -> None:
+    def __init__(
+        self, attending: Callable[[], Attending | None], here: Callable[[range, int, int], Here], dense: Attention
+    ) -> None:
         self._attending, self._here, self._dense = attending, here, dense
         self._layer, self._next = 0, 0
 
@@ -182,4 +184,7 @@ class ByLayer:
         self._layer, self._next = self._next, self._next + 1
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: range, num_image: int) -> Tensor:
-        return self._attending().attend(q, k, v, self._here(heads, num_image, self._layer), self._dense)
+        attending = self._attending()
+        if attending is None:
+            return self._dense(q, k, v)
+        return attending.attend(q, k, v, self._here(heads, num_image, self._layer), self._dense)

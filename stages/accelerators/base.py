@@ -7,7 +7,7 @@ for every stage, so there is nothing to reset between stages; within one, anothe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -19,6 +19,7 @@ from orchestrator.types import Attended, Grid
 from parallel.groups import Group
 from parallel.seam import Seam
 from stages.accelerators.attending import Attending, ByLayer, Here, Log
+from stages.accelerators.reflecting import Reflecting, Velocity
 from stages.accelerators.trunk import State, Trunk
 from stages.sampling import NoiseLevel
 from stages.token_sets import TokenSet
@@ -118,7 +119,7 @@ class Boost:
     """The accelerators of a stage, attached to a model; what the transformers call in place of their blocks."""
 
     def __init__(self, makers: Sequence[Callable[[], Any]], event: StageEvent, geometry: ModelGeometry | None = None) -> None:
-        """What is made has one role or more: ``Accelerator``, ``Attending``, ``Choosing``; these two need ``geometry``.
+        """What is made has one role or more (``ROLES``); those of attention and tokens need ``geometry``.
 
         Raises ValueError for more than one of a role.
         """
@@ -137,6 +138,7 @@ class Boost:
         self._saved = 0.0
         self._work: list[float] = []
         self._num_forwards = 0
+        self._is_aside = False
 
     @property
     def is_on(self) -> bool:
@@ -189,6 +191,21 @@ class Boost:
             raise RuntimeError("a planner that mixes grids chooses the tokens itself")
         return cast("TokenSet | None", choosing.tokens(self._now(), self._tokens))
 
+    def reflected(self, x: Tensor, onward: NoiseLevel, velocity: Velocity) -> Tensor | None:
+        """What a method that reflects makes of ``x``, before its step; None: it stays. Its forwards count; no cache sees them."""
+        reflecting = self._part(Reflecting)
+        if reflecting is None:
+            return None
+
+        def aside(x: Tensor, level: NoiseLevel, guidance: float | None) -> Tensor:
+            self._is_aside = True
+            try:
+                return velocity(x, level, guidance)
+            finally:
+                self._is_aside = False
+
+        return cast("Tensor | None", reflecting.reflect(x, self._now(), onward, aside))
+
     def saw(self, x: Tensor, v: Tensor) -> None:
         """After each step's forwards."""
         if (choosing := self._part(Choosing)) is not None:
@@ -223,8 +240,9 @@ class Boost:
         return Now(self._step, self._level, self.branch, self._told)
 
     def _count(self, work: float) -> None:
+        """A forward aside is no forward of the stage's, which are those that are shared out."""
         self._work.append(work)
-        self._num_forwards += 1
+        self._num_forwards += not self._is_aside
 
     def _made(self) -> tuple[Any, ...]:
         parts = tuple(make() for make in self._makers)
@@ -234,11 +252,11 @@ class Boost:
         return parts
 
     def _part(self, role: type) -> Any:
-        return next((part for part in self._parts if isinstance(part, role)), None)
+        return None if self._is_aside else next((part for part in self._parts if isinstance(part, role)), None)
 
     def _begin(self, owner: Hashable) -> None:
         """A stage that changes its expert begins anew, at that step; what the other one left is let go."""
-        if owner == self._owner:
+        if owner == self._owner or self._is_aside:
             return
         if self._owner is not None:
             self._parts = self._made()
@@ -276,4 +294,4 @@ class Boost:
         return Here(self._now(), layer, self._log.num_layers, heads, self._tokens, num_image, self._log)
 
 
-ROLES: Mapping[type, str] = {Accelerator: "caches", Attending: "ways to attend", Choosing: "choices of tokens"}
+ROLES: dict[type, str] = {Accelerator: "caches", Attending: "ways to attend", Choosing: "token sets", Reflecting: "reflections"}
