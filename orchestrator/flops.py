@@ -14,10 +14,11 @@ def forward_tflops(geometry: ModelGeometry, grid: Grid) -> float:
     return tokens_tflops(geometry, geometry.num_tokens(grid))
 
 
-def tokens_tflops(geometry: ModelGeometry, num_tokens: int) -> float:
-    """As :func:`forward_tflops`, of any number of the video's tokens."""
+def tokens_tflops(geometry: ModelGeometry, num_tokens: int, num_seen: int | None = None) -> float:
+    """As :func:`forward_tflops`, of any number of the video's tokens, each of which sees ``num_seen``; None: one another."""
     tokens = num_tokens + geometry.text_tokens
-    return (linear_flops(geometry) * tokens + attention_flops(geometry, tokens)) / 1e12
+    seen = tokens if num_seen is None else num_seen + geometry.text_tokens
+    return (linear_flops(geometry) * tokens + attention_flops(geometry, tokens, seen)) / 1e12
 
 
 def attention_share(geometry: ModelGeometry, grid: Grid) -> float:
@@ -30,6 +31,6 @@ def linear_flops(geometry: ModelGeometry) -> float:
     return 2.0 * geometry.linear_macs
 
 
-def attention_flops(geometry: ModelGeometry, tokens: int) -> float:
-    """Of all layers, every token seeing every other: one product for the weights, one for what they find."""
-    return 4.0 * geometry.heads * geometry.head_dim * geometry.num_layers * tokens * tokens
+def attention_flops(geometry: ModelGeometry, tokens: int, seen: int | None = None) -> float:
+    """Of all layers, every token seeing ``seen``, or all: one product for the weights, one for what they find."""
+    return 4.0 * geometry.heads * geometry.head_dim * geometry.num_layers * tokens * (tokens if seen is None else seen)

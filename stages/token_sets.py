@@ -21,7 +21,7 @@ class TokenSet(Protocol):
 
     @property
     def first_frame(self) -> Tensor:
-        """Which tokens are of the first frame, ``[n, 1]``."""
+        """Which tokens are of the first frame, ``[n, 1]``, on any device."""
         ...
 
     def take(self, x: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
@@ -39,6 +39,39 @@ class TokenSet(Protocol):
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` gave the first time, kept as long as this is."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class All:
+    """All tokens of one grid as they come, of somebody who is told what is found for them."""
+
+    grid: Grid
+    """Tokens along (time, height, width)."""
+    told: Callable[[Tensor], None]
+    """Given each velocity ``[B, C, T, H, W]``."""
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def first_frame(self) -> Tensor:
+        return (torch.arange(self.num_tokens) < self.grid[1] * self.grid[2]).unsqueeze(-1)
+
+    def take(self, x: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
+        return cut(x)
+
+    def lay(self, tokens: Tensor, laid: Callable[[Tensor, Grid], Tensor]) -> Tensor:
+        found = laid(tokens, self.grid)
+        self.told(found)
+        return found
+
+    def rotations(self, table: Callable[[Grid], Tensor]) -> Tensor:
+        return table(self.grid)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        return _once(self.kept, key, make)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +100,7 @@ class Some:
         """The latent cells ``[T, H, W]`` of the tokens here."""
         here = torch.zeros(math.prod(self.grid), dtype=torch.bool, device=self.rows.device)
         here[self.rows] = True
-        y = here.view(self.grid)
-        for dim, size in enumerate(self.patch):
-            y = y.repeat_interleave(size, dim)
-        return y
+        return in_cells(here.view(self.grid), self.patch)
 
     def take(self, x: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         return cut(x)[:, self.rows]
@@ -84,6 +114,24 @@ class Some:
         return table(self.grid)[self.rows]
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
+        return _once(self.kept, key, make)
+
+
+def _once(kept: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
+
+
+def in_patches(x: Tensor, patch: Grid) -> Tensor:
+    """What is in the cells of each token: a latent ``[1, C, T, H, W]`` to ``[t h w, C pt ph pw]``."""
+    pt, ph, pw = patch
+    cells = x[0].unflatten(3, (-1, pw)).unflatten(2, (-1, ph)).unflatten(1, (-1, pt))
+    return cells.permute(1, 3, 5, 0, 2, 4, 6).flatten(3).flatten(0, 2)
+
+
+def in_cells(tokens: Tensor, patch: Grid) -> Tensor:
+    """What is said of tokens ``[t, h, w]``, said of their cells ``[T, H, W]``."""
+    for dim, size in enumerate(patch):
+        tokens = tokens.repeat_interleave(size, dim)
+    return tokens

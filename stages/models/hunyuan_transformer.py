@@ -203,7 +203,7 @@ class HunyuanTransformer:
             return torch.cat([image, still])
 
         if mixed:
-            mine_first = mixed.first_frame[share.image.start : share.image.stop]
+            mine_first = mixed.first_frame[share.image.start : share.image.stop].to(device)
             mark = F.pad(mine_first, (0, 0, 0, share.num_rows - len(share.image)))
         else:
             num_first = len(share.image[: max(grid[1] * grid[2] - share.image.start, 0)])

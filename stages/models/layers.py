@@ -77,7 +77,8 @@ def per_layer(
     if positions is None or not positions.layers:
         return (local,) * num_layers
     frames = table((positions.frames[-1] + 1, *grid[1:])).unflatten(0, (-1, grid[1] * grid[2]))
-    whole = mine(frames[list(positions.frames)].flatten(0, 1))
+    rows = frames[list(positions.frames)].flatten(0, 1)
+    whole = mine(rows if mixed is None else mixed.rotations(lambda _: rows))
     return tuple(whole if index in positions.layers else local for index in range(num_layers))
 
 

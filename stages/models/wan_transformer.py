@@ -242,7 +242,7 @@ class WanTransformer:
         return per_layer(len(self.layers), grid, positions, table, mine, mixed)
 
     def _is_first(self, grid: Grid, rows: slice, mixed: TokenSet | None) -> Tensor:
-        return self._first(grid, rows.start, rows.stop) if mixed is None else mixed.first_frame[rows]
+        return self._first(grid, rows.start, rows.stop) if mixed is None else mixed.first_frame[rows].to(self.device)
 
     def _first_frame(self, grid: Grid, start: int, stop: int) -> Tensor:
         """Which of the tokens ``start`` to ``stop`` are of the first frame, ``[n, 1]``."""

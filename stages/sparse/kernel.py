@@ -31,7 +31,7 @@ def by_mask(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 def by_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, run: Callable[..., Any] | None = None) -> Tensor:
     """Only kept pairs of blocks are computed. ``run`` is FlexAttention; None: compiled."""
     taken = pattern.queries.take(q), pattern.keys.take(k), pattern.keys.take(v)
-    out: Tensor = (run or _compiled())(*taken, block_mask=block_mask(pattern))
+    out: Tensor = (run or compiled())(*taken, block_mask=block_mask(pattern))
     return pattern.queries.put(out)
 
 
@@ -60,7 +60,7 @@ def _listed(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _compiled() -> Callable[..., Any]:
+def compiled() -> Callable[..., Any]:
     """Once for all grids: numbers of tokens and blocks are left open."""
     return torch.compile(flex_attention, dynamic=True)
 

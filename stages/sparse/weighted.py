@@ -1,0 +1,35 @@
+"""Attention in which some keys count more than once: a number is added to the logits of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.sparse.kernel import compiled
+
+
+def weighted(q: Tensor, k: Tensor, v: Tensor, log_weights: Tensor) -> Tensor:
+    """``[1, heads, tokens, d]`` to the same; ``log_weights`` float32, one for each key.
+
+    A key of weight n is seen as n equal keys, with equal values, are.
+    """
+    kernel = by_scores if q.is_cuda else by_bias
+    return kernel(q, k, v, log_weights)
+
+
+def by_bias(q: Tensor, k: Tensor, v: Tensor, log_weights: Tensor) -> Tensor:
+    """The reference: torch's own attention with a bias."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=log_weights.to(q.dtype).view(1, 1, 1, -1))
+
+
+def by_scores(q: Tensor, k: Tensor, v: Tensor, log_weights: Tensor, run: Callable[..., Any] | None = None) -> Tensor:
+    """By FlexAttention, ``run``; None: compiled, once for all numbers of tokens."""
+
+    def raised(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + log_weights[key]
+
+    out: Tensor = (run or compiled())(q, k, v, score_mod=raised)
+    return out
