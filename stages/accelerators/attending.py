@@ -36,6 +36,8 @@ class Here:
     num_image: int
     """Of the tokens here: fewer than the grid has where a method leaves some out."""
     log: Log
+    sequence: Group | None = None
+    """The ranks that share the tokens, each of which has as many other heads; None: all are here."""
 
 
 @runtime_checkable

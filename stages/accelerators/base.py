@@ -291,7 +291,7 @@ class Boost:
         return t, h, w
 
     def _here(self, heads: range, num_image: int, layer: int) -> Here:
-        return Here(self._now(), layer, self._log.num_layers, heads, self._tokens, num_image, self._log)
+        return Here(self._now(), layer, self._log.num_layers, heads, self._tokens, num_image, self._log, self._sequence)
 
 
 ROLES: dict[type, str] = {Accelerator: "caches", Attending: "ways to attend", Choosing: "token sets", Reflecting: "reflections"}
