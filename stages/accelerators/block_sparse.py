@@ -14,9 +14,11 @@ from stages.accelerators.attending import Here, Stopwatch
 from stages.sparse.kernel import attend, recall
 from stages.sparse.pattern import Pattern
 
-
 RECALL_EVERY = 4
 """Layers of which one measures recall, another one at each step: of all of them it would cost as much as choosing."""
+QUERY_BLOCK = 128
+KEY_BLOCK = 64
+"""Tokens of a block that suit FlexAttention on every GPU."""
 
 
 class SparseSettings(Settings):
@@ -30,7 +32,7 @@ class SparseSettings(Settings):
     """Whether some layers of every step measure, by 64 queries, how much of dense attention's weight their pattern keeps."""
 
 
-class BlockSparse(ABC):
+class Sparse(ABC):
     """Of one stage: a new stage has a new one, so that what it keeps belongs to one grid."""
 
     def __init__(self, settings: SparseSettings, geometry: ModelGeometry) -> None:
@@ -38,8 +40,8 @@ class BlockSparse(ABC):
         self.geometry = geometry
 
     @abstractmethod
-    def choose(self, q: Tensor, k: Tensor, here: Here) -> Pattern | None:
-        """The pattern among image tokens, by their queries and keys ``[1, heads, image tokens, head_dim]``; None: everything.
+    def pattern(self, q: Tensor, k: Tensor, v: Tensor, here: Here) -> Pattern | None:
+        """The pattern among image tokens, by what all tokens have, ``[1, heads, tokens, head_dim]`` each; None: everything.
 
         Every block of queries must keep a block of keys.
         """
@@ -47,9 +49,8 @@ class BlockSparse(ABC):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
         if self.is_dense(here):
             return self.attend_to_all(q, k, v, here, dense)
-        num = here.num_image
         with Stopwatch(q.device) as choosing:
-            pattern = self.choose(q[:, :, :num], k[:, :, :num], here)
+            pattern = self.pattern(q, k, v, here)
         if pattern is None:
             return self.attend_to_all(q, k, v, here, dense)
         return self.attend_within(q, k, v, here, pattern, choosing)
@@ -70,8 +71,26 @@ class BlockSparse(ABC):
         """What the pattern keeps, text and all."""
         pattern = pattern.with_text(q.shape[2] - here.num_image)
         with Stopwatch(q.device) as attending:
-            found = attend(q, k, v, pattern)
+            found = self.kernel(q, k, v, pattern)
         measures = self.sparse.measure_recall and (here.layer - here.now.step) % RECALL_EVERY == 0
         kept = recall(q, k, pattern) if measures else None
         here.log.add(here, pattern.density, kept, choosing, attending)
         return found
+
+    def kernel(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+        """What computes a pattern that text is in."""
+        return attend(q, k, v, pattern)
+
+
+class BlockSparse(Sparse):
+    """By a rule that goes by queries and keys of image tokens."""
+
+    @abstractmethod
+    def choose(self, q: Tensor, k: Tensor, here: Here) -> Pattern | None:
+        """The pattern among image tokens, by their queries and keys ``[1, heads, image tokens, head_dim]``; None: everything.
+
+        Every block of queries must keep a block of keys.
+        """
+
+    def pattern(self, q: Tensor, k: Tensor, v: Tensor, here: Here) -> Pattern | None:
+        return self.choose(q[:, :, : here.num_image], k[:, :, : here.num_image], here)
