@@ -84,8 +84,16 @@ class PromptRuns:
             self.runs.sqlite is not None
         ):  # in one transaction the order is free, and MLflow reads back all that a run it ends holds
             self.runs.status(run, FINISHED, end_ms)
+        self._write_steps(run, record, end_ms)
         self.runs.log(run, end_ms, rows.prompt_metrics(record, quality), rows.prompt_params(record))
         self.runs.status(run, FINISHED, end_ms)
+
+    def _write_steps(self, run: Known, record: Record, time_ms: int) -> None:
+        """What attention kept in every solver step, unless the run has it. In one call: all of it or nothing."""
+        points = rows.attention_steps(record)
+        if points and points[0][0] not in run.metrics:
+            self.runs.log_points(run, [[Metric(name, value, time_ms, step) for name, value, step in points]])
+            run.metrics.update({name: value for name, value, _ in points})
 
     def fail(self, failure: Mapping[str, Any], arm: Callable[[], Known]) -> None:
         """A run with status FAILED, the error and the story."""

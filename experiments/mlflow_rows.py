@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.summary import ArmStats
+from orchestrator.attended import from_text
 from orchestrator.types import Record
 
 METRICS: dict[str, str] = {
@@ -36,6 +37,10 @@ METRICS: dict[str, str] = {
     "budget": "budget",
     "num_steps": "num_steps",
     "tflops": "tflops",
+    "attention.sparsity": "sparsity",
+    "attention.recall": "recall",
+    "attention.choose_s": "choose_s",
+    "attention.attend_s": "attend_s",
 }
 """Metric name to field of ``Record``. Prompt runs carry the value; arm runs the mean under the same name."""
 
@@ -62,6 +67,9 @@ TAGS = (
     *("cost_label", "cost_device", "accelerators", "reconstructed", "restored_by"),
 )
 
+ATTENTION_STEP = "attention.step."
+"""Before what attention kept in each solver step, which is the metric's step: in prompt runs alone."""
+
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_PARAMS = 6000, 8000, 100
 """MLflow's limits for one run."""
 
@@ -87,6 +95,15 @@ def layout_of(policy: str, num_prompts: int) -> Layout:
 def prompt_metrics(record: Record, quality: Mapping[str, Any] | None) -> dict[str, float]:
     """Finite numbers only: what was not measured is absent."""
     return _finite({name: getattr(record, field) for name, field in METRICS.items()}) | quality_metrics(quality or {})
+
+
+def attention_steps(record: Record) -> list[tuple[str, float, int]]:
+    """Name, value and solver step of what attention kept; nothing where nobody attended otherwise."""
+    return [
+        (ATTENTION_STEP + name, value, step.step)
+        for step in from_text(record.attended)
+        for name, value in _finite({key: value for key, value in vars(step).items() if key != "step"}).items()
+    ]
 
 
 def quality_metrics(row: Mapping[str, Any]) -> dict[str, float]:

@@ -68,6 +68,13 @@ class ArmStats:
     """Which of its methods follow no released code."""
     restore_s: float = 0.0
     """Making frames that the planner had merged, beside decoding."""
+    sparsity: float | None = None
+    """Of all pairs of tokens, what attention left out; None where nobody attended otherwise."""
+    recall: float | None = None
+    """Of dense attention's weights, what it kept; None where nobody measured it."""
+    choose_s: float | None = None
+    """Choosing what to keep, and attending within it: seconds of the first rank."""
+    attend_s: float | None = None
 
     @property
     def ends_s(self) -> float:
@@ -186,6 +193,7 @@ def _stats(
         accelerators=_joined(r.accelerators for r in records),
         reconstructed=_joined(r.reconstructed for r in records),
         **{name: mean(name) for name in _MEANS},
+        **{name: _mean(known) if (known := _known(records, name)) else None for name in _ATTENTION},
     )
 
 
@@ -198,6 +206,13 @@ _MEANS = (
     *("density", "density_executed", "text_s", "sketch_s", "refine_s", "denoise_s", "decode_s", "encode_s"),
     *("restore_s", "latency_s", "device_s"),
 )
+
+
+_ATTENTION = ("sparsity", "recall", "choose_s", "attend_s")
+
+
+def _known(records: Iterable[Record], name: str) -> list[float]:
+    return [value for record in records if (value := getattr(record, name)) is not None]
 
 
 def _speedup(records: Sequence[Record], baseline: Mapping[Hashable, Record]) -> float | None:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.arms import Arm
-from orchestrator.cost import num_branches
+from orchestrator.cost import num_branches, split
+from orchestrator.degrees import Limits, powers
 from orchestrator.demands import request_of
 from orchestrator.geometry import model
 from orchestrator.methods import Method, available, find, read_settings
 from orchestrator.sizing import SizingConfig
+from parallel import backends
 
 
 def kept_together(arm: Arm) -> str:
@@ -46,6 +48,20 @@ def width_mistake(arm: Arm, config: SizingConfig) -> str:
     if config.rule != "fixed" or (config.width or 1) == 1 or not (why := kept_together(arm)):
         return ""
     return f"cluster.sizing.width is {config.width}, and more than 1 rank would split guidance: {why}"
+
+
+def ring_mistake(arm: Arm, limits: Limits) -> str:
+    """Of an arm whose attention needs all keys of a head: a pod on which some width's keys go round a ring; empty otherwise."""
+    names = [method.name for method, _ in _accelerators(arm) if method.lever in ("attention", "tokens")]
+    geometry = model(arm.model)
+    shares = [split(width, num_branches(geometry, arm.guidance))[1] for width in powers(limits.max_width)]
+    backend = backends.settled(limits.backend, limits.device_type)
+    if not names or all(backends.head_ranks(backend, geometry.heads, share) == share for share in shares):
+        return ""
+    return (
+        f"backend {backend} sends keys and values round a ring, so no rank has all of a head, and {names[0]} decides by head; "
+        "take backend auto, peer, native or ulysses"
+    )
 
 
 def sharding_mistake(arm: Arm, num_ranks: int) -> str:

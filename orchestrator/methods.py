@@ -144,6 +144,8 @@ class Method:
     """Other methods that it cannot be combined with, and why, beside those of its own lever."""
     actions: Callable[[Any, Request], tuple[Action, ...]] = no_actions
     """Of a planner: every schedule that a clip may come to, by arithmetic alone."""
+    without: Mapping[Lever, str] = field(default_factory=dict)
+    """Levers none of whose methods it can be combined with, and why."""
     knobs: tuple[str, ...] = ENGINE_KNOBS
     """Of a planner with settings of its own: the knobs of ``dvg:`` that count under it; the others are refused."""
     needs: str = ""

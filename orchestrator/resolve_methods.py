@@ -82,6 +82,7 @@ def conflicts(methods: Iterable[Method]) -> list[str]:
     lines = []
     for one, other in combinations(methods, 2):
         reason = one.excludes.get(other.name) or other.excludes.get(one.name)
+        reason = reason or one.without.get(other.lever) or other.without.get(one.lever)
         if reason is None and one.lever == other.lever:
             reason = f"both are a {one.lever}"
         reason = reason or APART.get(frozenset({one.lever, other.lever}))

@@ -11,7 +11,7 @@ from orchestrator.cost import CostModel, split, with_degrees
 from orchestrator.degrees import WEIGHT_BYTES, Limits, device_limits, powers, require, shard_ranks
 from orchestrator.demands import actions_of
 from orchestrator.geometry import model
-from orchestrator.method_widths import kept_tensors, kept_together, kept_told, sharding_mistake, width_mistake
+from orchestrator.method_widths import kept_tensors, kept_together, kept_told, ring_mistake, sharding_mistake, width_mistake
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.policy import ArmSizing, Sizing
 from orchestrator.sizing import SizingConfig
@@ -70,6 +70,8 @@ def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
     geometry = model(arm.model)
     cost = arm.cost or cost_model(geometry, arm.shape, arm.guidance)
     together, limits = kept_together(arm), _limits(cost.device, pod)
+    if wrong := ring_mistake(arm, limits):
+        raise ValueError(wrong)
     limits = limits.model_copy(update={"kept_tensors": kept_tensors(arm)} | ({"max_width": 1} if together else {}))
     try:
         sized = sizing_on(limits, geometry, arm.shape, cost)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator import attended
 from orchestrator.actions import density_executed
 from orchestrator.arms import Arm
 from orchestrator.budgets import Target
@@ -139,6 +140,7 @@ def make_record(
         num_restored=clip.num_restored,
         restored_by=clip.restored_by,
         restore_s=timings_s.get("restore_s", 0.0),
+        **attended.told(clip.attended),
         **_prediction(arm, geometry, action),
     )
 

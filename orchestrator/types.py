@@ -184,6 +184,8 @@ class Record:
     prompt: str
     seed: int
     model: str
+    attended: tuple[Attended, ...] = ()
+    """What attention kept, step by step; empty where a method did not attend otherwise."""
     planner: str
     budget: float | None
     num_steps: int
@@ -268,3 +270,14 @@ def record_from_row(row: dict[str, Any]) -> Record:
     """Inverse of :func:`as_row`; unknown keys of a newer version are ignored."""
     names = {f.name for f in dataclasses.fields(Record)}
     return Record(**{key: value for key, value in row.items() if key in names})
+    sparsity: float | None = None
+    """Of all pairs of tokens, those that attention left out, a mean over its steps, dense ones among them; None: nobody attended
+    otherwise."""
+    recall: float | None = None
+    """Of dense attention's weights, what fell on the pairs kept, by some queries, a mean over the steps that measured it."""
+    choose_s: float | None = None
+    """Seconds of choosing what to keep, on the slice's first rank; part of ``denoise_s``."""
+    attend_s: float | None = None
+    """Seconds of attention itself, likewise."""
+    attended: str = ""
+    """The same of every step: ``step:sparsity:recall:choose_s:attend_s``, joined by ``|``."""

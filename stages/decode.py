@@ -34,7 +34,7 @@ def decode(model: Model, boundary: Boundary, path: Path, fps: int, made: Interpo
     timings_s = {"decode_s": decoded.spent_s, "encode_s": max(0.0, time.perf_counter() - started_s - runs.spent_s)}
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    clip = Clip(str(path), path.stat().st_size, sha256, timings_s, boundary.past.tflops or None)
+    clip = Clip(str(path), path.stat().st_size, sha256, timings_s, boundary.past.tflops or None, attended=boundary.past.attended)
     if merged is None:
         return clip
     timings_s["restore_s"] = runs.spent_s - decoded.spent_s

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from orchestrator.arms import Arm, LoraSpec
-from orchestrator.types import Clip, Decision, Grid, Item, Past
+from orchestrator.types import Clip, Decision, Grid, Item
 from parallel.groups import Group, Groups
 from parallel.layout import Layout, layout
 from parallel.seam import Exchange
@@ -119,7 +119,8 @@ class ClipWorker:
         model, planner = self._model(arm), self._planner(arm)
         with _explained(model, arm, f"denoising {_size(planner.first().grid)}"):
             decision, timings_s, boundary = sketch.sketch(model, planner, request, item.seed, on_step)
-        boundary = dataclasses.replace(boundary, past=Past(timings_s, (), _worked_s(timings_s), began_s, boundary.past.tflops))
+        past = dataclasses.replace(boundary.past, timings_s=timings_s, device_s=_worked_s(timings_s), began_s=began_s)
+        boundary = dataclasses.replace(boundary, past=past)
         self._keep(item, boundary)
         return decision, timings_s, boundary
 
@@ -271,13 +272,16 @@ def _explained(model: Model | None, arm: Arm, doing: str) -> Iterator[None]:
 
 def _after(first: Boundary, boundary: Boundary, timings_s: Mapping[str, float], team: Team | None) -> Boundary:
     """``boundary`` with what led to it: the past of ``first``, and ``timings_s`` on the ranks of ``team``."""
-    past, width = first.past, team.width if team else 1
-    spent_s = {name: past.timings_s.get(name, 0.0) + seconds for name, seconds in _with_refined(timings_s).items()}
-    widths = past.widths + (width,) * (boundary.stage - first.stage)
-    device_s = past.device_s + width * sum(timings_s.values())
-    return dataclasses.replace(
-        boundary, past=Past({**past.timings_s, **spent_s}, widths, device_s, past.began_s, boundary.past.tflops)
+    before, width = first.past, team.width if team else 1
+    spent_s = {name: before.timings_s.get(name, 0.0) + seconds for name, seconds in _with_refined(timings_s).items()}
+    past = dataclasses.replace(
+        boundary.past,  # whose operations and attention are of all stages so far
+        timings_s={**before.timings_s, **spent_s},
+        widths=before.widths + (width,) * (boundary.stage - first.stage),
+        device_s=before.device_s + width * sum(timings_s.values()),
+        began_s=before.began_s,
     )
+    return dataclasses.replace(boundary, past=past)
 
 
 def _with_refined(timings_s: Mapping[str, float]) -> dict[str, float]:

@@ -39,6 +39,16 @@ def operations(row: Compared) -> str:
     return rate(row.arm.stats.tflops) if row.arm.stats.tflops else NO_VALUE
 
 
+def sparsity(row: Compared) -> str:
+    """Of all pairs of tokens, what attention left out."""
+    return plain(row.arm.stats.sparsity, "{:.0%}")
+
+
+def recall(row: Compared) -> str:
+    """Of dense attention's weights, what it kept."""
+    return plain(row.arm.stats.recall, "{:.3f}")
+
+
 def count(row: Compared) -> str:
     """Finished, or finished/attempted where an item was given up."""
     stats = row.arm.stats

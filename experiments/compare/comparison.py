@@ -65,6 +65,11 @@ class Comparison:
         """Whether any record says how many it executed."""
         return any(row.operations for row in self.rows)
 
+    @property
+    def tells_attention(self) -> bool:
+        """Whether any arm left out some of it."""
+        return any(row.arm.stats.sparsity is not None for row in self.rows)
+
 
 def compare(runs: Sequence[Run], base: str | None = None, metrics: Sequence[str] = ()) -> Comparison:
     """The base first, then run by run. ``base``: an arm, or RUN/ARM; None: the runs' own reference, else the first full run.

@@ -40,13 +40,15 @@ def cost_table(comparison: Comparison, wide: bool) -> Table:
     quality = [comparison.metrics[comparison.quality].label, "front"] if comparison.quality else []
     more = ["executed", "TFLOP", "work speedup", "work s"] if wide else []
     ops = ["ops"] if comparison.counts_operations else []
+    if wide and comparison.tells_attention:
+        more += ["sparsity", "recall"]
     names = ["n", "density", *ops, "speedup", "p50 s", "p95 s", f"{of} s", f"videos /{of}-h", *more, *quality]
     table = _table()
     table.add_column("arm", overflow="fold")
     for name in names:
         table.add_column(Text(name.replace(" ", "\n")), justify="right", no_wrap=True)
     for row in comparison.rows:
-        extra = _more(row) if wide else []
+        extra = _more(row, comparison.tells_attention) if wide else []
         table.add_row(*_cost(row, wide, bool(ops)), *extra, *_front(row, comparison), style="bold" if row.is_base else None)
     return table
 
@@ -70,10 +72,11 @@ def _cost(row: Compared, wide: bool, with_ops: bool) -> list[str | Text]:
     ]
 
 
-def _more(row: Compared) -> list[str]:
+def _more(row: Compared, with_attention: bool) -> list[str]:
     speedup = row.work_speedup.mean if row.work_speedup else None
     executed = cells.plain(row.arm.stats.density_executed, "{:.3f}")
-    return [executed, cells.operations(row), cells.plain(speedup, "{:.2f}x"), cells.seconds(row.arm.stats.busy_s)]
+    told = [executed, cells.operations(row), cells.plain(speedup, "{:.2f}x"), cells.seconds(row.arm.stats.busy_s)]
+    return [*told, *([cells.sparsity(row), cells.recall(row)] if with_attention else [])]
 
 
 def _front(row: Compared, comparison: Comparison) -> list[str]:
@@ -92,6 +95,8 @@ def legend(comparison: Comparison, mark: str = FRONT) -> str:
     told = f"{base}speedup of denoising on the prompts and seeds that both have; [95 % intervals] resample prompts"
     if comparison.counts_operations:
         told += f"; ops: executed operations of denoising, as a share{' of that' if comparison.base else ''}"
+    if comparison.tells_attention:
+        told += "; sparsity: pairs of tokens that attention left out; recall: dense attention's weight on those kept"
     if reconstructed := reconstructed_told(row.arm.stats for row in comparison.rows):
         told += f"; {reconstructed}"
     if comparison.quality:

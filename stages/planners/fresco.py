@@ -184,5 +184,6 @@ METHODS = {
         mistakes=refused(actions), actions=actions,
         knobs=("image_condition", "extrapolation", "meanflow_clean", *FIELD_KNOBS),
         excludes={"adacache": "it compares frames token by token, and the tokens of two grids at once form no frames"},
+        without=dict.fromkeys(("attention", "tokens"), "its stages mix tokens of two grids, which form no frames"),
     )
 }  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED_NAMES = (
     "types",
+    "attended",
     "model_geometry",
     "catalogue",
     "geometry",
