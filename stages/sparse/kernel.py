@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from stages.sparse.pattern import NO_TOKEN, Pattern
+
+TILE = 128
+"""Slots of the largest tile that the kernel takes by itself, of queries and of keys."""
+MOST_VARIANTS = 256
+"""Of the compiled kernel: by numbers of heads, sizes of blocks, widths of heads, types."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
@@ -28,41 +33,83 @@ def by_mask(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.pairs().unsqueeze(0))
 
 
-def by_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, run: Callable[..., Any] | None = None) -> Tensor:
-    """Only kept pairs of blocks are computed. ``run`` is FlexAttention; None: compiled."""
+def by_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    run: Callable[..., Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Only kept pairs of blocks are computed. ``run`` is FlexAttention; None: compiled. ``options`` go before its own."""
     taken = pattern.queries.take(q), pattern.keys.take(k), pattern.keys.take(v)
-    out: Tensor = (run or compiled())(*taken, block_mask=block_mask(pattern))
+    told = {**kernel_options(pattern.queries.size, pattern.keys.size), **(options or {})}
+    mask = block_mask(pattern, told_apart=run is not None)
+    out: Tensor = (run or compiled())(*taken, block_mask=mask, kernel_options=told)
     return pattern.queries.put(out)
 
 
-def block_mask(pattern: Pattern) -> BlockMask:
-    """Of slots. Blocks of keys with an empty slot are looked at key by key, all others are taken whole."""
-    queries, keys, keep = pattern.queries, pattern.keys, pattern.keep
-    partly = (keys.counts < keys.size).unsqueeze(1)
-    some, whole = _listed(keep & partly), _listed(keep & ~partly)
-    is_token = (keys.slots != NO_TOKEN).expand(len(keep), -1)
+def kernel_options(query_block: int, key_block: int) -> dict[str, Any]:
+    """For blocks of so many tokens. The kernel's own tiles divide them; slots are whole blocks, so no border is looked for.
 
-    def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    Left to itself it takes tiles of 128 keys for small heads, which blocks of 64 refuse.
+    """
+    options: dict[str, Any] = {"IS_DIVISIBLE": True}
+    if query_block < TILE:
+        options["BLOCK_M"] = query_block
+    if key_block < TILE:
+        options["BLOCK_N"] = key_block
+    return options
+
+
+def block_mask(pattern: Pattern, told_apart: bool = True) -> BlockMask:
+    """Of slots. Blocks of keys with an empty slot are looked at key by key, all others are taken whole.
+
+    ``told_apart``: what is kept is told key by key too, for FlexAttention uncompiled, which looks at no lists of blocks.
+    """
+    queries, keys, keep = pattern.queries, pattern.keys, pattern.keep
+    counts, heads = keys.counts.unsqueeze(1), len(pattern.keep)
+    some, whole = _listed(keep & (counts > 0) & (counts < keys.size)), _listed(keep & (counts == keys.size))
+    is_token = (keys.slots != NO_TOKEN).expand(heads, -1).contiguous()
+
+    def has_token(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return is_token[head, key]
+
+    def is_kept(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return is_token[head, key] & keep[head, query // queries.size, key // keys.size]
 
     return BlockMask.from_kv_blocks(
         *some, *whole,
         BLOCK_SIZE=(queries.size, keys.size),
-        mask_mod=seen,
+        mask_mod=is_kept if told_apart else has_token,
         seq_lengths=(queries.slots.shape[1], keys.slots.shape[1]),
+        compute_q_blocks=False,  # the lists that only a gradient needs; sorting them takes longer than attention
     )  # fmt: skip
 
 
 def _listed(keep: Tensor) -> tuple[Tensor, Tensor]:
     """How many blocks of keys each block of queries sees ``[1, heads, n]``, and which, those first ``[1, heads, n, m]``."""
-    order = torch.argsort((~keep).to(torch.uint8), dim=-1, stable=True)
-    return keep.sum(-1, dtype=torch.int32).unsqueeze(0), order.to(torch.int32).unsqueeze(0)
+    num = keep.shape[-1]
+    place = torch.where(keep, keep.cumsum(-1) - 1, num)
+    which = torch.arange(num, dtype=torch.int32, device=keep.device).expand_as(keep)
+    listed = torch.zeros(*keep.shape[:-1], num + 1, dtype=torch.int32, device=keep.device).scatter_(-1, place, which)
+    return keep.sum(-1, dtype=torch.int32).unsqueeze(0), listed[..., :num].contiguous().unsqueeze(0)
 
 
 @functools.cache
 def compiled() -> Callable[..., Any]:
-    """Once for all grids: numbers of tokens and blocks are left open."""
-    return torch.compile(flex_attention, dynamic=True)
+    """FlexAttention, once for all grids: numbers of tokens and blocks are left open, those of heads are not.
+
+    Beyond torch's usual 8 variants it would go on uncompiled, with a matrix of all pairs of tokens; here there may be
+    ``MOST_VARIANTS``, and one more raises FailOnRecompileLimitHit.
+    """
+    flex = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+
+    def run(*given: Any, **options: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS):
+            return flex(*given, **options)
+
+    return run
 
 
 def recall(q: Tensor, k: Tensor, pattern: Pattern, num_rows: int = 64) -> Tensor:

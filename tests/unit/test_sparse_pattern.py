@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from stages.sparse.kernel import by_blocks, by_mask, recall, spread_rows
+from stages.sparse.kernel import _listed, block_mask, by_blocks, by_mask, kernel_options, recall, spread_rows
 from stages.sparse.pattern import NO_TOKEN, Blocks, Pattern, in_a_row, in_order, in_tiles
 
 CPU = torch.device("cpu")
@@ -108,14 +108,34 @@ def test_flex_attention_over_blocks_is_attention_under_the_mask(name: str, num_t
 
 
 def test_a_block_mask_lists_whole_blocks_apart_from_those_with_empty_slots() -> None:
-    from stages.sparse.kernel import block_mask
-
     blocks = in_a_row(70, 32, CPU)
     mask = block_mask(Pattern(blocks, blocks, torch.ones(1, 3, 3, dtype=torch.bool)))
     assert mask.kv_num_blocks[0, 0].tolist() == [1, 1, 1]
     assert mask.kv_indices[0, 0, :, 0].tolist() == [2, 2, 2]
     assert mask.full_kv_num_blocks is not None
     assert mask.full_kv_num_blocks[0, 0].tolist() == [2, 2, 2]
+
+
+def test_a_block_of_keys_without_a_token_is_in_no_list() -> None:
+    empty = torch.full((1, 32), NO_TOKEN)
+    keys = Blocks(torch.cat([in_a_row(64, 32, CPU).slots, empty], dim=1), 32, 64)
+    mask = block_mask(Pattern(in_a_row(64, 32, CPU), keys, torch.ones(1, 2, 3, dtype=torch.bool)))
+    assert mask.kv_num_blocks[0, 0].tolist() == [0, 0]
+    assert mask.full_kv_indices is not None
+    assert mask.full_kv_indices[0, 0, :, :2].tolist() == [[0, 1], [0, 1]]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_kept_blocks_are_listed_in_order_the_others_count_for_nothing(rows: list[list[bool]]) -> None:
+    counts, which = _listed(torch.tensor([rows]))
+    for row, count, listed in zip(rows, counts[0, 0].tolist(), which[0, 0].tolist(), strict=True):
+        assert listed[:count] == [place for place, kept in enumerate(row) if kept]
+
+
+@pytest.mark.parametrize(("query_block", "key_block"), [(128, 128), (128, 64), (64, 32)])
+def test_tiles_of_the_kernel_divide_the_blocks(query_block: int, key_block: int) -> None:
+    options = kernel_options(query_block, key_block)
+    assert query_block % options.get("BLOCK_M", 64) == key_block % options.get("BLOCK_N", 128) == 0
 
 
 def test_recall_is_the_weight_on_kept_keys_and_1_where_all_are_kept() -> None:
