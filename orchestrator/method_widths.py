@@ -91,6 +91,6 @@ def _accelerators(arm: Arm) -> Iterator[tuple[Method, Any]]:
 
 
 def _whole() -> list[str]:
-    """Accelerators that leave out whole forwards, as they come."""
+    """Caches that leave out whole forwards, as they come."""
     methods = [find(name, "accelerator") for name in available("accelerator")]
-    return [method.name for method in methods if method.leaves_whole_forwards(method.settings())]
+    return [method.name for method in methods if method.lever == "cache" and method.leaves_whole_forwards(method.settings())]

@@ -34,6 +34,7 @@ from tests.dist.test_wan import Case, condition, random, resident
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "toy": {"dense_steps": 0.25, "dense_layers": 0.0},
+    "freelong": {"window": 3},
 }
 """By which each leaves something out of a clip of ``STEPS`` steps on ``SHAPE``, not everything. Tiny models have two layers."""
 SHAPE = VideoShape(17, 128, 160)
@@ -116,7 +117,8 @@ def compare(ranks: list[Found], expected: Found) -> None:
 def test_every_width_keeps_the_same_pairs_and_makes_the_same_video(gang: Gang, name: str) -> None:
     folder = str(checkpoint(CASE.name))
     expected = gang.run(clip, name, folder, 1)[0]
-    assert 0 < max(row.sparsity for row in expected[1]) < 1, "something is left out, and something is not"
+    most = max(row.sparsity for row in expected[1])
+    assert most < 0 if name == "freelong" else 0 < most < 1, "something is left out, and something is not"
     for width in (2, 4):
         compare(gang.run(clip, name, folder, width)[:width], expected)
     for x, *_ in gang.run(clip, name, folder, 4, 2):
@@ -127,7 +129,7 @@ def test_every_width_keeps_the_same_pairs_and_makes_the_same_video(gang: Gang, n
 def test_text_among_the_tokens_is_attended_to_alike_on_every_width(gang: Gang, name: str) -> None:
     folder = str(checkpoint("hunyuanvideo"))
     expected = gang.run(joint, name, folder, 1)[0]
-    assert max(row.sparsity for row in expected[1]) > 0
+    assert max(row.sparsity for row in expected[1]) != 0
     for width in (2, 4):
         compare(gang.run(joint, name, folder, width)[:width], expected)
 
