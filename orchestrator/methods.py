@@ -61,6 +61,7 @@ ACCELERATORS: Mapping[str, str] = {
     "dbcache": "stages.accelerators.first_block",
     "pab": "stages.accelerators.pab",
     "fastercache": "stages.accelerators.fastercache",
+    "ras": "stages.accelerators.ras",
     "svg": "stages.accelerators.svg",
     "freelong": "stages.accelerators.freelong",
     "w2sd": "stages.accelerators.w2sd",

@@ -20,6 +20,11 @@ class TokenSet(Protocol):
     def num_tokens(self) -> int: ...
 
     @property
+    def unit(self) -> int:
+        """So many tokens after each other, from the first on, stay on one rank."""
+        ...
+
+    @property
     def first_frame(self) -> Tensor:
         """Which tokens are of the first frame, ``[n, 1]``, on any device."""
         ...
@@ -50,6 +55,7 @@ class All:
     told: Callable[[Tensor], None]
     """Given each velocity ``[B, C, T, H, W]``."""
     kept: dict[Hashable, Any] = field(default_factory=dict)
+    unit: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -86,6 +92,7 @@ class Some:
     fill: Callable[[Tensor], Tensor]
     """Given a velocity ``[B, C, T, H, W]`` with zeros in the cells of tokens that are not here: the whole of it."""
     kept: dict[Hashable, Any] = field(default_factory=dict)
+    unit: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -125,9 +132,8 @@ def _once(kept: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> 
 
 def in_patches(x: Tensor, patch: Grid) -> Tensor:
     """What is in the cells of each token: a latent ``[1, C, T, H, W]`` to ``[t h w, C pt ph pw]``."""
-    pt, ph, pw = patch
-    cells = x[0].unflatten(3, (-1, pw)).unflatten(2, (-1, ph)).unflatten(1, (-1, pt))
-    return cells.permute(1, 3, 5, 0, 2, 4, 6).flatten(3).flatten(0, 2)
+    (pt, ph, pw), (t, h, w) = patch, (size // step for size, step in zip(x.shape[2:], patch, strict=True))
+    return x[0].reshape(-1, t, pt, h, ph, w, pw).permute(1, 3, 5, 0, 2, 4, 6).flatten(3).flatten(0, 2)
 
 
 def in_cells(tokens: Tensor, patch: Grid) -> Tensor:
