@@ -179,8 +179,8 @@ class _StageBars:
             grid = "x".join(str(side) for side in stage.grid)
             steps = stage.steps + (index < len(stages) - 1) - (index > 0)
             if index not in self._tasks:
-                self._tasks[index] = self._bar.add_task(f"stage {index + 1}  grid {grid}", total=steps)
-            self._bar.update(self._tasks[index], total=steps)
+                self._tasks[index] = self._bar.add_task(f"stage {index + 1}  grid {grid}", total=steps * stage.passes)
+            self._bar.update(self._tasks[index], total=steps * stage.passes)
 
 
 def _facts(decision: Decision) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def simulated_s(sweep: Sweep, demands: Demands, sizing: Sizing) -> float | None:
 def feasibility(sweep: Sweep, sizing: Sizing, machines: Machines | None) -> dict[str, Any]:
     """What the sweep needs against what the cluster has; memory is checked without a cluster too. ``fits`` None: no cluster."""
     config = sweep.cluster
-    first = {arm.name: model(arm.model).num_tokens(actions_of(arm)[0].stages[0].grid) for arm in sweep.arms}
+    first = {arm.name: model(arm.model).num_tokens(actions_of(arm)[0].stages[0].seen) for arm in sweep.arms}
     rank, sketcher = rank_holds(sweep.arms, sizing), sketcher_holds(sweep.arms, first)
     usual_gb = smallest_gpu_gb(sweep.arms, sizing)
     known = {kind: _least_gb(machines, kind) or usual_gb for kind in ("pod", "sketch")}

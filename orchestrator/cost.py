@@ -165,10 +165,11 @@ def num_branches(geometry: ModelGeometry, guidance: float) -> int:
 
 def denoise_s(geometry: ModelGeometry, action: Action, cost: CostModel) -> float:
     """Seconds of denoising on one device: the forwards that really run, every branch of them, and the transitions."""
-    tokens = [geometry.num_tokens(stage.grid) for stage in action.stages]
     forwards = forwards_per_stage([stage.steps for stage in action.stages])
-    steps_s = sum(num * cost.forward_s(count) for num, count in zip(forwards, tokens, strict=True))
-    return cost.num_branches * steps_s + cost.transition_token_s * sum(tokens[1:])
+    pairs = zip(forwards, action.stages, strict=True)
+    steps_s = sum(num * stage.passes * cost.forward_s(geometry.num_tokens(stage.seen)) for num, stage in pairs)
+    entered = sum(geometry.num_tokens(stage.grid) for stage in action.stages[1:])
+    return cost.num_branches * steps_s + cost.transition_token_s * entered
 
 
 def full_s(geometry: ModelGeometry, shape: VideoShape, num_steps: int, cost: CostModel) -> float:

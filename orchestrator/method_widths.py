@@ -14,6 +14,9 @@ from orchestrator.methods import Method, available, find, read_settings
 from orchestrator.sizing import SizingConfig
 from parallel import backends
 
+BLOCKWISE = "dualparal"
+"""The planner whose forwards see a block of a long video each, some layers on every rank."""
+
 
 def kept_together(arm: Arm) -> str:
     """Why the arm's clips must stay on one rank, as more would split its two branches of guidance; empty if they need not."""
@@ -24,8 +27,8 @@ def kept_together(arm: Arm) -> str:
 
 
 def kept_tensors(arm: Arm) -> float:
-    """Tensors of a token's width that its accelerators keep of each branch of guidance."""
-    return sum(method.kept_tensors(settings, model(arm.model)) for method, settings in _accelerators(arm))
+    """Tensors of a token's width that its methods keep of each branch of guidance."""
+    return sum(method.kept_tensors(settings, model(arm.model)) for method, settings in (*_by_blocks(arm), *_accelerators(arm)))
 
 
 def kept_told(arm: Arm) -> str:
@@ -44,7 +47,10 @@ def _keeps_much(method: Method, settings: Any, arm: Arm) -> bool:
 
 
 def width_mistake(arm: Arm, config: SizingConfig) -> str:
-    """Of an arm that is kept on one rank: a width that was asked for; empty otherwise."""
+    """Of an arm that is kept on one rank, or on as many as it has layers: a width that was asked for; empty otherwise."""
+    num_layers = model(arm.model).num_layers
+    if config.rule == "fixed" and arm.planner == BLOCKWISE and (config.width or 1) > num_layers:
+        return f"cluster.sizing.width is {config.width}, and planner {BLOCKWISE} gives every rank some of {num_layers} layers"
     if config.rule != "fixed" or (config.width or 1) == 1 or not (why := kept_together(arm)):
         return ""
     return f"cluster.sizing.width is {config.width}, and more than 1 rank would split guidance: {why}"
@@ -70,10 +76,12 @@ def sharding_mistake(arm: Arm, num_ranks: int) -> str:
         return ""
     if why := kept_together(arm):
         return f"{_spread(arm, num_ranks)}, so they must work on each clip together: {why}"
-    partly = [method.name for method, settings in _accelerators(arm) if not method.leaves_whole_forwards(settings)]
+    methods = *_by_blocks(arm), *_accelerators(arm)
+    partly = [method.name for method, settings in methods if not method.leaves_whole_forwards(settings)]
     if not partly:
         return ""
-    instead = f"an accelerator that leaves out whole forwards ({', '.join(_whole())})"
+    whole = ", ".join(_whole())
+    instead = f"an accelerator that leaves out whole forwards ({whole})" if partly[0] != BLOCKWISE else "planner full"
     return (
         f"{_spread(arm, num_ranks)}, all of which join in every block that one computes, and {partly[0]} computes parts of a "
         f"forward; take GPUs that hold the model whole, or {instead}"
@@ -82,6 +90,13 @@ def sharding_mistake(arm: Arm, num_ranks: int) -> str:
 
 def _spread(arm: Arm, num_ranks: int) -> str:
     return f"the weights of {arm.model} and what goes beside them are too much for one GPU, so {num_ranks} ranks share them"
+
+
+def _by_blocks(arm: Arm) -> Iterator[tuple[Method, Any]]:
+    """The planner, where it has each forward see a block of a long video."""
+    if arm.planner == BLOCKWISE:
+        method = find(arm.planner, "planner")
+        yield method, read_settings(method, arm.planner_settings)
 
 
 def _accelerators(arm: Arm) -> Iterator[tuple[Method, Any]]:

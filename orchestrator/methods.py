@@ -44,6 +44,7 @@ PLANNERS: Mapping[str, str] = {
     "spectral": "stages.planners.spectral",
     "fewer-steps": "stages.planners.fewer",
     "fresco": "stages.planners.fresco",
+    "dualparal": "stages.planners.dualparal",
 }
 """Where each planner lives, by the name that a spec writes."""
 BUDGETED = ("dvg", "temporal-only", "spatial-only")

@@ -75,10 +75,11 @@ def action_row(
     stages = [
         {
             "grid": list(stage.grid),
-            "tokens": geometry.num_tokens(stage.grid),
+            "tokens": geometry.num_tokens(stage.seen),
             "steps": stage.steps,
             "shift": stage.shift,
         }
+        | ({} if stage.window is None else {"forwards_per_step": stage.passes})
         for stage in action.stages
     ]
     return {

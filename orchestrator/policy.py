@@ -124,14 +124,14 @@ def stage_choices(arm: ArmSizing, action: Action, max_width: int) -> tuple[tuple
     forwards = forwards_per_stage([stage.steps for stage in action.stages])
     found = []
     for stage, num in list(zip(action.stages, forwards, strict=True))[first:]:
-        tokens = geometry.num_tokens(stage.grid)
+        tokens, most = geometry.num_tokens(stage.seen), max_width if stage.window is None else min(max_width, geometry.num_layers)
         legal = legal_widths(geometry, arm.limits, arm.cost.num_branches, [tokens])
-        widths = [width for width in legal if arm.least_width <= width <= max_width]
+        widths = [width for width in legal if arm.least_width <= width <= most]
         if not widths:
             least = f"; its weights take {arm.least_width} ranks" if arm.least_width > 1 else ""
             raise ValueError(f"{arm.model}: {tokens:,} tokens can run on no slice of a pod of {max_width}{least}")
         extra_s = arm.cost.transition_token_s * tokens if first else 0.0
-        found.append(sizing.choices(arm.cost, widths, tokens, num, extra_s))
+        found.append(sizing.choices(arm.cost, widths, tokens, num * stage.passes, extra_s))
     return tuple(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from orchestrator.arms import Arm
@@ -74,10 +75,18 @@ def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
         raise ValueError(wrong)
     limits = limits.model_copy(update={"kept_tensors": kept_tensors(arm)} | ({"max_width": 1} if together else {}))
     try:
-        sized = sizing_on(limits, geometry, arm.shape, cost)
+        sized = sizing_on(limits, geometry, _seen(arm), cost)
     except ValueError as error:
         raise ValueError("; ".join(filter(None, [str(error), together, kept_told(arm)]))) from error
     return sized.model_copy(update={"actions": actions_of(arm), "together": together})
+
+
+def _seen(arm: Arm) -> VideoShape:
+    """The largest video that a forward sees: all of the arm's, but of a long one that is made by blocks."""
+    geometry, stages = model(arm.model), actions_of(arm)[0].stages
+    if all(stage.window is None for stage in stages):
+        return arm.shape
+    return replace(arm.shape, num_frames=(max(stage.seen[0] for stage in stages) - 1) * geometry.vae_stride[0] + 1)
 
 
 def sizing_on(limits: Limits, geometry: ModelGeometry, shape: VideoShape, cost: CostModel) -> ArmSizing:

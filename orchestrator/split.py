@@ -105,7 +105,8 @@ def decode_s(arm: ArmSizing, action: Action) -> float:
     if arm.cost.decode_s is not None:
         return arm.cost.decode_s
     geometry = model(arm.model)
-    return DECODE_SHARE * geometry.default_steps * arm.cost.step_s(geometry.num_tokens(action.stages[-1].grid))
+    last = action.stages[-1]
+    return DECODE_SHARE * geometry.default_steps * last.passes * arm.cost.step_s(geometry.num_tokens(last.seen))
 
 
 def decode_is_measured(cost: CostModel) -> bool:

@@ -31,6 +31,18 @@ class Stage:
     grid: Grid
     steps: int
     shift: float
+    window: int | None = None
+    """Latent frames that a forward sees at most; None: all of them. A step of a longer grid is several forwards."""
+
+    @property
+    def seen(self) -> Grid:
+        """The most latent cells that a forward sees."""
+        return self.grid if self.window is None else (min(self.window, self.grid[0]), *self.grid[1:])
+
+    @property
+    def passes(self) -> int:
+        """Forwards of a step, of each branch of guidance."""
+        return -(-self.grid[0] // self.seen[0])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from stages.accelerators.base import Boost, StageEvent
 from stages.compiling import compile_seconds
 from stages.demand import DemandNotFinite, Pixels
 from stages.models.base import Condition, Model, Placed
-from stages.planners.passage import first_noise
 from stages.planners.task import Crossing, Planner, Task
 from stages.resize import Axes
 from stages.sampling import NoiseLevel, Solver, clean_estimate, nearest_sigma
@@ -84,10 +83,8 @@ def start(model: Model, planner: Planner, condition: Condition, seed: int) -> Bo
     first = planner.first()
     alone = first.steps == planner.task.num_steps or not planner.needs_sketch
     decision = planner.decide(None) if alone else None
-    full_grid = planner.task.full_grid
     axes = planner.axes((first,), None)[0]
-    noise = first_noise(axes, full_grid, model.geometry.latent_channels, seed, planner.task.config)
-    return Boundary(noise, 0, 0, decision, condition, seed)
+    return Boundary(planner.noise(axes, seed), 0, 0, decision, condition, seed)
 
 
 @torch.inference_mode()
@@ -103,7 +100,8 @@ def run_stages(
     timings_s: dict[str, float] = {}
     while boundary.stage < stop:
         started_s, warm_s = clock_s(model.device), compile_seconds()
-        boundary = _Leg(model, planner, boundary, on_step).run()
+        leg = planner.leg(model, boundary, on_step) or _Leg(model, planner, boundary, on_step)
+        boundary = leg.run()
         compiled_s = compile_seconds() - warm_s
         timings_s[f"stage{boundary.stage}_s"] = clock_s(model.device) - started_s - compiled_s
         if compiled_s:

@@ -49,6 +49,10 @@ class SpyModel:
     def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
         """It does all of a clip on every rank."""
 
+    @property
+    def attached(self) -> tuple[Layout | None, Exchange | None]:
+        return None, None
+
     def accelerate(self, boost: Boost | None) -> None:
         self.boosts.append(boost)
 

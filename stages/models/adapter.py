@@ -67,6 +67,10 @@ class Adapter:
         if self._decoder is not None:
             self._decoder.group = None if layout is None else layout.whole
 
+    @property
+    def attached(self) -> tuple[Layout | None, Exchange | None]:
+        return (None, None) if self.seam is None else (self.seam.layout, self.seam.exchange)
+
     def accelerate(self, boost: Boost | None) -> None:
         if self.boost is not None:
             self.boost.let_go()

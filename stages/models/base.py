@@ -141,6 +141,11 @@ class Model(Protocol):
         """
         ...
 
+    @property
+    def attached(self) -> tuple[Layout | None, Exchange | None]:
+        """What :meth:`attach` was given last."""
+        ...
+
     def accelerate(self, boost: Boost | None) -> None:
         """From the next forward on, let ``boost`` decide what of it is computed; None: all, exactly as without this call."""
         ...

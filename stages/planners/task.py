@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -15,8 +15,12 @@ from stages.accelerators.base import Accelerator
 from stages.demand import Pixels
 from stages.mixed import Mixed
 from stages.models.base import Model, Positions
+from stages.planners.passage import first_noise
 from stages.resize import Axes, nested_axes
 from stages.sampling import Solver, make_solver
+
+if TYPE_CHECKING:
+    from stages.denoise import Boundary, OnStep
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,14 @@ class Crossing:
     @property
     def action(self) -> Action:
         return self.decision.action
+
+
+class Leg(Protocol):
+    """One stage of a clip."""
+
+    def run(self) -> Boundary:
+        """The boundary at its end, the same on every rank of the slice."""
+        ...
 
 
 class Planner(Protocol):
@@ -126,6 +138,14 @@ class Planner(Protocol):
         """The tokens of a stage that begins with ``x``, where they are of two grids at once; None: of one."""
         ...
 
+    def noise(self, axes: Axes, seed: int) -> Tensor:
+        """Pure noise ``[1, C, T, H, W]`` on the first stage's cells, on the CPU. ``seed`` is the item's."""
+        ...
+
+    def leg(self, model: Model, boundary: Boundary, on_step: OnStep) -> Leg | None:
+        """The stage that begins at ``boundary``, for a planner that runs it in its own way; None: the engine does."""
+        ...
+
     def axes(self, stages: Sequence[Stage], decision: Decision | None) -> tuple[Axes, ...]:
         """For every stage the cells of the final grid that it is on. Without a decision there is one stage, the first."""
         ...
@@ -157,6 +177,12 @@ class BasePlanner:
         return None
 
     def mixture(self, x: Tensor, stage_index: int) -> Mixed | None:
+        return None
+
+    def noise(self, axes: Axes, seed: int) -> Tensor:
+        return first_noise(axes, self.task.full_grid, self.task.geometry.latent_channels, seed, self.task.config)
+
+    def leg(self, model: Model, boundary: Boundary, on_step: OnStep) -> Leg | None:
         return None
 
     def axes(self, stages: Sequence[Stage], decision: Decision | None) -> tuple[Axes, ...]:

@@ -30,6 +30,7 @@ SHARED_NAMES = (
     "flops",
     "vgdfr",
     "progressive",
+    "long_video",
 )
 DECIDING = (
     "events",

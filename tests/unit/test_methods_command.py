@@ -64,7 +64,7 @@ def test_the_table_marks_what_is_reconstructed_and_names_what_is_not_there() -> 
 
 def test_one_method_is_told_with_its_settings_and_defaults() -> None:
     shown = CliRunner().invoke(app, ["methods", "taylorseer"]).stdout
-    assert "combines with: every planner" in shown
+    assert "combines with: full, dvg, temporal-only" in shown
     assert any(line.split()[:2] == ["max_order", "1"] for line in shown.splitlines())
     assert "Presets" not in shown
 

@@ -1,0 +1,96 @@
+"""Videos longer than a model was trained for, as blocks of latent frames in a queue: which block takes which step when.
+
+Source: DualParal, "Minute-Long Videos with Dual Parallelisms", arXiv 2505.21070. Pure arithmetic, for the engine and for plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Literal
+
+from orchestrator.flops import attention_flops, tokens_tflops
+from orchestrator.model_geometry import ModelGeometry
+from orchestrator.types import Action, Grid
+
+Order = Literal["noisiest", "cleanest"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One solver step of one block, both from 0."""
+
+    block: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Blocks that enter one after the other, ``gap`` steps apart."""
+
+    num_frames: int
+    """Latent frames of the video."""
+    most: int
+    """Of a block."""
+    num_steps: int
+    in_flight: int
+    """Blocks on their way at once, at most."""
+    order: Order = "noisiest"
+    """Of the blocks in flight, which one goes first in each round."""
+
+    @property
+    def gap(self) -> int:
+        """How many steps a block is ahead of the next: the fewest that keep to ``in_flight``."""
+        return -(-self.num_steps // min(self.in_flight, self.num_steps))
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_frames // self.most)
+
+    @property
+    def blocks(self) -> tuple[range, ...]:
+        """The latent frames of each block: their numbers differ by one at most."""
+        least, spare = divmod(self.num_frames, self.num_blocks)
+        sizes = [least + 1] * spare + [least] * (self.num_blocks - spare)
+        return tuple(range(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True))
+
+    @property
+    def num_passes(self) -> int:
+        return self.num_blocks * self.num_steps
+
+    @property
+    def passes(self) -> Iterator[Pass]:
+        """Round after round, a step for every block in flight."""
+        for number in range((self.num_blocks - 1) * self.gap + self.num_steps):
+            rounds = ((block, number - block * self.gap) for block in range(self.num_blocks))
+            row = [Pass(block, step) for block, step in rounds if 0 <= step < self.num_steps]
+            yield from (reversed(row) if self.order == "noisiest" else row)
+
+
+def layers_of(rank: int, num_ranks: int, num_layers: int) -> range:
+    """A rank's share, adjacent: numbers differ by one at most. Raises ValueError where some would have none."""
+    if num_ranks > num_layers:
+        raise ValueError(
+            f"{num_ranks} ranks would share {num_layers} layers, and each needs one: blocks go from rank to rank by layers; "
+            f"take at most {num_layers} ranks"
+        )
+    return range(rank * num_layers // num_ranks, (rank + 1) * num_layers // num_ranks)
+
+
+def blockwise(action: Action, queue: Queue) -> Action:
+    """A plain run's schedule, whose forwards see a block each. ``density`` stays of the token-steps, all of which are taken."""
+    (stage,) = action.stages
+    return replace(action, name="dualparal", stages=(replace(stage, window=queue.most),), needs_sketch=False)
+
+
+def passes_tflops(geometry: ModelGeometry, grid: Grid, queue: Queue, context: int) -> float:
+    """10^12 operations of one branch in all passes, keys of ``context`` frames of the block before among what is attended to."""
+    per_frame = geometry.num_tokens((geometry.patch[0], *grid[1:]))
+    total = 0.0
+    for number, frames in enumerate(queue.blocks):
+        own = len(frames) * per_frame
+        joined = own + geometry.text_tokens
+        seen = min(context, len(queue.blocks[number - 1])) * per_frame if number else 0
+        total += tokens_tflops(geometry, own) + attention_flops(geometry, joined) / 1e12 * seen / joined
+    return total * queue.num_steps

@@ -1,0 +1,132 @@
+"""Long videos by blocks (DualParal, arXiv 2505.21070): each block of latent frames sees itself and the end of the one before.
+
+Reconstructed. As published: blocks in a queue, each ahead of the next, the noisiest first in every round; layers spread over the
+ranks; keys and values of the block before kept where the layer runs, so that only a block itself is computed. Otherwise here:
+
+- ``in_flight`` blocks at once, whatever the ranks, so that a video does not depend on them. In the release there are as many as
+  steps, each a step ahead of the next; here ``ceil(steps / in_flight)`` steps. Kept keys are then of a level so many steps less
+  one cleaner (none, with as many in flight as steps), and memory is bounded.
+- Noise is a function of the seed and the global frame; the release draws one block's and shuffles it.
+- Blocks differ in length by a frame at most, so that the last one is no stub.
+- Every rank holds all weights, as other arms of the pool use them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from orchestrator.actions import full_action
+from orchestrator.long_video import Queue, blockwise
+from orchestrator.methods import Lever, Method, Request, Settings
+from orchestrator.model_geometry import ModelGeometry
+from orchestrator.types import Action, Decision, Stage
+from stages.block_queue import BlockLeg
+from stages.demand import Pixels
+from stages.denoise import Boundary, OnStep
+from stages.models.base import Condition, Model
+from stages.planners.passage import field
+from stages.planners.task import BasePlanner, Task
+from stages.resize import Axes
+
+BLOCKS = "blocks of one video are at different steps at once, and it keeps what it keeps for one step of all frames"
+WITHOUT: dict[Lever, str] = dict.fromkeys(("cache", "attention", "tokens", "reflection"), BLOCKS)
+
+
+class DualParalSettings(Settings):
+    """Latent frames and blocks. With one block it is the plain run."""
+
+    block_frames: int = Field(8, ge=1)
+    """Latent frames of a block, at most."""
+    context_frames: int = Field(8, ge=0)
+    """Latent frames of the block before, its last ones, that a block attends to; no more than it has."""
+    in_flight: int = Field(8, ge=1)
+    """Blocks on their way at once, at most. Slices of more ranks than these leave some idle."""
+    order: Literal["noisiest", "cleanest"] = "noisiest"
+    """Which block goes first in each round. ``cleanest``: the block before is one ``ceil(steps / in_flight)`` ahead, and the keys
+    of one block are kept instead of all in flight."""
+
+
+class DualParalPlanner(BasePlanner):
+    """One stage, which it runs itself."""
+
+    needs_sketch = False
+
+    def __init__(self, task: Task, settings: DualParalSettings) -> None:
+        if task.accelerators:
+            raise ValueError(f"dualparal cannot be combined with an accelerator: {BLOCKS}")
+        if found := model_mistakes(task.geometry):
+            raise ValueError("; ".join(found))
+        self.task, self.settings = task, settings
+        self.queue = queue_of(settings, task.full_grid[0], task.num_steps)
+        self.action = blockwise(full_action(task.geometry, task.shape, task.num_steps), self.queue)
+
+    def first(self) -> Stage:
+        return self.action.stages[0]
+
+    def decide(self, x0: Tensor | None = None, pixels: Pixels | None = None) -> Decision:
+        queue = self.queue
+        why = f"{queue.num_blocks} blocks of at most {queue.most} latent frames, {queue.gap} steps apart, on the full grid"
+        return Decision(self.action, why)
+
+    def noise(self, axes: Axes, seed: int) -> Tensor:
+        """By the global frame, block by block: the whole field at once would take many times the video's memory."""
+        frames, rows, columns = axes
+        given = self.task.full_grid, self.task.geometry.latent_channels, seed, torch.device("cpu"), self.task.config
+        return torch.cat([field((frames[one.start : one.stop], rows, columns), *given) for one in self.queue.blocks], dim=2)
+
+    def leg(self, model: Model, boundary: Boundary, on_step: OnStep) -> BlockLeg:
+        require_text_only(boundary.condition)
+        return BlockLeg(model, self.task, self.queue, self.settings.context_frames, boundary, on_step)
+
+
+def require_text_only(condition: Condition) -> None:
+    """Raises ValueError for a clip with a first frame."""
+    if condition.image is not None or condition.latent is not None:
+        raise ValueError("dualparal makes videos of text alone: only two blocks would see a first frame; drop it")
+
+
+def queue_of(settings: DualParalSettings, num_frames: int, num_steps: int) -> Queue:
+    return Queue(num_frames, settings.block_frames, num_steps, settings.in_flight, settings.order)
+
+
+def model_mistakes(geometry: ModelGeometry) -> list[str]:
+    found = []
+    if geometry.boundary is not None:
+        found.append(
+            f"{geometry.name} has two experts, and blocks at different steps would need both at once; take a model with one"
+        )
+    if geometry.image == "required":
+        found.append(f"{geometry.name} needs a first frame, and only two blocks would see it; take its text-to-video form")
+    if geometry.patch[0] != 1:
+        found.append(f"{geometry.name} joins {geometry.patch[0]} latent frames in a token, and blocks are cut between frames")
+    return found
+
+
+def mistakes(settings: DualParalSettings, request: Request) -> list[str]:
+    return model_mistakes(request.geometry)
+
+
+def actions(settings: DualParalSettings, request: Request) -> tuple[Action, ...]:
+    full = full_action(request.geometry, request.shape, request.num_steps)
+    return (blockwise(full, queue_of(settings, full.stages[0].grid[0], request.num_steps)),)
+
+
+def kept_tensors(settings: DualParalSettings, geometry: ModelGeometry) -> float:
+    """Keys and values of every layer, of as many blocks as are kept at once."""
+    many = settings.in_flight + 1 if settings.order == "noisiest" else 2
+    return 2.0 * geometry.num_layers * many * min(1.0, settings.context_frames / settings.block_frames)
+
+
+METHODS = {
+    "dualparal": Method(
+        "dualparal", "planner", "grid", "DualParal, arXiv 2505.21070",
+        "videos beyond the trained length: blocks of frames in a queue, layers in a row over the ranks", "reconstructed",
+        make=lambda settings, task, budget: DualParalPlanner(task, settings),
+        settings=DualParalSettings, mistakes=mistakes, actions=actions, without=WITHOUT,
+        knobs=("noise_seed", "noise_hash"), whole_forwards=False, kept_tensors=kept_tensors,
+    )
+}  # fmt: skip
