@@ -1,0 +1,185 @@
+"""Rows of ``experiments.bench.sparse``: a layer's attention through a clip's steps, under one method, beside dense attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from statistics import fmean, median
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.bench.structured import Tensors
+from orchestrator.dvg_config import DvgConfig
+from orchestrator.methods import Request, find, read_settings
+from orchestrator.model_geometry import ModelGeometry
+from orchestrator.types import Attended, Grid, VideoShape
+from parallel.seam import Attention
+from stages.accelerators.attending import Attending, Here, Log, Stopwatch
+from stages.accelerators.base import Now, StageEvent
+from stages.attention import choose
+from stages.denoise import clock_s
+from stages.sampling import NoiseLevel
+from stages.sparse.kernel import spread_rows
+
+NUM_ROWS = 64
+"""Queries by which recall is measured."""
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A method at settings that its authors published."""
+
+    name: str
+    method: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+CASES = (
+    Case("spargeattn, top 50 %", "spargeattn", {"package": False}),
+    Case("spargeattn, mass 0.98", "spargeattn", {"cdfthreshd": 0.98, "package": False}),
+    Case("svg", "svg"),
+    Case("svg2", "svg2"),
+    Case("attencarve", "attencarve"),
+    Case("draft-attention", "draft-attention"),
+    Case("adaspa", "adaspa"),
+    Case("re-ttention", "re-ttention"),
+    Case("sparse-vdit", "sparse-vdit"),
+)
+
+
+class Source(Protocol):
+    """Queries, keys and values of a layer, step by step."""
+
+    def at(self, step: int) -> Tensors: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Where attention is measured."""
+
+    geometry: ModelGeometry
+    grid: Grid
+    """Latent cells."""
+    num_steps: int
+    device: torch.device
+    index: int | None = None
+    """None: one in the middle."""
+
+    @property
+    def tokens(self) -> Grid:
+        t, h, w = (size // patch for size, patch in zip(self.grid, self.geometry.patch, strict=True))
+        return t, h, w
+
+    @property
+    def num_tokens(self) -> int:
+        return self.geometry.num_tokens(self.grid)
+
+    @property
+    def dense(self) -> Attention:
+        """cuDNN's kernel on a GPU."""
+        heads = self.geometry.heads, self.geometry.head_dim
+        return choose("cudnn", self.device, *heads) if self.device.type == "cuda" else F.scaled_dot_product_attention
+
+    def here(self, step: int, heads: int, log: Log) -> Here:
+        event = StageEvent(self.grid, range(self.num_steps), self.num_steps, 0, False)
+        sigma = 1 - step / self.num_steps
+        now = Now(step, NoiseLevel(sigma, 1000 * sigma, 1000 * (sigma - 1 / self.num_steps)), 0, event)
+        index = self.geometry.num_layers // 2 if self.index is None else self.index
+        return Here(now, index, self.geometry.num_layers, range(heads), self.tokens, self.num_tokens, log)
+
+
+def made(case: Case, geometry: ModelGeometry, shape: VideoShape, num_steps: int) -> Callable[[], Attending]:
+    """What makes the method anew. Raises ValueError where it is not there, or does not serve the model."""
+    method = find(case.method, "accelerator")
+    request = Request(geometry, shape, num_steps, 1.0, "full", DvgConfig.for_model(geometry))
+    settings = method.resolve(read_settings(method, case.settings), request)
+    if wrong := method.mistakes(settings, request):
+        raise ValueError("; ".join(wrong))
+
+    def make() -> Attending:
+        attending: Attending = method.make(settings, geometry)
+        return attending
+
+    return make
+
+
+def dense_seconds(layer: Layer, source: Source, rounds: int = 5) -> float:
+    """Of dense attention on one step's tensors: the median of some calls."""
+    q, k, v = source.at(0)
+    layer.dense(q, k, v)
+    watches = []
+    for _ in range(rounds):
+        with Stopwatch(layer.device) as watch:
+            layer.dense(q, k, v)
+        watches.append(watch)
+    return median(watch.seconds() for watch in watches)
+
+
+@torch.inference_mode()
+def through_a_clip(make: Callable[[], Attending], layer: Layer, source: Source, dense_s: float) -> Row:
+    """One layer's attention at every step: what was kept, seconds of choosing and attending, and of all that a call takes."""
+    warm_up(make, layer, source)
+    attending, log = make(), Log(layer.geometry.num_layers)
+    walls: list[float] = []
+    found = q = k = v = torch.empty(0)
+    for step in range(layer.num_steps):
+        q, k, v = source.at(step)
+        began_s = clock_s(layer.device)
+        found = attending.attend(q, k, v, layer.here(step, q.shape[1], log), layer.dense)
+        walls.append(clock_s(layer.device) - began_s)
+    steps = log.settle(None)[1]
+    expected = layer.dense(q, k, v).float()
+    error = float((found.float() - expected).norm() / expected.norm())
+    sparse = [one for one in steps if one.sparsity > 0.001]
+    density = 1 - fmean(one.sparsity for one in sparse) if sparse else 1.0
+    return {
+        **summed(steps, walls, dense_s, layer.num_steps),
+        "error": error,
+        "best_recall": best_recall(q, k, density),
+        "steps": [{**vars(one), "wall_s": wall_s} for one, wall_s in zip(steps, walls, strict=False)],
+    }
+
+
+def warm_up(make: Callable[[], Attending], layer: Layer, source: Source) -> None:
+    """The last steps of a clip, under a method made for it: what is compiled is compiled, before anything is timed."""
+    attending, log = make(), Log(layer.geometry.num_layers)
+    for step in range(max(0, layer.num_steps - 3), layer.num_steps):
+        q, k, v = source.at(step)
+        attending.attend(q, k, v, layer.here(step, q.shape[1], log), layer.dense)
+
+
+def summed(steps: tuple[Attended, ...], walls: list[float], dense_s: float, num_steps: int) -> Row:
+    """``speed``: of steps that are not dense, with choosing. ``clip_speed``: of all steps; ``wall_speed``: with the host."""
+    sparse = [one for one in steps if one.sparsity > 0.001]
+    recalls = [one.recall for one in sparse if one.recall is not None]
+    spent_s = sum(one.choose_s + one.attend_s for one in steps) + dense_s * (num_steps - len(steps))
+    row: Row = {
+        "dense_s": dense_s,
+        "num_sparse": len(sparse),
+        "num_steps": num_steps,
+        "clip_speed": num_steps * dense_s / spent_s,
+        "wall_speed": num_steps * dense_s / sum(walls),
+    }
+    if not sparse:
+        return row
+    choose_s, attend_s = fmean(one.choose_s for one in sparse), fmean(one.attend_s for one in sparse)
+    return row | {
+        "sparsity": fmean(one.sparsity for one in sparse),
+        "recall": fmean(recalls) if recalls else None,
+        "choose_s": choose_s,
+        "attend_s": attend_s,
+        "kernel_speed": dense_s / attend_s,
+        "speed": dense_s / (choose_s + attend_s),
+    }
+
+
+def best_recall(q: Tensor, k: Tensor, density: float) -> float:
+    """The most weight that so many keys of each query could keep, chosen key by key: how much there is to leave out."""
+    rows = spread_rows(q.shape[2], NUM_ROWS, q.device)
+    weights = torch.softmax((q[0, :, rows].float() @ k[0].float().transpose(1, 2)) * q.shape[-1] ** -0.5, dim=-1)
+    most = max(1, round(density * k.shape[2]))
+    return float(weights.topk(most, dim=-1).values.sum(-1).mean())

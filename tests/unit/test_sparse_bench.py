@@ -1,0 +1,105 @@
+"""The benchmark of sparse attention: its tensors have structure, its figures are what was measured, and no row is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.bench.sparse import TOY, Bench
+from experiments.bench.sparse_report import best_two, report, rows_of
+from experiments.bench.sparse_rows import CASES, Case, best_recall, summed
+from experiments.bench.structured import Recipe, Structured
+from orchestrator.methods import ABSENT, ACCELERATORS
+from orchestrator.types import Attended
+
+CPU = torch.device("cpu")
+GRID = (4, 8, 12)
+SVG = Case("svg", "svg")
+
+
+def structured(noise: float = Recipe.noise) -> Structured:
+    return Structured(Recipe(noise=noise), GRID, 4, 32, 5, CPU, torch.float32)
+
+
+def test_a_step_has_the_same_tensors_each_time_and_the_next_ones_are_near() -> None:
+    source, again = structured(), structured()
+    q, k, v = source.at(3)
+    assert all(map(torch.equal, (q, k, v), again.at(3)))
+    assert q.shape == k.shape == v.shape == (1, 4, 4 * 8 * 12 + 5, 32)
+    other, _, _ = source.at(4)
+    assert 0 < (other - q).norm() / q.norm() < 0.3
+
+
+def test_a_tenth_of_the_keys_has_most_of_the_weight_unless_tokens_are_noise() -> None:
+    q, k, _ = structured().at(0)
+    noise = torch.randn(2, *q.shape, generator=torch.Generator().manual_seed(0))
+    assert best_recall(q, k, 0.1) > 0.7
+    assert best_recall(noise[0], noise[1], 0.1) < 0.5
+    assert best_recall(q, k, 1.0) == pytest.approx(1.0)
+
+
+def test_speeds_count_choosing_dense_steps_and_the_host() -> None:
+    steps = (Attended(0, 0.0, None, 0.0, 4.0), Attended(1, 0.5, 0.9, 0.5, 1.5), Attended(2, 0.7, None, 0.0, 1.0))
+    row = summed(steps, [4.0, 3.0, 1.0], dense_s=4.0, num_steps=3)
+    assert row["num_sparse"] == 2
+    assert (row["sparsity"], row["recall"]) == (pytest.approx(0.6), 0.9)
+    assert row["kernel_speed"] == pytest.approx(4 / 1.25)
+    assert row["speed"] == pytest.approx(4 / 1.5), "a mean over sparse steps, with choosing"
+    assert row["clip_speed"] == pytest.approx(12 / 7)
+    assert row["wall_speed"] == pytest.approx(12 / 8)
+
+
+def test_a_method_that_keeps_all_has_no_speed_of_sparse_steps() -> None:
+    row = summed((Attended(0, 0.0, None, 0.0, 4.0),), [4.0], dense_s=4.0, num_steps=1)
+    assert (row["num_sparse"], row["clip_speed"]) == (0, 1.0)
+    assert "speed" not in row
+
+
+def test_the_two_best_are_of_two_methods_and_keep_enough_where_any_do() -> None:
+    told = {"spargeattn, top 50 %": (2.0, 0.9), "spargeattn, mass 0.98": (1.9, 0.9), "svg": (1.5, 0.95), "adaspa": (3.0, 0.3)}
+    rows = [
+        {"section": "methods", "name": name, "model": "m", "num_sparse": 4, "clip_speed": speed, "recall": recall}
+        for name, (speed, recall) in told.items()
+    ]
+    assert [case.name for case in best_two(rows, CASES, "m")] == ["spargeattn, top 50 %", "svg"]
+    assert [case.name for case in best_two(rows[3:], CASES, "m")] == ["adaspa"]
+    assert best_two(rows, CASES, "another model") == []
+
+
+def test_cases_name_every_method_that_attends_by_pattern() -> None:
+    assert {case.method for case in CASES} <= {*ACCELERATORS, *ABSENT, "svg2", "sparse-vdit"}
+
+
+def test_a_method_that_fails_or_finds_no_time_costs_no_other_row(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, 8.0, TOY, CPU, [Case("unheard of", "unheard-of"), SVG])
+    bench.run(["full"])
+    bench.deadline_s = 0.0
+    bench.run(["recorded"])
+    rows = {(row["section"], row["name"]): row for row in rows_of(tmp_path)}
+    assert "unknown accelerator 'unheard-of'" in rows["methods", "unheard of"]["left"]
+    assert rows["methods", "svg"]["clip_speed"] > 0
+    assert "0 s are left" in rows["recorded", "svg"]["left"]
+    text = (tmp_path / "report.md").read_text()
+    assert "## Not measured" in text
+    assert "| svg |" in text
+
+
+def test_the_toy_run_measures_clips_recorded_tensors_and_parts_of_the_kernel(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, 8.0, TOY, CPU, [SVG])
+    bench.run()
+    rows = rows_of(tmp_path)
+    assert [row["left"] for row in rows if "left" in row] == []
+    assert {row["section"] for row in rows} == {"methods", "clips", "recorded", "kernel"}
+    alone, best = [row for row in rows if row["section"] == "clips"]
+    assert (alone["name"], best["name"]) == ("dvg", "dvg + svg")
+    assert alone["grids"] == best["grids"]
+    assert alone["attended"] == []
+    assert best["is_finite"]
+    assert len(best["attended"]) == sum(best["num_steps"]) - best["num_steps"][0] - 1, (
+        "the sketch, with its transition, is shared"
+    )
+    assert json.loads(next(tmp_path.glob("*.json")).read_text())["benchmark"] == "sparse"
+    assert "DVG on wan-mini" in report(rows, bench.recipe)
