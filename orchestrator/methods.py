@@ -65,6 +65,7 @@ ACCELERATORS: Mapping[str, str] = {
     "ras": "stages.accelerators.ras",
     "svg": "stages.accelerators.svg",
     "freelong": "stages.accelerators.freelong",
+    "re-ttention": "stages.accelerators.re_ttention",
     "w2sd": "stages.accelerators.w2sd",
 }
 """Where each accelerator lives."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from stages.sparse.pattern import NO_TOKEN, Pattern
 
@@ -47,6 +47,29 @@ def by_blocks(
     mask = block_mask(pattern, told_apart=run is not None)
     out: Tensor = (run or compiled())(*taken, block_mask=mask, kernel_options=told)
     return pattern.queries.put(out)
+
+
+def attend_with_sums(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """:func:`attend`, and the logarithm of each query's sum of exponentials over keys seen, ``[1, heads, tokens]``."""
+    kernel = by_blocks_with_sums if q.is_cuda else by_mask_with_sums
+    return kernel(q, k, v, pattern)
+
+
+def by_mask_with_sums(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """The reference."""
+    scores = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
+    return by_mask(q, k, v, pattern), scores.masked_fill(~pattern.pairs(), -torch.inf).logsumexp(-1)
+
+
+def by_blocks_with_sums(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, run: Callable[..., Any] | None = None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`by_blocks`."""
+    taken = pattern.queries.take(q), pattern.keys.take(k), pattern.keys.take(v)
+    told = kernel_options(pattern.queries.size, pattern.keys.size)
+    mask = block_mask(pattern, told_apart=run is not None)
+    out, more = (run or compiled())(*taken, block_mask=mask, kernel_options=told, return_aux=AuxRequest(lse=True))
+    return pattern.queries.put(out), pattern.queries.put(more.lse.unsqueeze(-1)).squeeze(-1)
 
 
 def kernel_options(query_block: int, key_block: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from tests.dist.test_wan import Case, condition, random, resident
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "toy": {"dense_steps": 0.25, "dense_layers": 0.0},
     "freelong": {"window": 3},
+    "re-ttention": {"dense_steps": 0.0, "block": 32, "sparsity": 0.8},
 }
 """By which each leaves something out of a clip of ``STEPS`` steps on ``SHAPE``, not everything. Tiny models have two layers."""
 SHAPE = VideoShape(17, 128, 160)
