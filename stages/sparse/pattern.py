@@ -69,9 +69,13 @@ class Blocks:
 
 
 def _picked(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index [1 or heads, n]`` of ``[1, heads, tokens, d]``: whole rows are copied, which a gather along them does not do."""
     if len(index) == 1:
-        return x[:, :, index[0]]
-    return torch.take_along_dim(x, index[None, :, :, None], dim=2)
+        return x.index_select(2, index[0])
+    heads, num_tokens = x.shape[1:3]
+    first = torch.arange(0, heads * num_tokens, num_tokens, device=x.device).unsqueeze(1)
+    rows = x.reshape(heads * num_tokens, -1).index_select(0, (first + index).flatten())
+    return rows.view(1, heads, -1, x.shape[-1])
 
 
 def in_a_row(num_tokens: int, size: int, device: torch.device) -> Blocks:
