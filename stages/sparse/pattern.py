@@ -69,7 +69,7 @@ class Blocks:
 
 
 def _picked(x: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index [1 or heads, n]`` of ``[1, heads, tokens, d]``: whole rows are copied, which a gather along them does not do."""
+    """Rows ``index [1 or heads, n]`` of ``[1, heads, tokens, d]``: copied as whole rows, not number by number."""
     if len(index) == 1:
         return x.index_select(2, index[0])
     heads, num_tokens = x.shape[1:3]
