@@ -81,7 +81,7 @@ def layers_of(rank: int, num_ranks: int, num_layers: int) -> range:
 def blockwise(action: Action, queue: Queue) -> Action:
     """A plain run's schedule, whose forwards see a block each. ``density`` stays of the token-steps, all of which are taken."""
     (stage,) = action.stages
-    return replace(action, name="dualparal", stages=(replace(stage, window=queue.most),), needs_sketch=False)
+    return replace(action, name="dualparal", stages=(replace(stage, window=len(queue.blocks[0])),), needs_sketch=False)
 
 
 def passes_tflops(geometry: ModelGeometry, grid: Grid, queue: Queue, context: int) -> float:

@@ -12,7 +12,15 @@ from orchestrator.cost import CostModel, split, with_degrees
 from orchestrator.degrees import WEIGHT_BYTES, Limits, device_limits, powers, require, shard_ranks
 from orchestrator.demands import actions_of
 from orchestrator.geometry import model
-from orchestrator.method_widths import kept_tensors, kept_together, kept_told, ring_mistake, sharding_mistake, width_mistake
+from orchestrator.method_widths import (
+    BLOCKWISE,
+    kept_tensors,
+    kept_together,
+    kept_told,
+    ring_mistake,
+    sharding_mistake,
+    width_mistake,
+)
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.policy import ArmSizing, Sizing
 from orchestrator.sizing import SizingConfig
@@ -83,9 +91,9 @@ def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
 
 def _seen(arm: Arm) -> VideoShape:
     """The largest video that a forward sees: all of the arm's, but of a long one that is made by blocks."""
-    geometry, stages = model(arm.model), actions_of(arm)[0].stages
-    if all(stage.window is None for stage in stages):
+    if arm.planner != BLOCKWISE:
         return arm.shape
+    geometry, stages = model(arm.model), actions_of(arm)[0].stages
     return replace(arm.shape, num_frames=(max(stage.seen[0] for stage in stages) - 1) * geometry.vae_stride[0] + 1)
 
 

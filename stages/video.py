@@ -101,7 +101,7 @@ def verify(path: Path, num_frames: int) -> str | None:
     if not Path(path).is_file():
         return f"{path} is not there"
     try:
-        found = len(read_video(path))
+        found = sum(1 for _ in read_frames(path))
     except ValueError as error:
         return str(error)
     return None if found == num_frames else f"{path} has {found} frames, not {num_frames}"

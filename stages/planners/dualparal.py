@@ -69,7 +69,8 @@ class DualParalPlanner(BasePlanner):
 
     def decide(self, x0: Tensor | None = None, pixels: Pixels | None = None) -> Decision:
         queue = self.queue
-        why = f"{queue.num_blocks} blocks of at most {queue.most} latent frames, {queue.gap} steps apart, on the full grid"
+        size, ahead = len(queue.blocks[0]), f"{queue.gap} step{'s' if queue.gap > 1 else ''}"
+        why = f"{queue.num_blocks} blocks of at most {size} latent frames, each {ahead} ahead of the next, all on the full grid"
         return Decision(self.action, why)
 
     def noise(self, axes: Axes, seed: int) -> Tensor:

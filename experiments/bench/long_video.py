@@ -1,0 +1,289 @@
+"""Videos many times as long as a model was trained for, by blocks over 1, 2, 4, ... ranks: memory of a rank, seconds, flicker.
+
+    python -m experiments.bench.long_video --ranks 1 4 --times 2 4 8 16 --out long.json
+
+Every length is made by every number of ranks, and is the same video. Beside them a plain run of the full length, and FreeLong,
+up to ``--plain-up-to`` times the native length, as their attention grows with its square. Flicker is the mean change from frame
+to frame, in levels of 255, at the frames with which a latent frame begins: where that begins a block, and where it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import multiprocessing
+import os
+import pathlib
+import time
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+from experiments.bench.common import save
+from experiments.bench.long_video_report import report
+
+PROMPT = "a red ball moves right"
+HOST = "127.0.0.1"
+TIMEOUT = timedelta(minutes=10)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to make, the same for all ranks."""
+
+    model: str
+    weights: str | None
+    device: str
+    prompt: str
+    steps: int
+    height: int
+    width: int
+    times: tuple[int, ...]
+    plain_up_to: int
+    blocks: Row
+    videos: str | None
+
+
+def serve(plan: Plan, rank: int, num_ranks: int, pipe: Connection) -> None:
+    """Entry of a process: the rows of all lengths, sent by rank 0."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    import torch
+
+    from parallel.groups import Groups, join_store, open_store
+
+    if plan.device == "cpu":
+        torch.set_num_threads(1)
+    else:
+        torch.cuda.set_device(rank)
+    if rank == 0:
+        store, port = open_store(HOST, TIMEOUT)
+        pipe.send(port)
+    else:
+        store = join_store(HOST, pipe.recv(), TIMEOUT)
+    device = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank)
+    groups = Groups(store, rank, num_ranks, device, TIMEOUT)
+    rows = [row for times in plan.times for row in _made(plan, groups, times)]
+    if rank == 0:
+        pipe.send(rows)
+        time.sleep(1.0)  # its store is what the others still read
+    groups.close()
+
+
+def _made(plan: Plan, groups: Any, times: int) -> list[Row]:
+    methods = ["dualparal"]
+    if groups.num_ranks == 1 and times <= plan.plain_up_to:
+        methods += ["full", "freelong"]
+    return [_clip(plan, groups, times, method) for method in methods]
+
+
+def _clip(plan: Plan, groups: Any, times: int, method: str) -> Row:
+    import torch
+    import torch.distributed as dist
+
+    from parallel.layout import layout
+    from parallel.native import Native
+    from stages.denoise import run_stages, start
+
+    model, planner = _model(plan, str(groups.device)), _planner(plan, times, method)
+    condition = _condition(plan, str(groups.device))
+    legs: list[Any] = []
+    make = planner.leg
+    planner.leg = lambda *given: legs.append(make(*given)) or legs[-1]
+    model.attach(layout(groups, 0, groups.num_ranks, 2), Native())
+    boundary = start(model, planner, condition, 1)
+    _reset_peak()
+    before, began_s = _memory_bytes(), time.perf_counter()
+    boundary, _ = run_stages(model, planner, boundary, 1)
+    spent_s = time.perf_counter() - began_s
+    model.attach(None, None)
+    state = legs[0].most_bytes if legs and legs[0] else 0
+    mine = torch.tensor([state, _peak_bytes() - before, _peak_bytes()], dtype=torch.int64)
+    every = [torch.empty_like(mine) for _ in range(groups.num_ranks)]
+    dist.all_gather(every, mine)
+    row = {
+        "method": method,
+        "times": times,
+        "ranks": groups.num_ranks,
+        "frames": planner.task.shape.num_frames,
+        "latent_frames": boundary.x.shape[2],
+        "seconds": spent_s,
+        "tflops": boundary.past.tflops,
+        "state_bytes": [int(one[0]) for one in every],
+        "growth_bytes": [int(one[1]) for one in every],
+        "peak_bytes": [int(one[2]) for one in every],
+        "digest": _digest(boundary.x),
+    }
+    if groups.rank == 0 and groups.num_ranks == 1:
+        row |= _flicker(plan, model, planner, boundary.x, f"{method}-{times}x")
+    return row
+
+
+@functools.cache
+def _model(plan: Plan, device: str) -> Any:
+    from stages.models.base import load
+
+    return load(plan.model, plan.weights, device)
+
+
+@functools.cache
+def _condition(plan: Plan, device: str) -> Any:
+    from stages.models.base import Request
+
+    model = _model(plan, device)
+    return model.encode(Request(plan.prompt, _native(plan), model.geometry.default_guidance))
+
+
+def _native(plan: Plan) -> Any:
+    from orchestrator.geometry import model
+
+    return replace(model(plan.model).default_shape, height=plan.height, width=plan.width)
+
+
+def _planner(plan: Plan, times: int, method: str) -> Any:
+    from orchestrator.dvg_config import DvgConfig
+    from orchestrator.geometry import model
+    from orchestrator.methods import find, read_settings
+    from stages.planners import make_planner
+
+    geometry, native = model(plan.model), _native(plan)
+    num_latents = geometry.latent_grid(native)[0] * times
+    shape = replace(native, num_frames=(num_latents - 1) * geometry.vae_stride[0] + 1)
+    makers: tuple[Any, ...] = ()
+    if method == "freelong":
+        free = find(method, "accelerator")
+        makers = (functools.partial(free.make, read_settings(free, {}), geometry),)
+    name, settings = ("dualparal", plan.blocks) if method == "dualparal" else ("full", {})
+    config = DvgConfig(initial_noise="coordinate")
+    return make_planner(name, geometry, shape, plan.steps, None, config, settings=settings, accelerators=makers)
+
+
+def _flicker(plan: Plan, model: Any, planner: Any, latent: Any, name: str) -> Row:
+    """Mean change between neighbouring frames, one run of frames at a time."""
+    import numpy as np
+
+    from orchestrator.long_video import Queue
+    from stages.video import write_mp4
+
+    began_s, stride = time.perf_counter(), planner.task.geometry.vae_stride[0]
+    changes: list[float] = []
+    last, kept = None, []
+    for run in model.decode(latent):
+        whole = run if last is None else np.concatenate([last, run])
+        changes += [float(abs(b.astype(np.int16) - a).mean()) for a, b in itertools.pairwise(whole)]
+        last = run[-1:]
+        if plan.videos:
+            kept.append(run)
+    if plan.videos:
+        folder = pathlib.Path(plan.videos)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_mp4(kept, folder / f"{name}.mp4", planner.task.shape.fps)
+    queue = Queue(latent.shape[2], plan.blocks["block_frames"], plan.steps, plan.blocks["in_flight"])
+    starts = {block.start for block in queue.blocks[1:]}
+    begins = {frame: changes[stride * (frame - 1)] for frame in range(1, latent.shape[2])}
+    borders = [change for frame, change in begins.items() if frame in starts]
+    inside = [change for frame, change in begins.items() if frame not in starts]
+    return {
+        "decode_s": time.perf_counter() - began_s,
+        "num_borders": len(borders),
+        "at_borders": float(np.mean(borders)),
+        "inside": float(np.mean(inside)),
+        "inside_spread": float(np.std(inside)),
+        "all_frames": float(np.mean(changes)),
+        "last_quarter": float(np.mean(changes[-len(changes) // 4 :])),
+    }
+
+
+def _digest(x: Any) -> str:
+    """Of the latent to four digits, as ranks differ by rounding."""
+    return f"mean {float(x.mean()):.4f}, root mean square {float(x.square().mean().sqrt()):.4f}"
+
+
+def _reset_peak() -> None:
+    """Of this process's memory, as Linux counts it; of its GPU's where it has one."""
+    import torch
+
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _memory_bytes() -> int:
+    return _cuda_bytes("memory_allocated") or _status_bytes("VmRSS")
+
+
+def _peak_bytes() -> int:
+    return _cuda_bytes("max_memory_allocated") or _status_bytes("VmHWM")
+
+
+def _cuda_bytes(name: str) -> int:
+    import torch
+
+    return int(getattr(torch.cuda, name)()) if torch.cuda.is_available() else 0
+
+
+def _status_bytes(name: str) -> int:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def measured(plan: Plan, num_ranks: int) -> list[Row]:
+    """By so many processes. Raises RuntimeError when one of them ends early."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(num_ranks)]
+    crew = [context.Process(target=serve, args=(plan, rank, num_ranks, pipes[rank][1])) for rank in range(num_ranks)]
+    for process in crew:
+        process.start()
+    for _, theirs in pipes:
+        theirs.close()
+    try:
+        port = pipes[0][0].recv()
+        for ours, _ in pipes[1:]:
+            ours.send(port)
+        rows: list[Row] = pipes[0][0].recv()
+    except EOFError as error:
+        raise RuntimeError(f"rank 0 of {num_ranks} ended early") from error
+    finally:
+        for process in crew:
+            process.join(30)
+            if process.is_alive():
+                process.kill()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="wan-mini")
+    parser.add_argument("--weights")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--times", type=int, nargs="+", default=[2, 4, 8, 16], help="native lengths")
+    parser.add_argument("--plain-up-to", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--height", type=int, default=144)
+    parser.add_argument("--width", type=int, default=144)
+    parser.add_argument("--block-frames", type=int, default=8)
+    parser.add_argument("--context-frames", type=int, default=8)
+    parser.add_argument("--in-flight", type=int, default=4)
+    parser.add_argument("--order", default="noisiest", choices=("noisiest", "cleanest"))
+    parser.add_argument("--videos", help="folder for them")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("long_video.json"))
+    given = parser.parse_args()
+    names = ("block_frames", "context_frames", "in_flight", "order")
+    plan = Plan(
+        *(given.model, given.weights, given.device, given.prompt, given.steps, given.height, given.width),
+        *(tuple(given.times), given.plain_up_to, {name: getattr(given, name) for name in names}, given.videos),
+    )
+    rows: list[Row] = []
+    for num_ranks in given.ranks:
+        rows += measured(plan, num_ranks)
+        save(given.out, "long_video", {"plan": vars(plan), "rows": rows})
+        given.out.with_suffix(".md").write_text(report(given.out))
+
+
+if __name__ == "__main__":
+    main()
