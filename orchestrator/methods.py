@@ -66,7 +66,9 @@ ACCELERATORS: Mapping[str, str] = {
     "draft-attention": "stages.accelerators.draft_attention",
     "adaspa": "stages.accelerators.adaspa",
     "ras": "stages.accelerators.ras",
+    "spargeattn": "stages.accelerators.spargeattn",
     "svg": "stages.accelerators.svg",
+    "svg2": "stages.accelerators.svg2",
     "freelong": "stages.accelerators.freelong",
     "re-ttention": "stages.accelerators.re_ttention",
     "w2sd": "stages.accelerators.w2sd",
@@ -178,7 +180,6 @@ class Absent:
 
 
 ABSENT: Mapping[str, Absent] = {
-    "spargeattn": Absent("accelerator", "SpargeAttn, arXiv 2502.18137"),
     "lipar": Absent("accelerator", "LIPAR, arXiv 2603.05811"),
     "tome": Absent("accelerator", "token merging"),
     "cache-dit": Absent("accelerator", "cache-dit 1.5 wraps the blocks that diffusers runs; dbcache is its rule on ours"),

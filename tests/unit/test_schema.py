@@ -81,7 +81,7 @@ BAD: list[dict[str, Any]] = [
     {"prompts": ["a cat"], "steps": 0},
     {"prompts": ["a cat"], "model": "wan-maxi"},
     {"prompts": ["a cat"], "planner": "frescoes"},
-    {"prompts": ["a cat"], "accelerators": ["tome"]},
+    {"prompts": ["a cat"], "accelerators": ["cache-dit"]},
     {"prompts": ["a cat"], "budget": 1.5},
     {"prompts": ["a cat"], "budget": {"minutes": 3}},
     {"prompts": ["a cat"], "arms": {".a": {}}},

@@ -24,9 +24,8 @@ from stages.vocabulary import unknown_words
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "specs"
 SPECS = sorted(FOLDER.glob("*.yaml"))
 TABLES = {
-    "paper_table1": "hunyuanvideo,vgdfr,jenga-prores,bottleneck,teacache,adacache,dvg-50,fewer-steps,teacache-fast,"
+    "paper_table1": "hunyuanvideo,spargeattn,vgdfr,jenga-prores,bottleneck,teacache,adacache,dvg-50,fewer-steps,teacache-fast,"
     "jenga-prores-10,fresco,dvg-25-steps",
-    "paper_table2": "wan22,wan22-dvg,wan22-dvg-25-steps,hunyuan15,hunyuan15-dvg-70,hunyuan15-dvg-50,hunyuan15-dvg-25-steps",
 }
 """Those with methods that are not there, and the arms that need none of them."""
 FEW = "vbench-100"
@@ -82,12 +81,12 @@ def test_a_method_that_is_not_there_is_refused_in_one_line_with_what_is(name: st
 
 
 def test_a_method_that_is_not_there_is_refused_wherever_it_is_asked_for() -> None:
-    asked: dict[str, object] = {"accelerators": ["lipar"]}
-    for where in (asked, {"arms": {"a": asked}}, {"sweep": {"accelerators": [["adacache"], ["lipar"]]}}):
-        with pytest.raises(ConfigError, match=r"lipar \(LIPAR, arXiv 2603.05811.* accelerators: teacache, adacache"):
+    asked: dict[str, object] = {"accelerators": ["cache-dit"]}
+    for where in (asked, {"arms": {"a": asked}}, {"sweep": {"accelerators": [["adacache"], ["cache-dit"]]}}):
+        with pytest.raises(ConfigError, match=r"cache-dit \(cache-dit 1.5 .* accelerators: teacache, adacache"):
             build_sweep({"prompts": ["a red circle"], **where}, FOLDER)
-    done = CliRunner().invoke(app, ["generate", "a red circle", "--accelerators", "lipar"])
-    assert "lipar (LIPAR, arXiv 2603.05811) is not available in this version; accelerators: teacache" in str(done.exception)
+    done = CliRunner().invoke(app, ["generate", "a red circle", "--accelerators", "cache-dit"])
+    assert "is its rule on ours) is not available in this version; accelerators: teacache" in str(done.exception)
 
 
 def test_a_method_that_nobody_knows_is_unknown_and_no_method_is_no_mistake() -> None:
@@ -98,7 +97,7 @@ def test_a_method_that_nobody_knows_is_unknown_and_no_method_is_no_mistake() -> 
 
 def test_other_mistakes_are_told_beside_a_method_that_is_not_there() -> None:
     with pytest.raises(ConfigError) as refused:
-        build_sweep({"prompts": ["a red circle"], "stepz": 3, "arms": {"a": {"accelerators": ["tome"]}}}, FOLDER)
+        build_sweep({"prompts": ["a red circle"], "stepz": 3, "arms": {"a": {"accelerators": ["cache-dit"]}}}, FOLDER)
     assert len(refused.value.mistakes) == 2
     assert "did you mean 'steps'?" in refused.value.mistakes[1]
 
