@@ -16,7 +16,7 @@ from stages.sparse.pattern import NO_TOKEN, Pattern
 TILE = 128
 """Slots of the largest tile that the kernel takes by itself, of queries and of keys."""
 MOST_VARIANTS = 256
-"""Of the compiled kernel: by numbers of heads, sizes of blocks, widths of heads, types."""
+"""Of the compiled kernel: by sizes of blocks, widths of heads, types, and whether there is more than one head."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
@@ -42,11 +42,8 @@ def by_blocks(
     options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Only kept pairs of blocks are computed. ``run`` is FlexAttention; None: compiled. ``options`` go before its own."""
-    taken = pattern.queries.take(q), pattern.keys.take(k), pattern.keys.take(v)
-    told = {**kernel_options(pattern.queries.size, pattern.keys.size), **(options or {})}
-    mask = block_mask(pattern, told_apart=run is not None)
-    out: Tensor = (run or compiled())(*taken, block_mask=mask, kernel_options=told)
-    return pattern.queries.put(out)
+    out: Tensor = _run(q, k, v, pattern, run, options)
+    return pattern.queries.put(out.transpose(0, 1))
 
 
 def attend_with_sums(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -65,11 +62,26 @@ def by_blocks_with_sums(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, run: Callable[..., Any] | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`by_blocks`."""
-    taken = pattern.queries.take(q), pattern.keys.take(k), pattern.keys.take(v)
-    told = kernel_options(pattern.queries.size, pattern.keys.size)
+    out, more = _run(q, k, v, pattern, run, {}, return_aux=AuxRequest(lse=True))
+    put = pattern.queries.put
+    return put(out.transpose(0, 1)), put(more.lse.transpose(0, 1).unsqueeze(-1)).squeeze(-1)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    run: Callable[..., Any] | None,
+    options: Mapping[str, Any] | None,
+    **more: Any,
+) -> Any:
+    """Heads go as a batch, whose size the compiled kernel leaves open: ``[heads, 1, slots, d]``."""
+    queries, keys = pattern.queries, pattern.keys
+    taken = (x.transpose(0, 1) for x in (queries.take(q), keys.take(k), keys.take(v)))
+    told = {**kernel_options(queries.size, keys.size), **(options or {})}
     mask = block_mask(pattern, told_apart=run is not None)
-    out, more = (run or compiled())(*taken, block_mask=mask, kernel_options=told, return_aux=AuxRequest(lse=True))
-    return pattern.queries.put(out), pattern.queries.put(more.lse.unsqueeze(-1)).squeeze(-1)
+    return (run or compiled())(*taken, block_mask=mask, kernel_options=told, **more)
 
 
 def kernel_options(query_block: int, key_block: int) -> dict[str, Any]:
@@ -86,7 +98,7 @@ def kernel_options(query_block: int, key_block: int) -> dict[str, Any]:
 
 
 def block_mask(pattern: Pattern, told_apart: bool = True) -> BlockMask:
-    """Of slots. Blocks of keys with an empty slot are looked at key by key, all others are taken whole.
+    """Of slots, heads as a batch. Blocks of keys with an empty slot are looked at key by key, all others are taken whole.
 
     ``told_apart``: what is kept is told key by key too, for FlexAttention uncompiled, which looks at no lists of blocks.
     """
@@ -96,10 +108,10 @@ def block_mask(pattern: Pattern, told_apart: bool = True) -> BlockMask:
     is_token = (keys.slots != NO_TOKEN).expand(heads, -1).contiguous()
 
     def has_token(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return is_token[head, key]
+        return is_token[batch, key]
 
     def is_kept(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return is_token[head, key] & keep[head, query // queries.size, key // keys.size]
+        return is_token[batch, key] & keep[batch, query // queries.size, key // keys.size]
 
     return BlockMask.from_kv_blocks(
         *some, *whole,
@@ -111,17 +123,17 @@ def block_mask(pattern: Pattern, told_apart: bool = True) -> BlockMask:
 
 
 def _listed(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys each block of queries sees ``[1, heads, n]``, and which, those first ``[1, heads, n, m]``."""
+    """How many blocks of keys each block of queries sees ``[heads, 1, n]``, and which, those first ``[heads, 1, n, m]``."""
     num = keep.shape[-1]
     place = torch.where(keep, keep.cumsum(-1) - 1, num)
     which = torch.arange(num, dtype=torch.int32, device=keep.device).expand_as(keep)
     listed = torch.zeros(*keep.shape[:-1], num + 1, dtype=torch.int32, device=keep.device).scatter_(-1, place, which)
-    return keep.sum(-1, dtype=torch.int32).unsqueeze(0), listed[..., :num].contiguous().unsqueeze(0)
+    return keep.sum(-1, dtype=torch.int32).unsqueeze(1), listed[..., :num].contiguous().unsqueeze(1)
 
 
 @functools.cache
 def compiled() -> Callable[..., Any]:
-    """FlexAttention, once for all grids: numbers of tokens and blocks are left open, those of heads are not.
+    """FlexAttention, once for all grids and shares of heads: numbers of tokens and blocks, and the batch, are left open.
 
     Beyond torch's usual 8 variants it would go on uncompiled, with a matrix of all pairs of tokens; here there may be
     ``MOST_VARIANTS``, and one more raises FailOnRecompileLimitHit.

@@ -26,10 +26,10 @@ def by_bias(q: Tensor, k: Tensor, v: Tensor, log_weights: Tensor) -> Tensor:
 
 
 def by_scores(q: Tensor, k: Tensor, v: Tensor, log_weights: Tensor, run: Callable[..., Any] | None = None) -> Tensor:
-    """By FlexAttention, ``run``; None: compiled, once for all numbers of tokens."""
+    """By FlexAttention, ``run``; None: compiled, once for all numbers of tokens and, as a batch, of heads."""
 
     def raised(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + log_weights[key]
 
-    out: Tensor = (run or compiled())(q, k, v, score_mod=raised)
-    return out
+    out: Tensor = (run or compiled())(*(x.transpose(0, 1) for x in (q, k, v)), score_mod=raised)
+    return out.transpose(0, 1)

@@ -128,7 +128,7 @@ def test_a_block_of_keys_without_a_token_is_in_no_list() -> None:
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_kept_blocks_are_listed_in_order_the_others_count_for_nothing(rows: list[list[bool]]) -> None:
     counts, which = _listed(torch.tensor([rows]))
-    for row, count, listed in zip(rows, counts[0, 0].tolist(), which[0, 0].tolist(), strict=True):
+    for row, count, listed in zip(rows, counts[0, 0].tolist(), which[0, 0].tolist(), strict=True):  # of the one head
         assert listed[:count] == [place for place, kept in enumerate(row) if kept]
 
 
