@@ -4,8 +4,9 @@ A search attends to everything, and sums the weights by blocks. A head keeps its
 the first keys, which act as a sink. Heads whose blocks recall enough of the weights are given a higher sparsity, and as many of
 those that recall least a lower one, so that the mean over all heads is what was asked for.
 
-Reconstructed from summaries. The published search reads the log-sum-exp of the one before; here it sums some rows at a time, over
-all their keys. Heads are compared over all ranks: at the first step after a search each tells the others what its heads recall.
+Reconstructed from summaries. The published search is one pass of a kernel of its own; here dense attention's kernel does it, in
+more passes, which count. Heads are compared over all ranks: at the first step after a search each tells the others what its heads
+recall.
 """
 
 from __future__ import annotations
@@ -23,11 +24,9 @@ from parallel.groups import Group
 from parallel.seam import Attention
 from stages.accelerators.attending import Here, Stopwatch
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
-from stages.sparse.choosing import block_sums
-from stages.sparse.pattern import Pattern, in_a_row
+from stages.sparse.choosing import BlockSize, block_sums, num_passes
+from stages.sparse.pattern import Blocks, Pattern, in_a_row
 
-SEARCHING = 0.5
-"""Of dense attention's operations: the weights once more, to sum them."""
 MORE, USUAL, LESS = 0, 1, 2
 """How sparse a head is."""
 
@@ -43,7 +42,7 @@ class AdaSpaSettings(SparseSettings):
     """Share of the blocks that is dropped, a mean over the heads of a layer. 0: everything is kept."""
     trusted_recall: float = Field(0.8, ge=0, le=1)
     """Heads that recall this share of dense attention's weights are given half of what they keep; 1: hardly any is."""
-    block: int = Field(128, ge=1)
+    block: BlockSize = 128
     """Tokens in a block."""
     first_search: int = Field(0, ge=0)
     """Steps of a stage that attend to everything before its first search."""
@@ -77,10 +76,10 @@ class AdaSpa(BlockSparse):
         if self.is_dense(here) or not self._is_due(here):
             return super().attend(q, k, v, here, dense)
         with Stopwatch(q.device) as choosing:
-            self._of_layer(here)[here.heads.start] = self._searched(q, k, here)
+            self._of_layer(here)[here.heads.start] = self._searched(q, k, here, dense)
         with Stopwatch(q.device) as attending:
             out = dense(q, k, v)
-        here.log.add(here, 1 + SEARCHING, None, choosing, attending)
+        here.log.add(here, 1 + num_passes(self._blocks(q, here), q.shape[-1]), None, choosing, attending)
         return out
 
     def is_dense(self, here: Here) -> bool:
@@ -91,8 +90,11 @@ class AdaSpa(BlockSparse):
         if found is None:
             return None
         level = self._compared(here)[here.heads.start] if found.level is None else found.level
-        blocks = in_a_row(here.num_image, self.settings.block, q.device)
+        blocks = self._blocks(q, here)
         return Pattern(blocks, blocks, found.levels <= level[:, None, None])
+
+    def _blocks(self, q: Tensor, here: Here) -> Blocks:
+        return in_a_row(here.num_image, self.settings.block, q.device)
 
     def _of_layer(self, here: Here) -> dict[int, Found]:
         return self._found.setdefault((here.now.branch, here.layer), {})
@@ -105,11 +107,10 @@ class AdaSpa(BlockSparse):
         marks = (math.ceil(share * now.event.num_steps) for share in self.settings.search_again)
         return found is None or any(found.step < mark <= now.step for mark in marks)
 
-    def _searched(self, q: Tensor, k: Tensor, here: Here) -> Found:
-        image = slice(here.num_image)
-        sums = block_sums(q[:, :, image], k[:, :, image], in_a_row(here.num_image, self.settings.block, q.device))
+    def _searched(self, q: Tensor, k: Tensor, here: Here, dense: Attention) -> Found:
+        sums = block_sums(q, k, self._blocks(q, here), dense)
         levels = graded(sums, self.settings.sparsity)
-        return Found(here.now.step, levels, (sums * (levels <= USUAL)).sum((1, 2)) / sums.sum((1, 2)))
+        return Found(here.now.step, levels, 1 - (sums * (levels > USUAL)).sum((1, 2)) / here.num_image)
 
     def _compared(self, here: Here) -> dict[int, Tensor]:
         """How sparse this rank's heads of the layer are, by the first of each chunk. Other ranks come here alike."""

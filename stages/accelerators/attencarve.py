@@ -20,7 +20,7 @@ from orchestrator.types import Grid
 from stages.accelerators.attending import Here
 from stages.accelerators.base import StageEvent
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
-from stages.sparse.choosing import largest, pooled, reaching
+from stages.sparse.choosing import BlockSize, largest, pooled, reaching
 from stages.sparse.curve import hilbert
 from stages.sparse.pattern import Blocks, Pattern, in_order
 
@@ -36,7 +36,7 @@ class AttenCarveSettings(SparseSettings):
     """Share of a row's blocks that is dropped, by stage; later stages, and a clip that has but one, take the last. 0: dense."""
     mass: float = Field(0.3, ge=0, le=1)
     """Blocks that together reach this share of a row's pooled attention are kept whatever the drop rate; 0: no matter."""
-    block: int = Field(128, ge=1)
+    block: BlockSize = 128
     """Tokens in a block."""
 
     @field_validator("drop_rates")

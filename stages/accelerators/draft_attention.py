@@ -2,14 +2,14 @@
 
 A tile is 8 x 16 tokens of one frame. Where the frame is no multiple, tiles at its far borders have fewer tokens, and their means
 are of those alone; the published code leaves such grids out. Where a tile is more than half of a frame, as on a small model's
-grids and in first stages, its sides are halved until it is not.
+grids and in first stages, its longer side is halved until it is not; a GPU takes no tile of fewer than 16 tokens.
 """
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from orchestrator.methods import Method
@@ -17,7 +17,7 @@ from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Grid
 from stages.accelerators.attending import Here
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
-from stages.sparse.choosing import largest, pooled
+from stages.sparse.choosing import LEAST, largest, pooled, whole_tiles
 from stages.sparse.pattern import Blocks, Pattern, in_tiles
 
 Side = Annotated[int, Field(ge=1)]
@@ -29,7 +29,13 @@ class DraftSettings(SparseSettings):
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of a head's draft, all rows together, that is dropped; a row keeps its largest entry in any case. 0: dense."""
     tile: tuple[Side, Side] = (8, 16)
-    """Rows and columns of tokens, at most half of a frame: halved where they are more."""
+    """Rows and columns of tokens, halved where they are more than half of a frame."""
+
+    @field_validator("tile")
+    @classmethod
+    def _check(cls, tile: tuple[int, int]) -> tuple[int, int]:
+        whole_tiles(tile[0] * tile[1])
+        return tile
 
 
 class DraftAttention(BlockSparse):
@@ -52,10 +58,10 @@ class DraftAttention(BlockSparse):
 
 
 def fitting(tile: tuple[int, int], grid: Grid) -> tuple[int, int]:
-    """With both sides halved until it is at most half of a frame of ``grid`` tokens, or a single token."""
+    """With its longer side halved while it is more than half of a frame of ``grid`` tokens, and of more than 16."""
     height, width = tile
-    while 2 * height * width > grid[1] * grid[2] and (height, width) != (1, 1):
-        height, width = max(1, height // 2), max(1, width // 2)
+    while height * width > max(LEAST, grid[1] * grid[2] // 2):
+        height, width = (height, width // 2) if width > height else (height // 2, width)
     return height, width
 
 

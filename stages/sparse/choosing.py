@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from typing import Annotated
+
 import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from parallel.seam import Attention
 from stages.sparse.pattern import Blocks
 
-MOST_SCORES = 1 << 26
-"""Weights of single tokens that are held at once, of one head, while they are summed by blocks: 256 MiB."""
+LEAST, TILE = 16, 128
+
+
+def whole_tiles(size: int) -> int:
+    """For a setting: a block that a GPU's kernel takes. Raises ValueError for others."""
+    if size % TILE and (size < LEAST or TILE % size):
+        raise ValueError(f"a block is of 16, 32 or 64 tokens, or of a multiple of 128; {size} is none of these")
+    return size
+
+
+BlockSize = Annotated[int, Field(ge=1), AfterValidator(whole_tiles)]
 
 
 def pooled(q: Tensor, k: Tensor, blocks: Blocks) -> Tensor:
@@ -29,26 +44,30 @@ def reaching(scores: Tensor, mass: float) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before < mass)
 
 
-def block_sums(q: Tensor, k: Tensor, blocks: Blocks, most: int = MOST_SCORES) -> Tensor:
+def block_sums(q: Tensor, k: Tensor, blocks: Blocks, dense: Attention) -> Tensor:
     """Of dense attention's weights, what all queries of a block give to all keys of another: ``[heads, n, n]`` float32.
 
-    Exact, some rows of blocks after the other, so that ``most`` weights are held at once, or those of one row of blocks.
+    ``q`` and ``k [1, heads, tokens, d]`` may have more tokens after those of ``blocks``, whose keys have their share of weights.
+    As exact as the kernel ``dense`` is, which runs :func:`num_passes` times: its values say which of ``d`` blocks a key is in.
     """
-    queries, keys = blocks.take(q)[0] * q.shape[-1] ** -0.5, blocks.take(k)[0]
-    is_empty = (blocks.slots < 0).expand(len(queries), -1)
-    step = max(1, most // (keys.shape[1] * blocks.size)) * blocks.size
-    found = [_summed(*head, blocks.size, step) for head in zip(queries, keys, is_empty, strict=True)]
-    return torch.stack(found)
+    width = q.shape[-1]
+    firsts = range(0, num_passes(blocks, width) * width, width)
+    return torch.cat([_summed(q, k, blocks, dense, first) for first in firsts], dim=-1)[..., : blocks.num]
 
 
-def _summed(q: Tensor, k: Tensor, is_empty: Tensor, size: int, step: int) -> Tensor:
-    """Of one head: ``[slots, d]`` to ``[n, n]``."""
-    rows = []
-    for queries, gaps in zip(torch.split(q, step), torch.split(is_empty, step), strict=True):
-        weights = torch.softmax((queries @ k.T).float().masked_fill_(is_empty, -torch.inf), dim=-1)
-        sums = torch.unflatten(weights, 1, (-1, size)).sum(-1).masked_fill_(gaps.unsqueeze(1), 0)
-        rows.append(torch.unflatten(sums, 0, (-1, size)).sum(1))
-    return torch.cat(rows)
+def num_passes(blocks: Blocks, head_dim: int) -> int:
+    """Of dense attention, for all sums by blocks."""
+    return math.ceil(blocks.num / head_dim)
+
+
+def _summed(q: Tensor, k: Tensor, blocks: Blocks, dense: Attention, first: int) -> Tensor:
+    """For as many blocks of keys as a head is wide."""
+    width = q.shape[-1]
+    number = torch.arange(first, first + width, device=q.device)
+    belongs = ((blocks.places // blocks.size).unsqueeze(-1) == number).to(q.dtype)
+    belongs = F.pad(belongs, (0, 0, 0, q.shape[2] - blocks.num_tokens)).expand(q.shape[1], -1, -1).unsqueeze(0)
+    found = blocks.take(dense(q, k, belongs.contiguous())[:, :, : blocks.num_tokens])[0]
+    return torch.unflatten(found, 1, (-1, blocks.size)).sum(2, dtype=torch.float32)
 
 
 def _marked(scores: Tensor, index: Tensor) -> Tensor:

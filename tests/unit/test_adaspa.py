@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from orchestrator.types import Grid
-from stages.accelerators.adaspa import SEARCHING, AdaSpa, graded, settled
+from stages.accelerators.adaspa import AdaSpa, graded, settled
 from stages.accelerators.attending import Log
 from stages.accelerators.base import StageEvent
-from stages.sparse.choosing import block_sums
-from stages.sparse.pattern import in_a_row, in_tiles
+from stages.sparse.choosing import block_sums, num_passes
+from stages.sparse.pattern import Pattern, in_a_row, in_tiles
 from tests.unit.scripted_attention import dense, here, method, noise, stage, within
 
 GRID: Grid = (3, 5, 7)
@@ -23,6 +23,8 @@ GRID: Grid = (3, 5, 7)
 BLOCK = 16
 NUM = 7
 CPU = torch.device("cpu")
+SEARCH = 2.0
+"""What a search does here, of dense attention's operations: itself, and a pass for up to 8 blocks with heads as wide."""
 
 
 def sums_by_hand(q: Tensor, k: Tensor) -> Tensor:
@@ -31,22 +33,22 @@ def sums_by_hand(q: Tensor, k: Tensor) -> Tensor:
     return torch.stack([torch.stack([weights[:, row][:, :, column].sum((1, 2)) for column in parts], 1) for row in parts], 1)
 
 
-@pytest.mark.parametrize("most", [1, 3 * BLOCK * NUM * BLOCK, 1 << 26])
-def test_sums_by_blocks_are_those_of_dense_attention_however_many_rows_go_at_once(most: int) -> None:
-    q, k, _ = noise(GRID)
-    found = block_sums(q, k, in_a_row(105, BLOCK, CPU), most)
+@pytest.mark.parametrize(("head_dim", "passes"), [(8, 1), (16, 1), (4, 2), (2, 4)])
+def test_sums_by_blocks_are_those_of_dense_attention_in_as_many_passes_as_are_needed(head_dim: int, passes: int) -> None:
+    q, k, _ = noise(GRID, head_dim=head_dim)
+    blocks = in_a_row(105, BLOCK, CPU)
+    found = block_sums(q, k, blocks, dense)
+    assert num_passes(blocks, head_dim) == passes
     torch.testing.assert_close(found, sums_by_hand(q, k))
     torch.testing.assert_close(found.sum((1, 2)), torch.full((2,), 105.0))
 
 
-def test_sums_by_blocks_hold_for_tiles_too() -> None:
-    q, k, _ = noise(GRID)
+def test_sums_by_blocks_hold_for_tiles_and_beside_text() -> None:
+    q, k, _ = noise(GRID, num_text=4)
     tiles = in_tiles(GRID, (1, 2, 4), CPU)
-    weights = torch.softmax(q[0] @ k[0].transpose(1, 2) / math.sqrt(q.shape[-1]), dim=-1)
-    tile = tiles.places[0] // tiles.size
-    belongs = torch.nn.functional.one_hot(tile).float()
-    wanted = belongs.T @ weights @ belongs
-    torch.testing.assert_close(block_sums(q, k, tiles, 1), wanted)
+    weights = torch.softmax(q[0] @ k[0].transpose(1, 2) / math.sqrt(q.shape[-1]), dim=-1)[:, :105, :105]
+    belongs = torch.nn.functional.one_hot(tiles.places[0] // tiles.size).float()
+    torch.testing.assert_close(block_sums(q, k, tiles, dense), belongs.T @ weights @ belongs)
 
 
 def by_the_rule(sums: Tensor, sparsity: float, trusted: float) -> Tensor:
@@ -141,7 +143,7 @@ def test_what_a_search_found_is_used_until_the_next_one_which_finds_anew() -> No
     searched(spa, (6, 7), event, other, log)
     torch.testing.assert_close(searched(spa, (8,), event, other)[0], within(*other, method_pattern(other).pairs()))
     densities = [float(call.density) for call in log.calls]
-    searches = [call.step for call, density in zip(log.calls, densities, strict=True) if density == 1 + SEARCHING]
+    searches = [call.step for call, density in zip(log.calls, densities, strict=True) if density == SEARCH]
     assert searches == [2, 6]
     assert densities[:2] == [1.0, 1.0]
     assert all(density < 0.6 for density in (densities[3], densities[4], densities[6]))
@@ -156,7 +158,7 @@ def method_pattern(qkv: Any) -> Any:
 def searches(steps: Sequence[int], event: StageEvent, **settings: Any) -> list[int]:
     log = Log(7)
     searched(method("adaspa", block=BLOCK, **settings), steps, event, noise(GRID), log)
-    return [call.step for call in log.calls if call.density == 1 + SEARCHING]
+    return [call.step for call in log.calls if call.density == SEARCH]
 
 
 def test_of_50_steps_the_10th_and_the_30th_search() -> None:
@@ -197,10 +199,10 @@ def test_at_a_sparsity_of_0_it_is_dense_bit_for_bit_and_searches_never() -> None
     assert [call.density for call in log.calls] == [1.0, 1.0]
 
 
-def test_text_is_attended_to_by_all_and_attends_to_all() -> None:
+def test_text_has_its_share_of_the_weights_is_attended_to_by_all_and_attends_to_all() -> None:
     q, k, v = noise(GRID, num_text=4)
-    spa = method("adaspa", sparsity=0.6, block=BLOCK)
+    spa = method("adaspa", sparsity=0.6, block=BLOCK, trusted_recall=1)
     found = searched(spa, (2, 3), stage(), (q, k, v))[1]
-    seen = torch.ones(2, 109, 109, dtype=torch.bool)
-    seen[:, :105, :105] = method_pattern((q[:, :, :105], k[:, :, :105], v[:, :, :105])).pairs()
-    torch.testing.assert_close(found, within(q, k, v, seen))
+    blocks = in_a_row(105, BLOCK, CPU)
+    keep = by_the_rule(block_sums(q, k, blocks, dense), 0.6, 1.0)
+    torch.testing.assert_close(found, within(q, k, v, Pattern(blocks, blocks, keep).with_text(4).pairs()))

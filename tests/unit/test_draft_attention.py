@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from orchestrator.types import Grid
@@ -13,8 +14,8 @@ from stages.accelerators.attending import Log
 from stages.accelerators.draft_attention import DraftSettings, fitting
 from tests.unit.scripted_attention import dense, here, method, noise, within
 
-TILE = (2, 4)
-GRIDS: list[Grid] = [(3, 4, 8), (2, 5, 7), (3, 3, 9)]
+TILE = (2, 8)
+GRIDS: list[Grid] = [(3, 4, 16), (2, 5, 11), (3, 3, 9)]
 """The first holds whole tiles only."""
 
 
@@ -59,18 +60,18 @@ def test_a_head_keeps_the_largest_entries_of_its_draft_and_every_row_its_largest
 
 
 def test_on_a_grid_of_whole_tiles_density_is_one_minus_sparsity() -> None:
-    grid = (3, 4, 8)
+    grid = (3, 4, 16)
     q, k, _ = noise(grid)
     pattern = method("draft-attention", sparsity=0.5, tile=TILE).choose(q, k, here(grid))
     num = len(tiles_of(grid))
     assert 0.5 <= float(pattern.density) <= 0.5 + 1 / num
 
 
-HALVED = {(45, 80): (8, 16), (30, 53): (8, 16), (9, 9): (4, 8), (8, 16): (4, 8), (4, 6): (2, 4), (1, 5): (1, 2), (1, 1): (1, 1)}
+HALVED = {(45, 80): (8, 16), (30, 53): (8, 16), (9, 9): (4, 8), (8, 16): (8, 8), (4, 6): (4, 4), (1, 1): (4, 4)}
 
 
 @pytest.mark.parametrize(("frame", "tile"), HALVED.items())
-def test_a_tile_is_halved_until_it_is_at_most_half_of_a_frame(frame: tuple[int, int], tile: tuple[int, int]) -> None:
+def test_a_tile_is_halved_until_it_is_half_of_a_frame_or_of_16_tokens(frame: tuple[int, int], tile: tuple[int, int]) -> None:
     assert fitting((8, 16), (5, *frame)) == tile
 
 
@@ -90,3 +91,9 @@ def test_the_first_tenth_of_the_steps_and_the_first_layer_are_dense(step: int, l
 def test_the_published_sparsity_and_tile_are_the_defaults() -> None:
     settings = DraftSettings()
     assert (settings.sparsity, settings.tile) == (0.9, (8, 16))
+
+
+@pytest.mark.parametrize("tile", [(2, 4), (8, 12), (5, 5)])
+def test_tiles_that_no_gpus_kernel_takes_are_refused(tile: tuple[int, int]) -> None:
+    with pytest.raises(ValidationError, match="a block is of 16, 32 or 64 tokens, or of a multiple of 128"):
+        DraftSettings(tile=tile)
