@@ -72,6 +72,7 @@ ACCELERATORS: Mapping[str, str] = {
     "freelong": "stages.accelerators.freelong",
     "re-ttention": "stages.accelerators.re_ttention",
     "w2sd": "stages.accelerators.w2sd",
+    "tome": "stages.accelerators.tome",
 }
 """Where each accelerator lives."""
 
@@ -181,7 +182,6 @@ class Absent:
 
 ABSENT: Mapping[str, Absent] = {
     "lipar": Absent("accelerator", "LIPAR, arXiv 2603.05811"),
-    "tome": Absent("accelerator", "token merging"),
     "cache-dit": Absent("accelerator", "cache-dit 1.5 wraps the blocks that diffusers runs; dbcache is its rule on ours"),
 }
 """By the name that a spec writes. A method that the project learns leaves this table."""

@@ -6,7 +6,8 @@ of :meth:`Seam.attach`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -56,6 +57,7 @@ class Seam:
         self.instead: Instead | None = None
         self._counts: tuple[int, ...] = ()
         self._image_counts: tuple[int, ...] = ()
+        self._joined: tuple[int, ...] = ()
 
     def attach(self, layout: Layout | None, exchange: Exchange | None) -> None:
         """From the next forward on, share its tokens over ``layout``; None: this process alone. Free of cost.
@@ -74,23 +76,34 @@ class Seam:
         """Tells apart what must not be mixed up between forwards: tables per share, recordings of a group's collectives."""
         return None if self.layout is None else (self.layout.key, self.exchange.name if self.exchange else None)
 
-    def cut(self, num_image: int, num_text: int = 0) -> tuple[slice, slice]:
+    def cut(self, num_image: int, num_text: int = 0, unit: int = 1) -> tuple[slice, slice]:
         """This rank's rows of ``num_image`` tokens and of ``num_text`` tokens that join them in attention.
 
-        To be called before each forward: attention goes by it.
+        To be called before each forward: attention goes by it. ``unit`` image tokens after each other stay together.
         """
         degree = 1 if self.layout is None else self.layout.degree
         rank = 0 if self.sequence is None else self.sequence.rank
-        image, text = shares(num_image, degree), shares(num_text, degree, spare_last=True)
-        self._image_counts = image
+        image, text = shares(num_image, degree, unit=unit), shares(num_text, degree, spare_last=True)
+        self._image_counts = self._joined = image
         self._counts = tuple(map(sum, zip(image, text, strict=True)))
         return piece(image, rank), piece(text, rank)
+
+    @contextmanager
+    def holding(self, image_counts: tuple[int, ...]) -> Iterator[None]:
+        """Attention within is over so many image tokens of each rank, and the text that there is."""
+        whole, counts = self._image_counts, self._counts
+        pairs = zip(counts, whole, image_counts, strict=True)
+        self._image_counts, self._counts = image_counts, tuple(count - image + held for count, image, held in pairs)
+        try:
+            yield
+        finally:
+            self._image_counts, self._counts = whole, counts
 
     def join(self, rows: Tensor) -> Tensor:
         """This rank's image rows ``[1, n, C]`` to all ``[branches, num_image, C]``: one branch, or both with guidance split."""
         if self.layout is None:
             return rows
-        counts = self._image_counts * self.layout.num_branches
+        counts = self._joined * self.layout.num_branches
         return torch.unflatten(self.layout.whole.gather_rows(rows[0], counts), 0, (self.layout.num_branches, -1))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -119,6 +119,7 @@ class Mixed:
     """Of each square whether one token stands for it, ``[t, h, w]``."""
     num_whole: int
     kept: dict[Hashable, Any] = field(default_factory=dict)
+    unit: int = 1
 
     @property
     def num_tokens(self) -> int:

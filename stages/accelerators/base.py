@@ -273,15 +273,15 @@ class Boost:
             attention.go_to(0)
             return trunk.whole()
 
-        def block(index: int, state: State) -> State:
-            attention.go_to(index)
-            return trunk.block(index, state)
+        def at(part: Callable[..., State]) -> Callable[..., State]:
+            def run(index: int, *given: Any) -> State:
+                attention.go_to(index)
+                return part(index, *given)
 
-        def attend(index: int, state: State) -> State:
-            attention.go_to(index)
-            return trunk.attend(index, state)
+            return run
 
-        return dataclasses.replace(trunk, whole=whole, block=block, attend=attend)
+        parts = at(trunk.block), at(trunk.attend), at(trunk.attend_on)
+        return dataclasses.replace(trunk, whole=whole, block=parts[0], attend=parts[1], attend_on=parts[2])
 
     @property
     def _tokens(self) -> Grid:

@@ -19,6 +19,11 @@ def ungated(index: int) -> Tensor:
     return torch.ones(())
 
 
+def of_all_rows(index: int, state: State, rows: Tensor, counts: tuple[int, ...]) -> State:
+    """Of blocks that attend to all tokens or none. Raises RuntimeError."""
+    raise RuntimeError(f"block {index} cannot attend to {len(rows)} of its rows")
+
+
 @dataclass(frozen=True, eq=False)
 class Trunk:
     """One forward of one branch of guidance on this rank. ``run`` over all blocks is what ``whole`` computes, up to rounding."""
@@ -48,6 +53,8 @@ class Trunk:
     tokens_per_frame: int = 0
     gate: Callable[[int], Tensor] = ungated
     """By a block's index: what the image's part of what ``attend`` finds is multiplied by and added, ``[D]`` or ``[n, D]``."""
+    attend_on: Callable[[int, State, Tensor, tuple[int, ...]], State] = of_all_rows
+    """As ``attend``, for image tokens that have the places of some ``rows`` of this rank's; ``counts`` are those of all ranks."""
     work: list[float] = field(default_factory=list)
     """Shares of the whole that were computed, noted by the methods below."""
 
@@ -66,6 +73,11 @@ class Trunk:
     def run_attend(self, index: int, state: State) -> State:
         self.work.append(self.attention_share / self.num_blocks)
         return self.attend(index, state)
+
+    def run_attend_on(self, index: int, state: State, rows: Tensor, counts: tuple[int, ...], share: float) -> State:
+        """``share``: of the operations of ``run_attend``."""
+        self.work.append(share * self.attention_share / self.num_blocks)
+        return self.attend_on(index, state, rows, counts)
 
     def run_finish(self, index: int, state: State, found: State) -> State:
         self.work.append((1 - self.attention_share) / self.num_blocks)

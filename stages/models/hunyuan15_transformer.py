@@ -136,7 +136,8 @@ class Hunyuan15Transformer:
         c, grid = self._text(memory, time), (x.shape[2], x.shape[3], x.shape[4])
         if self.boost is not None:
             mixed = self.boost.tokens(id(self), mixed)
-        share = self.seam.share(mixed.num_tokens if mixed else math.prod(grid), c.shape[1])
+        counts = mixed.num_tokens if mixed else math.prod(grid), c.shape[1]
+        share = self.seam.share(*counts, mixed.unit if mixed else 1)
         h, rope = self._tokens(x, condition, share, mixed), self._rotations(grid, share.image, positions, mixed)
         inputs = (h, share.text_rows(c), time.modulation), (rope, share)
         whole = functools.partial(self.replay if self.seam.instead is None else self.replay.live, *inputs)
@@ -163,6 +164,10 @@ class Hunyuan15Transformer:
         def attend(index: int, state: State) -> State:
             return self.attend(*every(self._blocks)[index], modulation[index], *state, rope[index])
 
+        def attend_on(index: int, state: State, rows: Tensor, counts: tuple[int, ...]) -> State:
+            with self.seam.holding(counts):
+                return self.attend(*every(self._blocks)[index], modulation[index], *state, rope[index][rows])
+
         def finish(index: int, state: State, found: State) -> State:
             return self.finish(*every(self._blocks)[index], modulation[index], *state, *found)
 
@@ -175,7 +180,7 @@ class Hunyuan15Transformer:
         return Trunk(
             (h, c), len(self._blocks), whole, one, attend, finish, lambda state: state[0], signals,
             share, id(self), deciding(self._blocks, self.seam.layout), branches_apart(self._blocks, self.seam.layout),
-            grid[1] * grid[2], lambda index: modulation[index, 0, 2],
+            grid[1] * grid[2], lambda index: modulation[index, 0, 2], attend_on,
         )  # fmt: skip
 
     def _tokens(self, x: Tensor, condition: Tensor | None, share: Share, mixed: TokenSet | None) -> Tensor:

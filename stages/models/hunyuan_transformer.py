@@ -113,7 +113,8 @@ class HunyuanTransformer:
         grid = patches(x, self.patch)
         if self.boost is not None:
             mixed = self.boost.tokens(id(self), mixed)
-        share = self.seam.share(mixed.num_tokens if mixed else math.prod(grid), prompt.tokens.shape[1])
+        counts = mixed.num_tokens if mixed else math.prod(grid), prompt.tokens.shape[1]
+        share = self.seam.share(*counts, mixed.unit if mixed else 1)
         time = self._embed_time(timestep, guidance, prompt)
         emb = F.silu(time)
         rope, first = self._placed(grid, share, x.device, positions, mixed)

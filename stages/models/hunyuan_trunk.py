@@ -57,6 +57,16 @@ def trunk(
         weights = every(net.singles)[index - num_duals]
         return split(net.halves.attend_single(weights, torch.cat(state, dim=1), emb, rope[index], first))
 
+    def attend_on(index: int, state: State, rows: Tensor, counts: tuple[int, ...]) -> State:
+        text = torch.arange(num, num + c.shape[1], device=rows.device)
+        kept = rows if index < num_duals else torch.cat([rows, text])
+        table, mark = rope[index][kept], None if first is None else first[kept]
+        with net.seam.holding(counts):
+            if index < num_duals:
+                return net.halves.attend_dual(every(net.duals)[index], *state, emb, table, mark)
+            found = net.halves.attend_single(every(net.singles)[index - num_duals], torch.cat(state, dim=1), emb, table, mark)
+        return found[:, : len(rows)], found[:, len(rows) :]
+
     def finish(index: int, state: State, found: State) -> State:
         if index < num_duals:
             return net.halves.finish_dual(every(net.duals)[index], *state, *found, emb, first_image)
@@ -84,5 +94,5 @@ def trunk(
     return Trunk(
         (h, c), num_duals + len(net.singles), lambda: whole()[:, :num], one, attend, finish, lambda state: state[0],
         signals, share, id(net), deciding(net.duals, net.seam.layout), branches_apart(net.duals, net.seam.layout),
-        grid[1] * grid[2], gate,
+        grid[1] * grid[2], gate, attend_on,
     )  # fmt: skip

@@ -43,9 +43,9 @@ class JointSeam(Seam):
         super().__init__(local)
         self._share = functools.lru_cache(maxsize=64)(Share)
 
-    def share(self, num_image: int, num_text: int) -> Share:
+    def share(self, num_image: int, num_text: int, unit: int = 1) -> Share:
         """This rank's part, before each forward: attention goes by it. The same object for the same part among the same."""
-        image, text = self.cut(num_image, num_text)
+        image, text = self.cut(num_image, num_text, unit)
         return self._share(range(image.start, image.stop), range(text.start, text.stop), (self.key, self._counts))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class WanTransformer:
         grid, memory = patches(x, self.patch), self.remember(branch)
         if self.boost is not None:
             mixed = self.boost.tokens(id(self), mixed)
-        rows, _ = self.seam.cut(mixed.num_tokens if mixed else math.prod(grid))
+        rows, _ = self.seam.cut(mixed.num_tokens if mixed else math.prod(grid), unit=mixed.unit if mixed else 1)
         rope = self._rotations(grid, rows, positions, mixed)
         is_first = self._is_first(grid, rows, mixed) if clean_first else None
         time, modulations = self._embed_time((0.0, timestep) if clean_first else (timestep,))
@@ -147,6 +147,11 @@ class WanTransformer:
         def attend(index: int, state: State) -> State:
             return (self.attend(every(layers)[index], state[0], modulations[index], is_first, rope[index]),)
 
+        def attend_on(index: int, state: State, rows: Tensor, counts: tuple[int, ...]) -> State:
+            mark = None if is_first is None else is_first[rows]
+            with self.seam.holding(counts):
+                return (self.attend(every(layers)[index], state[0], modulations[index], mark, rope[index][rows]),)
+
         def finish(index: int, state: State, found: State) -> State:
             return (self.finish(every(layers)[index], state[0], found[0], modulations[index], is_first, memory[index]),)
 
@@ -170,7 +175,7 @@ class WanTransformer:
         return Trunk(
             (h,), len(layers), whole, one, attend, finish, lambda state: state[0], signals,
             share, id(self), deciding(layers, self.seam.layout), branches_apart(layers, self.seam.layout),
-            grid[1] * grid[2], gate,
+            grid[1] * grid[2], gate, attend_on,
         )  # fmt: skip
 
     def _replay(self, branch: Branch) -> Replay:

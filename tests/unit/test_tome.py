@@ -1,0 +1,193 @@
+"""ToMe: what is merged in a block and comes back, by all families; what it costs; where it is refused."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orchestrator.resolve import resolve_arm
+from orchestrator.types import Grid, VideoShape
+from stages.accelerators import makers
+from stages.accelerators.attending import Here
+from stages.accelerators.base import Boost, Now
+from stages.accelerators.tome import Tome, TomeSettings
+from stages.accelerators.trunk import State, Trunk
+from stages.merging import Ordered, Windows, match
+from tests.unit.test_trunk import EMBEDDED, EVENT, JOINT, LEVEL, WAN, counting, noise, placed, resident, small, velocity
+
+GRID: Grid = (3, 8, 12)
+NOW = Now(0, LEVEL, 0, EVENT)
+
+
+def merging(name: str, grid: Grid = GRID, **settings: Any) -> tuple[Tensor, float]:
+    """The velocity, and the operations as a share of the whole forward's."""
+    own, cond = resident(name), placed(name, grid)
+    boost = Boost((lambda: Tome(TomeSettings(**settings), own.geometry),), replace(EVENT, grid=grid), own.geometry)
+    boost.at(0, LEVEL)
+    own.accelerate(boost)
+    try:
+        found = own.denoise(cond.pin(noise(1, own.geometry.latent_channels, *grid, seed=1)), LEVEL, cond)
+    finally:
+        own.accelerate(None)
+    return found, boost.share
+
+
+@pytest.mark.parametrize("name", [*WAN, *JOINT])
+def test_where_nothing_merges_no_bit_changes_and_otherwise_the_velocity_stays_near(name: str) -> None:
+    plain = velocity(name, None, GRID)
+    for neutral in ({"ratio": 0.0}, {"window": (10, 4)}):
+        found, share = merging(name, **neutral)
+        assert torch.equal(found, plain)
+        assert share == pytest.approx(1)
+    found, share = merging(name, ratio=0.5, window=(2, 2))
+    assert share < 0.99
+    change = float((found - plain).abs().mean() / plain.abs().mean())
+    assert 1e-3 < change < 0.15
+    if "ti2v" in name:
+        assert found[:, :, 0].abs().max() == 0, "the clean frame does not move"
+
+
+class InWindows:
+    """All tokens in another order; of blocks, halves are computed on the rows that there are, which are all."""
+
+    work = 1.0
+
+    def tokens(self, now: Now, grid: Grid) -> Ordered:
+        return Ordered(Windows(grid, (4, 2)).order(), grid, 8)
+
+    def saw(self, x: Tensor, v: Tensor, now: Now) -> None:
+        """Nothing."""
+
+    def forward(self, trunk: Trunk, now: Now) -> Tensor:
+        state, num = trunk.inputs, trunk.inputs[0].shape[1]
+        for index in range(trunk.num_blocks):
+            found = trunk.run_attend_on(index, state, torch.arange(num), (num,), 1.0)
+            state = trunk.run_finish(index, state, found)
+        assert sum(trunk.work) == pytest.approx(1)
+        return trunk.image(state)
+
+
+@pytest.mark.parametrize("name", [*WAN, *JOINT])
+def test_the_order_of_tokens_and_attention_on_given_rows_change_nothing_by_themselves(name: str) -> None:
+    """With the borders of frames in no window, and a clean first frame."""
+    own, cond, grid = resident(name), placed(name, (3, 6, 10)), (3, 6, 10)
+    plain = velocity(name, None, grid)
+    boost = Boost((InWindows,), replace(EVENT, grid=grid), own.geometry)
+    boost.at(0, LEVEL)
+    own.accelerate(boost)
+    found = own.denoise(cond.pin(noise(1, own.geometry.latent_channels, *grid, seed=1)), LEVEL, cond)
+    own.accelerate(None)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_attends_with_means_and_adds_what_they_find_to_every_token() -> None:
+    """Text goes by as it is."""
+    grid, tome = (1, 4, 6), Tome(TomeSettings(ratio=0.5, window=(4, 4), shuffle=False), resident("wan-mini").geometry)
+    h, text, seen = noise(1, 24, 3, seed=1), noise(1, 2, 3, seed=2), list[Tensor]()
+
+    def attend_on(index: int, state: State, rows: Tensor, counts: tuple[int, ...]) -> State:
+        seen.append(state[0])
+        assert counts == (16,)
+        assert torch.equal(state[1], text)
+        return state[0] * 2, state[1] * 3
+
+    def finish(index: int, state: State, found: State) -> State:
+        return state[0] + found[0], found[1]
+
+    def never(*given: Any) -> Any:
+        raise AssertionError("everything was computed")
+
+    trunk = Trunk((h, text), 1, never, never, never, finish, lambda state: state[0], {}, 0.5, "net", attend_on=attend_on)
+    assert tome.tokens(NOW, grid) is not None
+    out = tome.forward(trunk, NOW)
+    merge = match(h, torch.tensor([[0, 2, 8, 10]]), 8, 16)
+    torch.testing.assert_close(seen[0], merge.merged(h))
+    torch.testing.assert_close(out, h + merge.spread(2 * merge.merged(h)))
+
+
+def test_a_key_of_many_tokens_counts_as_so_many_keys_and_text_as_one() -> None:
+    tome = Tome(TomeSettings(), resident("wan-mini").geometry)
+    q, k, v = noise(3, 1, 2, 7, 8, seed=3)
+    sizes = torch.tensor([1, 3, 2, 1, 4])
+    tome._log_sizes = sizes.log()
+    repeated = torch.cat([torch.arange(5).repeat_interleave(sizes), torch.tensor([5, 6])])
+    here: Here = None  # type: ignore[assignment]
+    found = tome.attend(q, k, v, here, F.scaled_dot_product_attention)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(q, k[:, :, repeated], v[:, :, repeated]))
+    tome._log_sizes = None
+    assert torch.equal(tome.attend(q, k, v, here, F.scaled_dot_product_attention), F.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.75])
+def test_the_operations_that_are_counted_are_those_of_torchs_own_count(ratio: float) -> None:
+    """Fewer tokens in self-attention and its linear layers."""
+    grid = (3, 24, 24)
+    for _ in range(2):  # keys and values of the text are made once per prompt
+        with counting() as plain:
+            velocity(EMBEDDED, None, grid)
+    with counting() as counted:
+        _, share = merging(EMBEDDED, grid, ratio=ratio, proportional=False)
+    assert share == pytest.approx(counted.get_total_flops() / plain.get_total_flops(), abs=0.02)
+    assert share < 1 - 0.3 * ratio
+
+
+def arm(*accelerators: Any, **more: Any) -> tuple[Any, list[str]]:
+    mistakes: list[str] = []
+    given = {"model": "wan-mini", "planner": "full", "steps": 6, "frames": 17, "height": 64, "width": 96}
+    return resolve_arm("merged", {**given, "accelerators": [*accelerators], **more}, mistakes), mistakes
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "more", "words"),
+    [
+        ([{"tome": {"ratio": 0.8}}], {}, ["ratio", "0.75"]),
+        ([{"tome": {"window": [3, 4]}}], {}, ["window is [3, 4]", "even"]),
+        ([{"tome": {"window": [8, 8]}}], {}, ["window is [8, 8]", "4 x 6", "[2, 2]"]),
+        ([{"tome": {"ratio": 0.05}}], {}, ["ratio is 0.05", "0.0625"]),
+        (["tome", "taylorseer"], {}, ["tome and taylorseer cannot be combined"]),
+        (["tome"], {"planner": "fresco"}, ["fresco", "tome", "cannot be combined"]),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_with_what_can(accelerators: list[Any], more: dict[str, Any], words: list[str]) -> None:
+    try:
+        found, mistakes = arm(*accelerators, **more)
+    except ValueError as error:
+        found, mistakes = None, [str(error)]
+    assert found is None
+    assert all(word in "; ".join(mistakes) for word in words), mistakes
+
+
+def test_a_clip_named_in_a_spec_merges_on_every_grid_that_holds_a_window_and_nothing_is_kept_between_stages() -> None:
+    own, mistakes = arm({"tome": {"window": [2, 2]}}, planner="dvg", budget=0.5, steps=12)
+    assert own is not None, mistakes
+    made: list[Tome] = []
+    (make,) = makers(own, resident("wan-mini").geometry)
+
+    def kept() -> Any:
+        made.append(make())  # type: ignore[arg-type]
+        return made[-1]
+
+    shape = VideoShape(17, 64, 96)
+    plain = functools.partial(small, "dvg", num_steps=12, shape=shape)
+    found, whole = plain(kept), plain()
+    assert found.x.isfinite().all()
+    assert found.past.tflops < 0.95 * whole.past.tflops
+    assert found.decision is not None
+    assert [tome._windows and tome._windows.tokens for tome in made] == [
+        (t, h // 2, w // 2) for t, h, w in (stage.grid for stage in found.decision.action.stages)
+    ]
+
+
+def test_the_forwards_of_a_method_that_reflects_are_whole() -> None:
+    reflecting, mistakes = arm({"tome": {"window": [2, 2]}}, {"w2sd": {"steps": 1}}, steps=3, guidance=3.0)
+    assert reflecting is not None, mistakes
+    found = small("full", *makers(reflecting, resident("wan-mini").geometry), num_steps=3)
+    whole = small("full", num_steps=3)
+    merged = small("full", makers(reflecting, resident("wan-mini").geometry)[0], num_steps=3)
+    assert found.past.tflops == pytest.approx(merged.past.tflops + whole.past.tflops * 2 / 3)
