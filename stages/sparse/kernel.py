@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 
 from stages.sparse.pattern import NO_TOKEN, Pattern
 
-TILE = 128
-"""Slots of the largest tile that the kernel takes by itself, of queries and of keys."""
+LEAST_TILE, MOST_TILE = 16, 128
+"""Slots that the kernel takes at once, of queries and of keys."""
 MOST_VARIANTS = 256
 """Of the compiled kernel: by sizes of blocks, widths of heads, types, and whether there is more than one head."""
 
@@ -22,9 +23,10 @@ MOST_VARIANTS = 256
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     """``[1, heads, tokens, d]`` to the same; every query has to see one key at least.
 
-    Text tokens are in the pattern (``Pattern.with_text``).
+    Text tokens are in the pattern (``Pattern.with_text``). On a GPU blocks of 128 queries and 64 or 128 keys are fast, those of
+    other powers of two from 16 on slower; blocks of any other size take a mask of all pairs of tokens.
     """
-    kernel = by_blocks if q.is_cuda else by_mask
+    kernel = by_blocks if q.is_cuda and has_tiles(pattern) else by_mask
     return kernel(q, k, v, pattern)
 
 
@@ -48,7 +50,7 @@ def by_blocks(
 
 def attend_with_sums(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """:func:`attend`, and the logarithm of each query's sum of exponentials over keys seen, ``[1, heads, tokens]``."""
-    kernel = by_blocks_with_sums if q.is_cuda else by_mask_with_sums
+    kernel = by_blocks_with_sums if q.is_cuda and has_tiles(pattern) else by_mask_with_sums
     return kernel(q, k, v, pattern)
 
 
@@ -79,21 +81,32 @@ def _run(
     """Heads go as a batch, whose size the compiled kernel leaves open: ``[heads, 1, slots, d]``."""
     queries, keys = pattern.queries, pattern.keys
     taken = (x.transpose(0, 1) for x in (queries.take(q), keys.take(k), keys.take(v)))
-    told = {**kernel_options(queries.size, keys.size), **(options or {})}
+    told = {**kernel_options(queries.size, keys.size, q.dtype), **(options or {})}
     mask = block_mask(pattern, told_apart=run is not None)
     return (run or compiled())(*taken, block_mask=mask, kernel_options=told, **more)
 
 
-def kernel_options(query_block: int, key_block: int) -> dict[str, Any]:
-    """For blocks of so many tokens. The kernel's own tiles divide them; slots are whole blocks, so no border is looked for.
+def has_tiles(pattern: Pattern) -> bool:
+    """Whether blocks are made of tiles that the kernel can take."""
+    return min(tile(pattern.queries.size), tile(pattern.keys.size)) >= LEAST_TILE
 
-    Left to itself it takes tiles of 128 keys for small heads, which blocks of 64 refuse.
+
+def tile(block: int) -> int:
+    """Slots of the largest tile, a power of two, that a block of so many is made of; ``MOST_TILE`` at most."""
+    return math.gcd(block, MOST_TILE)
+
+
+def kernel_options(query_block: int, key_block: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """For blocks of so many tokens. Slots are whole blocks, so no border is looked for.
+
+    Tiles are the kernel's own choice where blocks are made of its largest ones, else as large as blocks, and memory next to the
+    arithmetic, allow.
     """
     options: dict[str, Any] = {"IS_DIVISIBLE": True}
-    if query_block < TILE:
-        options["BLOCK_M"] = query_block
-    if key_block < TILE:
-        options["BLOCK_N"] = key_block
+    if tile(query_block) < MOST_TILE:
+        options["BLOCK_M"] = min(tile(query_block), 32 if dtype == torch.float32 else 64)
+    if tile(key_block) < MOST_TILE:
+        options["BLOCK_N"] = min(tile(key_block), 64)
     return options
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from stages.sparse.kernel import _listed, block_mask, by_blocks, by_mask, kernel_options, recall, spread_rows
+from stages.sparse.kernel import _listed, block_mask, by_blocks, by_mask, has_tiles, kernel_options, recall, spread_rows
 from stages.sparse.pattern import NO_TOKEN, Blocks, Pattern, in_a_row, in_order, in_tiles
 
 CPU = torch.device("cpu")
@@ -132,10 +132,19 @@ def test_kept_blocks_are_listed_in_order_the_others_count_for_nothing(rows: list
         assert listed[:count] == [place for place, kept in enumerate(row) if kept]
 
 
-@pytest.mark.parametrize(("query_block", "key_block"), [(128, 128), (128, 64), (64, 32)])
-def test_tiles_of_the_kernel_divide_the_blocks(query_block: int, key_block: int) -> None:
-    options = kernel_options(query_block, key_block)
-    assert query_block % options.get("BLOCK_M", 64) == key_block % options.get("BLOCK_N", 128) == 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_tiles_of_the_kernel_divide_the_blocks(dtype: torch.dtype, queries: int, keys: int) -> None:
+    query_block, key_block = 16 * queries, 16 * keys
+    options = kernel_options(query_block, key_block, dtype)
+    assert query_block % options.get("BLOCK_M", 128) == key_block % options.get("BLOCK_N", 128) == 0
+    assert min(options.get("BLOCK_M", 128), options.get("BLOCK_N", 128)) >= 16
+
+
+@pytest.mark.parametrize(("size", "fits"), [(128, True), (96, True), (16, True), (24, False), (8, False), (100, False)])
+def test_blocks_that_no_tile_divides_are_left_to_the_mask(size: int, fits: bool) -> None:
+    blocks = in_a_row(200, size, CPU)
+    assert has_tiles(Pattern(blocks, blocks, torch.ones(1, blocks.num, blocks.num, dtype=torch.bool))) == fits
 
 
 def test_recall_is_the_weight_on_kept_keys_and_1_where_all_are_kept() -> None:
