@@ -1,0 +1,58 @@
+"""No method of attention makes the host wait for the device: of tensors that have shapes and no values, none may be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from orchestrator.dvg_config import DvgConfig
+from orchestrator.methods import Request, available, find, read_settings
+from orchestrator.types import Grid
+from stages.accelerators.attending import Here, Log
+from stages.accelerators.block_sparse import BlockSparse, SparseSettings
+from stages.sparse.pattern import Pattern, in_a_row
+from tests.unit.attention_calls import GEOMETRY, dense, here
+
+METHODS = [name for name in available("accelerator") if find(name, "accelerator").lever == "attention"]
+MORE: dict[str, dict[str, Any]] = {"freelong": {"window": 3}, "svg2": {"first_rounds": 3}}
+"""Settings by which a short clip is sparse, and soon done."""
+GRID: Grid = (6, 9, 10)
+NUM_TEXT = 7
+
+
+def made(name: str) -> Any:
+    """As a clip of wan-mini at its own settings would have it, but sparse from the first step and layer on."""
+    method = find(name, "accelerator")
+    sparse = {key: 0.0 for key in ("dense_steps", "dense_layers") if key in method.settings.model_fields}
+    request = Request(GEOMETRY, GEOMETRY.default_shape, 10, 3.0, "full", DvgConfig())
+    return method.make(method.resolve(read_settings(method, {**sparse, **MORE.get(name, {})}), request), GEOMETRY)
+
+
+def run(attending: Any, log: Log) -> None:
+    with FakeTensorMode():
+        q, k, v = (torch.empty(1, GEOMETRY.heads, 540 + NUM_TEXT, GEOMETRY.head_dim, dtype=torch.bfloat16) for _ in range(3))
+        for step in range(4):
+            found: Tensor = attending.attend(q, k, v, here(GRID, log, step, heads=range(GEOMETRY.heads)), dense)
+            assert found.shape == q.shape
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_kept_is_chosen_attended_to_and_counted_on_the_device(name: str) -> None:
+    log = Log(GEOMETRY.num_layers)
+    run(made(name), log)
+    assert any(isinstance(call.density, Tensor) or call.density != 1 for call in log.calls), "something was left out"
+
+
+def test_a_method_that_asks_for_a_number_is_found_out() -> None:
+    class Asking(BlockSparse):
+        def choose(self, q: Tensor, k: Tensor, here: Here) -> Pattern | None:
+            blocks = in_a_row(here.num_image, 64, q.device)
+            keep = blocks.mean(q) @ blocks.mean(k).transpose(1, 2) > 0
+            return Pattern(blocks, blocks, keep) if bool(keep.any()) else None
+
+    with pytest.raises(DataDependentOutputException):
+        run(Asking(SparseSettings(dense_steps=0, dense_layers=0), GEOMETRY), Log(GEOMETRY.num_layers))
