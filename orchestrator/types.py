@@ -184,6 +184,8 @@ class Clip:
     """Frames that were made from their neighbours, after decoding."""
     restored_by: str = ""
     """How: ``motion`` or ``rife``; empty when none were."""
+    attended: tuple[Attended, ...] = ()
+    """What attention kept, step by step; empty where a method did not attend otherwise."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,6 @@ class Record:
     prompt: str
     seed: int
     model: str
-    attended: tuple[Attended, ...] = ()
-    """What attention kept, step by step; empty where a method did not attend otherwise."""
     planner: str
     budget: float | None
     num_steps: int
@@ -271,17 +271,6 @@ class Record:
     """How: ``motion``, compensated interpolation, or ``rife``, a network given to it; empty when none were."""
     restore_s: float = 0.0
     """Seconds of that."""
-
-
-def as_row(record: Record) -> dict[str, Any]:
-    """The record as a flat JSON-ready mapping, in field order."""
-    return dict(vars(record))  # no field holds another value's fields
-
-
-def record_from_row(row: dict[str, Any]) -> Record:
-    """Inverse of :func:`as_row`; unknown keys of a newer version are ignored."""
-    names = {f.name for f in dataclasses.fields(Record)}
-    return Record(**{key: value for key, value in row.items() if key in names})
     sparsity: float | None = None
     """Of all pairs of tokens, those that attention left out, a mean over its steps, dense ones among them; None: nobody attended
     otherwise."""
@@ -293,3 +282,14 @@ def record_from_row(row: dict[str, Any]) -> Record:
     """Seconds of attention itself, likewise."""
     attended: str = ""
     """The same of every step: ``step:sparsity:recall:choose_s:attend_s``, joined by ``|``."""
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """The record as a flat JSON-ready mapping, in field order."""
+    return dict(vars(record))  # no field holds another value's fields
+
+
+def record_from_row(row: dict[str, Any]) -> Record:
+    """Inverse of :func:`as_row`; unknown keys of a newer version are ignored."""
+    names = {f.name for f in dataclasses.fields(Record)}
+    return Record(**{key: value for key, value in row.items() if key in names})
