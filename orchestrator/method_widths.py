@@ -16,6 +16,7 @@ from parallel import backends
 
 BLOCKWISE = "dualparal"
 """The planner whose forwards see a block of a long video each, some layers on every rank."""
+LEAN = f"{BLOCKWISE} with order cleanest or fewer blocks in_flight, whose keys it keeps"
 
 
 def kept_together(arm: Arm) -> str:
@@ -81,7 +82,7 @@ def sharding_mistake(arm: Arm, num_ranks: int) -> str:
     if not partly:
         return ""
     whole = ", ".join(_whole())
-    instead = f"an accelerator that leaves out whole forwards ({whole})" if partly[0] != BLOCKWISE else "planner full"
+    instead = f"an accelerator that leaves out whole forwards ({whole})" if partly[0] != BLOCKWISE else LEAN
     return (
         f"{_spread(arm, num_ranks)}, all of which join in every block that one computes, and {partly[0]} computes parts of a "
         f"forward; take GPUs that hold the model whole, or {instead}"

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from orchestrator.arms import Arm
+from orchestrator.config import ClusterConfig
 from orchestrator.cost import CostModel, denoise_s, uncalibrated, with_degrees
 from orchestrator.degrees import Limits
 from orchestrator.dvg_config import DvgConfig
@@ -19,7 +21,9 @@ from orchestrator.geometry import model as geometry_of
 from orchestrator.long_video import Pass, Queue, layers_of
 from orchestrator.methods import ACCELERATORS, find
 from orchestrator.policy import ArmSizing, stage_choices
+from orchestrator.resolve import resolve_arm
 from orchestrator.resolve_methods import conflicts
+from orchestrator.resolve_sizing import sizing_mistakes, sizing_of
 from orchestrator.types import Grid, VideoShape
 from parallel.line import Line
 from stages.accelerators.attending import Here, Log
@@ -237,3 +241,35 @@ def test_a_first_frame_is_refused() -> None:
     boundary = start(spy, planner, with_image, 1)
     with pytest.raises(ValueError, match="only two blocks would see a first frame"):
         run_stages(spy, planner, boundary, 1)
+
+
+def arm(**settings: Any) -> Arm:
+    mistakes: list[str] = []
+    asked = {"model": "wan-mini", "device_name": "NVIDIA H200", "planner": "dualparal", **settings}
+    found = resolve_arm("long", asked, mistakes)
+    assert mistakes == []
+    assert found is not None
+    return found
+
+
+LARGE = {"model": "wan2.1-14b", "height": 480, "width": 832}
+
+
+def test_an_arm_of_any_length_takes_the_memory_of_its_blocks() -> None:
+    pod = ClusterConfig(heavy_ranks=4, gpus_per_rank=1, gpus_per_sketch=1)
+    for frames in (81, 4097):
+        arms = [arm(frames=frames, planner={"dualparal": {"in_flight": number}}) for number in (1, 8)]
+        lean, wide = (one.model_copy(update=LARGE) for one in arms)
+        sizing = sizing_of([lean], pod).arms["long"]
+        assert [choice.width for choice in stage_choices(sizing, sizing.actions[0], 4)[0]] == [1, 2, 4]
+        (line,) = sizing_mistakes([wide], pod)
+        assert line.endswith("or dualparal with order cleanest or fewer blocks in_flight, whose keys it keeps")
+
+
+def test_a_width_beyond_the_layers_and_an_accelerator_are_refused_before_anything_runs() -> None:
+    pod = ClusterConfig.model_validate({"heavy_ranks": 8, "sizing": {"rule": "fixed", "width": 8}})
+    (line,) = sizing_mistakes([arm(frames=161)], pod)
+    assert "cluster.sizing.width is 8, and planner dualparal gives every rank some of 7 layers" in line
+    mistakes: list[str] = []
+    resolve_arm("long", {"model": "wan-mini", "planner": "dualparal", "accelerators": ["adacache"]}, mistakes)
+    assert "dualparal and adacache cannot be combined: blocks of one video are at different steps at once" in mistakes[0]
