@@ -11,10 +11,14 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.types import Grid
+
+Cells = NDArray[np.int64]
 
 
 def hilbert(grid: Grid) -> Tensor:
@@ -22,7 +26,7 @@ def hilbert(grid: Grid) -> Tensor:
     longest_first = sorted(range(3), key=lambda axis: -grid[axis])
     cells = _curve(*(grid[axis] for axis in longest_first))
     t, h, w = (cells[:, longest_first.index(axis)] for axis in range(3))
-    return (t * grid[1] + h) * grid[2] + w
+    return torch.from_numpy((t * grid[1] + h) * grid[2] + w)
 
 
 @dataclass(frozen=True)
@@ -36,21 +40,21 @@ class _Part:
     sizes: tuple[int, int, int]
     begin: tuple[int, int, int]
 
-    def cells(self) -> Tensor:
+    def cells(self) -> Cells:
         own = _curve(*self.sizes)
-        found = torch.tensor(self.begin).repeat(len(own), 1)
+        found = np.tile(np.array(self.begin), (len(own), 1))
         for axis, side in enumerate(self.sides):
             found[:, abs(side) - 1] += own[:, axis] if side > 0 else -own[:, axis]
         return found
 
 
 @functools.lru_cache(maxsize=1024)
-def _curve(a: int, b: int, c: int) -> Tensor:
+def _curve(a: int, b: int, c: int) -> Cells:
     """Cells ``[a b c, 3]`` of a box, from a corner to the one at the other end of its first side."""
     if (a > 1) + (b > 1) + (c > 1) <= 1:
-        return torch.cartesian_prod(*(torch.arange(size) for size in (a, b, c)))
+        return np.indices((a, b, c)).reshape(3, -1).T
     parts = [part for part in _parts(a, b, c) if min(part.sizes) > 0]
-    return torch.cat([part.cells() for part in parts])
+    return np.concatenate([part.cells() for part in parts])
 
 
 def _parts(a: int, b: int, c: int) -> list[_Part]:
