@@ -65,6 +65,7 @@ ACCELERATORS: Mapping[str, str] = {
     "attencarve": "stages.accelerators.attencarve",
     "draft-attention": "stages.accelerators.draft_attention",
     "adaspa": "stages.accelerators.adaspa",
+    "lipar": "stages.accelerators.lipar",
     "ras": "stages.accelerators.ras",
     "spargeattn": "stages.accelerators.spargeattn",
     "svg": "stages.accelerators.svg",
@@ -181,7 +182,6 @@ class Absent:
 
 
 ABSENT: Mapping[str, Absent] = {
-    "lipar": Absent("accelerator", "LIPAR, arXiv 2603.05811"),
     "cache-dit": Absent("accelerator", "cache-dit 1.5 wraps the blocks that diffusers runs; dbcache is its rule on ours"),
 }
 """By the name that a spec writes. A method that the project learns leaves this table."""

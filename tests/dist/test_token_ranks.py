@@ -29,6 +29,7 @@ from tests.dist.test_wan import Case, condition, random, resident
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "ras": {"dense_steps": 1, "reset_steps": (4,)},
+    "lipar": {"threshold": 1.1, "warmup": 1, "refresh": 3, "last_steps": 1},
 }
 """By which each leaves tokens out of a short clip."""
 SHAPE = VideoShape(17, 64, 96)
@@ -120,7 +121,7 @@ def compare(ranks: list[tuple[Tensor, Told, float]], expected: tuple[Tensor, Tol
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_every_width_chooses_the_same_tokens_and_makes_the_same_video(gang: Gang, name: str) -> None:
     expected = alone(gang, name)
-    assert {step for step, rows in expected[1] if len(rows) < 5 * 4 * 6} >= {2, 3}
+    assert {step for step, rows in expected[1] if len(rows) < 5 * 4 * 6} >= {2, 5}
     for width, num_branches in ((2, 1), (4, 1), (2, 2), (4, 2)):
         compare(gang.run(clip, name, str(checkpoint(CASE.name)), width, num_branches)[:width], expected)
 
