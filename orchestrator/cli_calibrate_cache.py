@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,6 +27,8 @@ from orchestrator.types import Grid
 if TYPE_CHECKING:
     from stages.accelerators.fitting import CacheFit
 
+AnyFit = TypeVar("AnyFit", bound=BaseModel)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -41,20 +44,58 @@ class Options:
 
 def run_calibrate_cache(options: Options, machine: Machine, as_json: bool) -> None:
     """Measure, print and save. Raises ConfigError for what was written wrong, RunError when the model cannot be loaded or run."""
+    from experiments.calibrate_cache import measure
+    from stages.accelerators.fitting import SHELF
+
+    asked = read_options("calibrate-cache", options, machine, SHELF.user_folder)
+    console = Console(stderr=as_json)
+    fit = measured(asked, machine, console, measure)
+    told(fit, asked.out, console, as_json, _print)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure, and where it is written."""
+
+    arm: Arm
+    grids: tuple[Grid, ...]
+    prompts: list[Prompt]
+    out: pathlib.Path
+
+
+def read_options(command: str, options: Options, machine: Machine, folder: pathlib.Path) -> Asked:
+    """Raises ConfigError with every mistake. ``folder`` has the file where no other is named."""
     mistakes = machine.mistakes()
-    arm = resolve_arm("calibrate-cache", {**options.settings, "planner": "full"}, mistakes)
+    arm = resolve_arm(command, {**options.settings, "planner": "full"}, mistakes)
     prompts = _prompts(options, mistakes)
     if arm is None or mistakes:
-        raise ConfigError([line.removeprefix("arm calibrate-cache: ") for line in mistakes])
+        raise ConfigError([line.removeprefix(f"arm {command}: ") for line in mistakes])
     grids = latent_grids(options.grids) if options.grids else (geometry_of(arm.model).latent_grid(arm.shape),)
-    out = _out(options, arm, grids)
-    console = Console(stderr=as_json)
-    fit = _measure(arm, grids, prompts, machine, console)
+    return Asked(arm, grids, prompts, _out(options.out or folder / file_name(arm, grids)))
+
+
+def measured(asked: Asked, machine: Machine, console: Console, measure: Callable[..., AnyFit]) -> AnyFit:
+    """``measure(model, arm, grids, prompts, on_clip=...)``. Raises RunError when the model cannot be loaded or run."""
+    from stages.models.base import load
+
+    device, arm = find_device(machine.device), asked.arm
+    num = len(asked.grids) * len(asked.prompts)
+    try:
+        with console.status("loading the model") as status:
+            model = load(arm.model, arm.weights, device, compile_blocks=False, attention=machine.attention)
+            say: Callable[[int], None] = lambda done: status.update(f"clip {done} of {num}")  # noqa: E731
+            return measure(model, arm, asked.grids, asked.prompts, on_clip=say)
+    except (ValueError, RuntimeError) as error:
+        raise RunError(" ".join(str(error).split())) from error
+
+
+def told(fit: AnyFit, out: pathlib.Path, console: Console, as_json: bool, show: Callable[[Console, AnyFit], None]) -> None:
+    """Write the file, and print it."""
     write_atomic(out, fit.model_dump_json(indent=2) + "\n")
     if as_json:
         print_json({"path": str(out), **fit.model_dump(mode="json")})
     else:
-        _print(console, fit)
+        show(console, fit)
         console.print(f"wrote {escape(str(out))}", soft_wrap=True)
 
 
@@ -65,11 +106,8 @@ def _prompts(options: Options, mistakes: list[str]) -> list[Prompt]:
     return load_prompts(given, pathlib.Path.cwd(), mistakes)[: options.limit]
 
 
-def _out(options: Options, arm: Arm, grids: tuple[Grid, ...]) -> pathlib.Path:
+def _out(out: pathlib.Path) -> pathlib.Path:
     """The file to write, in a folder that can be written to, before minutes of measuring."""
-    from stages.accelerators.fitting import user_folder
-
-    out = options.out or user_folder() / file_name(arm, grids)
     if out.is_dir():
         raise ConfigError([f"--out {str(out)!r} is a folder; give the file to write"])
     writable_folder(out.parent)
@@ -81,20 +119,6 @@ def file_name(arm: Arm, grids: tuple[Grid, ...]) -> str:
     sampled = (arm.num_steps, arm.solver or "own", arm.shift or "own", arm.guidance, arm.revision.replace("/", "-"))
     sizes = "+".join("x".join(map(str, grid)) for grid in grids)
     return "_".join(str(part) for part in (arm.model, sizes, *sampled) if part) + ".json"
-
-
-def _measure(arm: Arm, grids: tuple[Grid, ...], prompts: list[Prompt], machine: Machine, console: Console) -> CacheFit:
-    from experiments.calibrate_cache import measure
-    from stages.models.base import load
-
-    device = find_device(machine.device)
-    try:
-        with console.status("loading the model") as status:
-            model = load(arm.model, arm.weights, device, compile_blocks=False, attention=machine.attention)
-            num = len(grids) * len(prompts)
-            return measure(model, arm, grids, prompts, lambda done: status.update(f"clip {done} of {num}"))
-    except (ValueError, RuntimeError) as error:
-        raise RunError(" ".join(str(error).split())) from error
 
 
 def _print(console: Console, fit: CacheFit) -> None:

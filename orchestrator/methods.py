@@ -72,6 +72,7 @@ ACCELERATORS: Mapping[str, str] = {
     "svg2": "stages.accelerators.svg2",
     "freelong": "stages.accelerators.freelong",
     "re-ttention": "stages.accelerators.re_ttention",
+    "sparse-vdit": "stages.accelerators.sparse_vdit",
     "w2sd": "stages.accelerators.w2sd",
     "tome": "stages.accelerators.tome",
 }

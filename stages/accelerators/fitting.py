@@ -5,23 +5,20 @@ A file holds a polynomial per signal for TeaCache (arXiv 2411.19108) and the mag
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from orchestrator.geometry import ModelGeometry
 from orchestrator.methods import Request
-from orchestrator.mistakes import read_model
-from orchestrator.types import Grid
+from stages.accelerators.shelf import Fit, Row, Shelf
 
 Signal = Literal["input", "time", "modulation"]
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 FOLDER_VARIABLE = "DVG_CACHE_FITS_DIR"
-SHIPPED = Path(__file__).parent / "fits"
 DEGREE = 4
 
 
@@ -51,11 +48,7 @@ Ratios = Annotated[
 """By branch of guidance, one or both: a ratio for each step."""
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SignalFit(_Row):
+class SignalFit(Row):
     """The output residual's relative change as a polynomial of the signal's."""
 
     coefficients: Coefficients
@@ -66,20 +59,10 @@ class SignalFit(_Row):
     """Root mean square of what is left, as a share of the mean change."""
 
 
-class CacheFit(_Row):
+class CacheFit(Fit):
     """One file."""
 
-    format: Literal[1] = 1
-    model: str
-    revision: str
-    """Fingerprint of the weights."""
-    grids: tuple[Grid, ...] = Field(min_length=1)
-    """Latent grids of the clips."""
     num_steps: int = Field(ge=3)
-    solver: str
-    shift: float = Field(gt=0)
-    guidance: float
-    num_clips: int = Field(ge=1)
     warmup: int = Field(ge=1)
     """Steps at the beginning that the polynomials do not tell: outputs change far more there than any signal does."""
     signals: dict[Signal, SignalFit]
@@ -117,58 +100,24 @@ def stretched(ratios: tuple[tuple[float, ...], ...], num_steps: int) -> tuple[tu
     return tuple(tuple(row[index] ** power for index in nearest) for row in ratios)
 
 
+SHELF = Shelf(CacheFit, Path(__file__).parent / "fits", FOLDER_VARIABLE, "cache-fits", "dvg calibrate-cache")
+
+
 def user_folder() -> Path:
     """Where ``dvg calibrate-cache`` writes: DVG_CACHE_FITS_DIR if set, otherwise in the user's cache."""
-    if chosen := os.environ.get(FOLDER_VARIABLE):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dvg" / "cache-fits"
+    return SHELF.user_folder
 
 
 def load(path: Path) -> CacheFit:
     """Raises ValueError, naming the file and what to do, when it is missing or no fit."""
-    return read_model(CacheFit, path, "fit", "dvg calibrate-cache")
+    return SHELF.load(path)
 
 
 def find(request: Request, file: str | None = None) -> CacheFit | None:
-    """The fit in ``file``, whatever weights it is of, or the one of the request's weights that is nearest to it.
-
-    The user's folder comes before what ships; then count solver, steps, shift, whether and how much is guided, and tokens.
-    Raises ValueError for a broken file, one of another model, and where all fits are of other weights.
-    """
-    geometry = request.geometry
-    if file is not None:
-        fit = load(Path(file))
-        if fit.model != geometry.name:
-            raise ValueError(f"fit {file!r} is of {fit.model}, not of {geometry.name}: measure one with {command(geometry)}")
-        return fit
-    folders = dict.fromkeys((user_folder(), SHIPPED))
-    own = [
-        (path, fit) for folder in folders for path in sorted(folder.glob("*.json")) if (fit := load(path)).model == geometry.name
-    ]
-    same = [(path, fit) for path, fit in own if not request.revision or fit.revision in ("", request.revision)]
-    if own and not same:
-        raise ValueError(
-            f"the fit {str(own[0][0])!r} is of other weights of {geometry.name} ({own[0][1].revision}, not {request.revision}): "
-            f"measure one with {command(geometry)} --weights, or name that file as fit to take it all the same"
-        )
-    place = {folder: number for number, folder in enumerate(folders)}
-    return min(same, key=lambda found: (place[found[0].parent], *_distance(request, found[1])), default=(None, None))[1]
+    """As :meth:`Shelf.find`."""
+    return SHELF.find(request, file)
 
 
 def command(geometry: ModelGeometry) -> str:
     """What measures a fit of this model."""
-    return f"dvg calibrate-cache {geometry.name}"
-
-
-def _distance(request: Request, fit: CacheFit) -> tuple[float, ...]:
-    """What a fit differs by, what matters most first."""
-    geometry = request.geometry
-    tokens = geometry.num_tokens(geometry.latent_grid(request.shape))
-    return (
-        fit.solver != (request.solver or geometry.solver),
-        abs(fit.num_steps - request.num_steps),
-        abs(fit.shift - geometry.full_shift),
-        (fit.guidance > 1) != (request.guidance > 1),
-        abs(fit.guidance - request.guidance),
-        min(abs(geometry.num_tokens(grid) - tokens) for grid in fit.grids),
-    )
+    return SHELF.command(geometry)

@@ -69,7 +69,7 @@ class FreeLong:
         num, out = here.num_image, whole.clone()
         for head in range(whole.shape[1]):
             more = whole[0, head, :num].float() - nearby[0, head].float()
-            spectrum = torch.fft.rfftn(more.unflatten(0, here.tokens), dim=(0, 1, 2)) * weights
+            spectrum = torch.fft.rfftn(more.view(*here.tokens, -1), dim=(0, 1, 2)) * weights
             low = torch.fft.irfftn(spectrum, s=here.tokens, dim=(0, 1, 2))
             out[0, head, :num] = nearby[0, head].float() + low.flatten(0, 2)
         return out

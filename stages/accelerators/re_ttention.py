@@ -16,6 +16,7 @@ from orchestrator.methods import Method
 from orchestrator.model_geometry import ModelGeometry
 from stages.accelerators.attending import Here, Stopwatch
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
+from stages.sparse.choosing import BlockSize
 from stages.sparse.kernel import attend_with_sums
 from stages.sparse.pattern import Pattern, in_a_row
 
@@ -27,7 +28,7 @@ class ReTtentionSettings(SparseSettings):
     """Share of the blocks of keys that a query does not see; 0: attention is dense."""
     sinks: int = Field(1, ge=0)
     """Blocks of keys at the beginning of the clip that all queries see."""
-    block: int = Field(128, ge=8)
+    block: BlockSize = 128
     """Tokens of a block."""
     interval: int = Field(5, ge=1)
     """Every so many steps of a stage, the first one among them, attend to everything and measure."""
