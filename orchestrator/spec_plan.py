@@ -280,7 +280,7 @@ def notes(sweep: Sweep, sizing: Sizing) -> list[str]:
     if guessed := [name for name, cost in costs.items() if not split.decode_is_measured(cost)]:
         found.append(f"{_several('arm', guessed)}: decoding was never measured; taken as {split.DECODE_SHARE:.1%} of a full run")
     if cached := [arm.name for arm in sweep.arms if arm.accelerators]:
-        found.append(f"{_several('arm', cached)}: what a cache leaves out is not predicted; counted as if all were computed")
+        found.append(f"{_several('arm', cached)}: what accelerators leave out is not predicted; counted as if all were computed")
     if unseen := [arm.name for arm in sweep.arms if saves_by_content_alone(arm)]:
         found.append(f"{_several('arm', unseen)}: no saving expected until content is seen; counted as full runs")
     return found

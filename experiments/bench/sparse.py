@@ -21,9 +21,10 @@ import torch
 from experiments.bench import sparse_kernel, sparse_model
 from experiments.bench.common import save
 from experiments.bench.sparse_report import best_two, report, rows_of
-from experiments.bench.sparse_rows import CASES, Case, Layer, Row, dense_seconds, made, through_a_clip
+from experiments.bench.sparse_rows import CASES, Case, Layer, Row, dense_seconds, fitted, made, through_a_clip
 from experiments.bench.structured import Recipe, Structured
 from orchestrator.geometry import model as geometry_of
+from orchestrator.methods import find
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Grid, VideoShape
 from stages.models.base import Condition, Model, Request, load
@@ -138,10 +139,11 @@ class Bench:
 
         def measure(case: Case) -> Row:
             nonlocal source, dense_s
-            make = made(case, place.geometry, place.shape, place.num_steps)
+            find(case.method, "accelerator")
             if source is None:
                 source = self._structured(place, layer)
                 dense_s = dense_seconds(layer, source)
+            make = made(fitted(case, layer, source), place.geometry, place.shape, place.num_steps)
             return through_a_clip(make, layer, source, dense_s)
 
         for case in self.cases:
@@ -163,6 +165,9 @@ class Bench:
                 model, condition = self._model(place)
                 prepared.extend((model, condition, warmed_and_sketched(model, condition)))
             model, condition, sketch = prepared
+            if case is not None and case.method == "sparse-vdit":
+                layer = Layer(place.geometry, place.grid, place.num_steps, self.device)
+                case = fitted(case, layer, self._structured(place, layer))
             makers = sparse_model.makers_of(case, model, place.shape, steps, tables)
             small = dataclasses.replace(place.shape, num_frames=17, height=place.shape.height // 2, width=place.shape.width // 2)
             warm_s = sparse_model.warmed(model, makers, small, condition) if case and self.device.type == "cuda" else 0.0

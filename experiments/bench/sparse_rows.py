@@ -107,6 +107,22 @@ def made(case: Case, geometry: ModelGeometry, shape: VideoShape, num_steps: int)
     return make
 
 
+def fitted(case: Case, layer: Layer, source: Source) -> Case:
+    """``case`` with patterns of heads as its own calibration chooses them on ``source``, where the method rests on one."""
+    if case.method != "sparse-vdit" or "heads" in case.settings:
+        return case
+    from experiments.calibrate_sparse import PatternProbe
+    from stages.accelerators.pattern_fits import CANDIDATES
+
+    probe, (q, k, v) = PatternProbe((0,), 128), source.at(0)
+    first = dataclasses.replace(layer, index=0)
+    probe.attend(q, k, v, first.here(0, q.shape[1], Log(layer.geometry.num_layers)), layer.dense)
+    balance = case.settings.get("balance", find(case.method, "accelerator").settings.model_fields["balance"].default)
+    best = (probe.errors[0][0] + balance * probe.densities[0]).argmin(dim=1).tolist()
+    heads = tuple(CANDIDATES[place] for place in best)
+    return dataclasses.replace(case, settings={**case.settings, "heads": (heads,) * layer.geometry.num_layers})
+
+
 def dense_seconds(layer: Layer, source: Source, rounds: int = 5) -> float:
     """Of dense attention on one step's tensors: the median of some calls."""
     q, k, v = source.at(0)
