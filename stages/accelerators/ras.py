@@ -27,7 +27,7 @@ OF_STEPS = 28
 
 
 class RasSettings(Settings):
-    """The defaults are those of the release, for 28 steps."""
+    """Ratio, first steps and resets are those published, for images in 28 steps."""
 
     sample_ratio: float = Field(0.5, gt=0, le=1)
     """Share of the tokens that a step computes; 1: all of them, at every step."""
