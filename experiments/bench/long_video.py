@@ -66,21 +66,23 @@ def serve(plan: Plan, rank: int, num_ranks: int, pipe: Connection) -> None:
         store = join_store(HOST, pipe.recv(), TIMEOUT)
     device = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank)
     groups = Groups(store, rank, num_ranks, device, TIMEOUT)
-    rows = [row for times in plan.times for row in _made(plan, groups, times)]
+    rows = _rows(plan, groups)
     if rank == 0:
         pipe.send(rows)
         time.sleep(1.0)  # its store is what the others still read
     groups.close()
 
 
-def _made(plan: Plan, groups: Any, times: int) -> list[Row]:
-    methods = ["dualparal"]
-    if groups.num_ranks == 1 and times <= plan.plain_up_to:
-        methods += ["full", "freelong"]
-    return [_clip(plan, groups, times, method) for method in methods]
+def _rows(plan: Plan, groups: Any) -> list[Row]:
+    """Blocks first, the shortest video before all others, and decoding after them: what a process has held once it may keep."""
+    made = [_clip(plan, groups, times, "dualparal") for times in plan.times]
+    if groups.num_ranks == 1:
+        plain = [times for times in plan.times if times <= plan.plain_up_to]
+        made += [_clip(plan, groups, times, method) for times in plain for method in ("full", "freelong")]
+    return [row | _flicker(plan, groups, latent, row) for row, latent in made]
 
 
-def _clip(plan: Plan, groups: Any, times: int, method: str) -> Row:
+def _clip(plan: Plan, groups: Any, times: int, method: str) -> tuple[Row, Any]:
     import torch
     import torch.distributed as dist
 
@@ -117,9 +119,7 @@ def _clip(plan: Plan, groups: Any, times: int, method: str) -> Row:
         "peak_bytes": [int(one[2]) for one in every],
         "digest": _digest(boundary.x),
     }
-    if groups.rank == 0 and groups.num_ranks == 1:
-        row |= _flicker(plan, model, planner, boundary.x, f"{method}-{times}x")
-    return row
+    return row, boundary.x
 
 
 @functools.cache
@@ -161,14 +161,17 @@ def _planner(plan: Plan, times: int, method: str) -> Any:
     return make_planner(name, geometry, shape, plan.steps, None, config, settings=settings, accelerators=makers)
 
 
-def _flicker(plan: Plan, model: Any, planner: Any, latent: Any, name: str) -> Row:
-    """Mean change between neighbouring frames, one run of frames at a time."""
+def _flicker(plan: Plan, groups: Any, latent: Any, row: Row) -> Row:
+    """Mean change between neighbouring frames, one run of frames at a time; nothing where several ranks made them."""
+    if groups.num_ranks > 1:
+        return {}
     import numpy as np
 
     from orchestrator.long_video import Queue
     from stages.video import write_mp4
 
-    began_s, stride = time.perf_counter(), planner.task.geometry.vae_stride[0]
+    model = _model(plan, str(groups.device))
+    began_s, stride = time.perf_counter(), model.geometry.vae_stride[0]
     changes: list[float] = []
     last, kept = None, []
     for run in model.decode(latent):
@@ -180,7 +183,7 @@ def _flicker(plan: Plan, model: Any, planner: Any, latent: Any, name: str) -> Ro
     if plan.videos:
         folder = pathlib.Path(plan.videos)
         folder.mkdir(parents=True, exist_ok=True)
-        write_mp4(kept, folder / f"{name}.mp4", planner.task.shape.fps)
+        write_mp4(kept, folder / f"{row['method']}-{row['times']}x.mp4", _native(plan).fps)
     queue = Queue(latent.shape[2], plan.blocks["block_frames"], plan.steps, plan.blocks["in_flight"])
     starts = {block.start for block in queue.blocks[1:]}
     begins = {frame: changes[stride * (frame - 1)] for frame in range(1, latent.shape[2])}

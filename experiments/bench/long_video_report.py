@@ -18,9 +18,9 @@ def report(path: pathlib.Path) -> str:
         f"{plan['height']}x{plan['width']} pixels, {plan['steps']} steps, {said}. {found['device']}, torch {found['torch']}, "
         f"commit {found['commit']}, {found['date']}.",
         "## Memory and time",
-        "State: keys, values, latents and solvers that lay on a rank's device at once, the most of any rank. Growth: from the "
-        "process's memory before denoising to its peak.",
-        _table(["method", "length", "frames", "ranks", "state MB", "growth MB", "s", "s per frame", "TFLOP"], map(_cost, rows)),
+        "State: keys, values, latents and solvers that lay on a rank's device at once, the most of any rank. Peak: of the "
+        "process, with its weights, text encoder and libraries; it falls by nothing that was held once.",
+        _table(["method", "length", "frames", "ranks", "state MB", "peak MB", "s", "s per frame", "TFLOP"], map(_cost, rows)),
         "## Flicker",
         "Mean change to the next frame, in levels of 255, where a latent frame begins: where it begins a block, and elsewhere. "
         "Plain runs have no blocks; theirs are looked at in the same places.",
@@ -34,10 +34,10 @@ def report(path: pathlib.Path) -> str:
 
 
 def _cost(row: Mapping[str, Any]) -> list[str]:
-    state, growth = max(row["state_bytes"]) / 1e6, max(row["growth_bytes"]) / 1e6
+    state, peak = max(row["state_bytes"]) / 1e6, max(row["peak_bytes"]) / 1e6
     return [
         *(row["method"], f"{row['times']}x", str(row["frames"]), str(row["ranks"]), f"{state:.2f}" if state else "–"),
-        *(f"{growth:.0f}", f"{row['seconds']:.1f}", f"{row['seconds'] / row['frames']:.3f}", f"{row['tflops']:.2f}"),
+        *(f"{peak:.0f}", f"{row['seconds']:.1f}", f"{row['seconds'] / row['frames']:.3f}", f"{row['tflops']:.2f}"),
     ]
 
 
@@ -57,7 +57,7 @@ def _same(rows: list[Mapping[str, Any]]) -> str:
             by_times.setdefault(row["times"], set()).add(row["digest"])
     ranks = sorted({row["ranks"] for row in rows})
     if len(ranks) == 1:
-        return f"On {ranks[0]} ranks only."
+        return f"Ranks: {ranks[0]} only."
     differ = [f"{times}x" for times, digests in by_times.items() if len(digests) > 1]
     told = f"differ at {', '.join(differ)}" if differ else "are the same to four digits at every length"
     return f"Mean and root mean square of the latents by {', '.join(map(str, ranks))} ranks {told}."
