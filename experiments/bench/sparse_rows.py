@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from statistics import fmean, median
 from typing import Any, Protocol
@@ -78,7 +79,7 @@ class Layer:
     def num_tokens(self) -> int:
         return self.geometry.num_tokens(self.grid)
 
-    @property
+    @functools.cached_property
     def dense(self) -> Attention:
         """cuDNN's kernel on a GPU."""
         heads = self.geometry.heads, self.geometry.head_dim

@@ -12,7 +12,7 @@ from experiments.bench.sparse import TOY, Bench
 from experiments.bench.sparse_report import best_two, report, rows_of
 from experiments.bench.sparse_rows import CASES, Case, best_recall, summed
 from experiments.bench.structured import Recipe, Structured
-from orchestrator.methods import ABSENT, ACCELERATORS
+from orchestrator.methods import ACCELERATORS, find
 from orchestrator.types import Attended
 
 CPU = torch.device("cpu")
@@ -70,7 +70,8 @@ def test_the_two_best_are_of_two_methods_and_keep_enough_where_any_do() -> None:
 
 
 def test_cases_name_every_method_that_attends_by_pattern() -> None:
-    assert {case.method for case in CASES} <= {*ACCELERATORS, *ABSENT, "svg2", "sparse-vdit"}
+    attending = {name for name in ACCELERATORS if find(name, "accelerator").lever == "attention"}
+    assert {case.method for case in CASES} == attending - {"freelong"}, "which is for length, not for speed"
 
 
 def test_a_method_that_fails_or_finds_no_time_costs_no_other_row(tmp_path: Path) -> None:
