@@ -17,6 +17,7 @@ def report(path: pathlib.Path) -> str:
         f"# Long videos of {plan['model']}",
         f"{plan['height']}x{plan['width']} pixels, {plan['steps']} steps, {said}. {found['device']}, torch {found['torch']}, "
         f"commit {found['commit']}, {found['date']}.",
+        *([found["note"]] if "note" in found else []),
         "## Memory and time",
         "State: keys, values, latents and solvers that lay on a rank's device at once, the most of any rank. Peak: of the "
         "process, with its weights, text encoder and libraries; it falls by nothing that was held once.",
