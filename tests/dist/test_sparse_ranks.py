@@ -42,6 +42,11 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "svg2": {"dense_steps": 0.5, "dense_layers": 0.0, "query_clusters": 3, "key_clusters": 6, "at_tokens": 400, "top_p": 0.5},
     "freelong": {"window": 3},
     "re-ttention": {"dense_steps": 0.0, "block": 32, "sparsity": 0.8},
+    "sparse-vdit": {
+        "dense_steps": 0.0,
+        "block": 32,
+        "heads": (("diagonal:0.5", "full", "skip", "multi-diagonal:0.1"), ("stripe:0.2", "skip", "full", "full")) * 2,
+    },
 }
 """By which each leaves something out of a clip of ``STEPS`` steps on ``SHAPE``, not everything. Tiny models have two layers."""
 SHAPE = VideoShape(17, 128, 160)
