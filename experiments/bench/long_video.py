@@ -94,7 +94,12 @@ def _clip(plan: Plan, groups: Any, times: int, method: str) -> tuple[Row, Any]:
     condition = _condition(plan, str(groups.device))
     legs: list[Any] = []
     make = planner.leg
-    planner.leg = lambda *given: legs.append(make(*given)) or legs[-1]
+
+    def kept(*given: Any) -> Any:
+        legs.append(make(*given))
+        return legs[-1]
+
+    planner.leg = kept
     model.attach(layout(groups, 0, groups.num_ranks, 2), Native())
     boundary = start(model, planner, condition, 1)
     _reset_peak()
