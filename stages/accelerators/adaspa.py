@@ -5,8 +5,8 @@ the first keys, which act as a sink. Heads whose blocks recall enough of the wei
 those that recall least a lower one, so that the mean over all heads is what was asked for.
 
 Reconstructed from summaries. The published search is one pass of a kernel of its own; here dense attention's kernel does it, in
-more passes, which count. Heads are compared over all ranks: at the first step after a search each tells the others what its heads
-recall.
+more passes, which count, and a stage too short to spare as much stays dense. Heads are compared over all ranks: at the first step
+after a search each tells the others what its heads recall.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class AdaSpa(BlockSparse):
         """By branch and layer, then by the first of the heads."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
-        if self.is_dense(here) or not self._is_due(here):
+        if self.is_dense(here) or not self._is_due(q, here):
             return super().attend(q, k, v, here, dense)
         with Stopwatch(q.device) as choosing:
             self._of_layer(here)[here.heads.start] = self._searched(q, k, here, dense)
@@ -99,13 +99,14 @@ class AdaSpa(BlockSparse):
     def _of_layer(self, here: Here) -> dict[int, Found]:
         return self._found.setdefault((here.now.branch, here.layer), {})
 
-    def _is_due(self, here: Here) -> bool:
-        """Not at the end of a stage, which would not use it."""
+    def _is_due(self, q: Tensor, here: Here) -> bool:
+        """A first search only where the steps left in the stage spare more than it costs; none at a stage's end."""
         found, now = self._of_layer(here).get(here.heads.start), here.now
-        if now.step == now.event.last:
-            return False
+        left = now.event.last - now.step
+        if found is None:
+            return self.settings.sparsity * left > num_passes(self._blocks(q, here), q.shape[-1])
         marks = (math.ceil(share * now.event.num_steps) for share in self.settings.search_again)
-        return found is None or any(found.step < mark <= now.step for mark in marks)
+        return left > 0 and any(found.step < mark <= now.step for mark in marks)
 
     def _searched(self, q: Tensor, k: Tensor, here: Here, dense: Attention) -> Found:
         sums = block_sums(q, k, self._blocks(q, here), dense)

@@ -36,7 +36,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "toy": {"dense_steps": 0.25, "dense_layers": 0.0},
     "attencarve": {"block": 32},
     "draft-attention": {"dense_layers": 0.0, "tile": (2, 8)},
-    "adaspa": {"dense_steps": 0.0, "block": 32, "sparsity": 0.6, "trusted_recall": 0.0},
+    "adaspa": {"dense_steps": 0.0, "block": 32, "sparsity": 0.7, "trusted_recall": 0.0},
     "spargeattn": {"topk": 0.4},
     "svg": {"dense_steps": 0.25, "dense_layers": 0.0, "density": 0.1},
     "svg2": {"dense_steps": 0.5, "dense_layers": 0.0, "query_clusters": 3, "key_clusters": 6, "at_tokens": 400, "top_p": 0.5},

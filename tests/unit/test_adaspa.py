@@ -155,10 +155,10 @@ def method_pattern(qkv: Any) -> Any:
     return spa.choose(*qkv[:2], here(GRID, step=3))
 
 
-def searches(steps: Sequence[int], event: StageEvent, **settings: Any) -> list[int]:
+def searches(steps: Sequence[int], event: StageEvent, head_dim: int = 8, **settings: Any) -> list[int]:
     log = Log(7)
-    searched(method("adaspa", block=BLOCK, **settings), steps, event, noise(GRID), log)
-    return [call.step for call in log.calls if call.density == SEARCH]
+    searched(method("adaspa", block=BLOCK, **settings), steps, event, noise(GRID, head_dim=head_dim), log)
+    return [call.step for call in log.calls if float(call.density) >= SEARCH]
 
 
 def test_of_50_steps_the_10th_and_the_30th_search() -> None:
@@ -174,6 +174,13 @@ def test_every_stage_searches_at_its_first_step_or_as_many_later_as_is_set_but_n
     assert searches(second.steps, second, first_search=4) == []
     third = stage(2, 4, num_steps=5)
     assert searches(third.steps, third) == [10, 12], "60 % of the clip's 20 steps are done"
+
+
+@pytest.mark.parametrize(("num_steps", "head_dim", "pays"), [(2, 8, False), (3, 8, True), (6, 2, False), (7, 2, True)])
+def test_a_stage_too_short_to_spare_what_a_search_costs_stays_dense(num_steps: int, head_dim: int, pays: bool) -> None:
+    """A search is a pass of heads 8 wide, and four of heads 2 wide; a step spares 0.8."""
+    second = stage(1, 4, num_steps)
+    assert searches(second.steps, second, head_dim, search_again=()) == [num_steps] * pays
 
 
 def test_branches_and_layers_and_chunks_of_heads_are_kept_apart() -> None:
