@@ -26,10 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/dvg sweep experiments/specs/demo.yaml --out $(OUT)
 
-# Files of unit tests on two processes; what starts clusters, one after the other.
+# On two processes; tests/conftest.py says which file runs where.
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
-	$(BIN)/python -m pytest -q tests --ignore tests/unit
+	$(BIN)/python -m pytest -q -n 2 tests
 
 vbench-env: $(VBENCH_STAMP)
 

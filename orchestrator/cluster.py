@@ -26,6 +26,7 @@ LOCAL_ENVIRONMENT = {
     LOOPBACK_SWITCH: "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES to us, and silences the notice about it
+    "RAY_prestart_worker_first_driver": "0",  # a process for every core, which no actor with an environment of its own can use
 }
 
 

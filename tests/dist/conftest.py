@@ -9,7 +9,7 @@ import pytest
 from tests.dist.gang import Gang
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def gang() -> Iterator[Gang]:
     made = Gang(4)
     yield made

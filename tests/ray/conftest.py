@@ -1,4 +1,4 @@
-"""One small Ray cluster for all tests here, on 127.0.0.1."""
+"""One small Ray cluster for all tests here that a process runs, on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 from orchestrator.cluster import Cluster, start_or_join
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
+    """Ended before the process goes on to other tests."""
     os.environ.pop("RAY_ADDRESS", None)
     started = start_or_join(num_cpus=4)
     yield started

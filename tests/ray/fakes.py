@@ -93,7 +93,7 @@ class FakeWorker:
         return DECISION, {"sketch_s": 0.5}, Latent(np.full(LATENT_CELLS, item.seed), "sketched", self.wire)
 
     def refine(
-        self, item: Item, boundary: Latent, on_step: Any, *, stop: int | None, team: Any
+        self, item: Item, boundary: Latent, on_step: Any = None, *, stop: int | None = None, team: Any = None
     ) -> tuple[Latent, dict[str, float]]:
         self._obey(item, "refine")
         assert boundary.phase == "sketched"

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.cluster import LOCAL_ENVIRONMENT
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
@@ -49,8 +51,7 @@ def clean() -> dict[str, str]:
     """An environment in which this project is found, and Ray keeps to loopback."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    return kept | loopback | {"PYTHONPATH": str(ROOT), "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return kept | LOCAL_ENVIRONMENT | {"PYTHONPATH": str(ROOT), "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """A sweep that kills its own processes at random as it goes, itself too: ``python -m tests.ray.rampage FOLDER SEED``.
 
-The same command goes on from there. Kills leave one file each, so that a new driver knows where in the plan it is. Without a
-seed nothing is killed.
+The same command goes on from there. Kills leave one file each, so that a new driver knows where in the plan it is.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from orchestrator.cluster_config import ClusterConfig
 from orchestrator.driver import run_on_ray
 from orchestrator.events import Arrived, Command, Event
 from orchestrator.ledger import Ledger
+from orchestrator.local import run_local
 from orchestrator.ownership import RunLock
 from orchestrator.paths import RunPaths
 from orchestrator.policy import Throughput
@@ -38,9 +38,7 @@ EVERY = 5
 """Results between two kills."""
 
 
-def plan(seed: int | None) -> list[str]:
-    if seed is None:
-        return []
+def plan(seed: int) -> list[str]:
     kinds = [kind for kind, number in KILLS.items() for _ in range(number)]
     random.Random(seed).shuffle(kinds)
     return kinds
@@ -78,7 +76,7 @@ class KeepingWorker(FakeWorker):
         return decision, timings_s, latent
 
     def refine(
-        self, item: Item, boundary: Latent, on_step: Any, *, stop: int | None, team: Any
+        self, item: Item, boundary: Latent, on_step: Any = None, *, stop: int | None = None, team: Any = None
     ) -> tuple[Latent, dict[str, float]]:
         latent, timings_s = super().refine(item, boundary, on_step, stop=stop, team=team)
         num_stages = len(DECISION.action.stages)
@@ -96,7 +94,7 @@ class Rampage:
     """Hears of every event, and strikes at some."""
 
     folder: Path
-    seed: int | None
+    seed: int
     num_results: int = 0
     dice: random.Random = field(init=False)
 
@@ -137,8 +135,20 @@ def is_worker(pid: int) -> bool:
         return False
 
 
-def main(folder: Path, seed: int | None) -> None:
-    made = items(**{f"key{number}": "" for number in range(NUM_ITEMS)})
+def clips() -> list[Item]:
+    return items(**{f"key{number}": "" for number in range(NUM_ITEMS)})
+
+
+def calm(folder: Path) -> None:
+    """The same clips one after the other in this process, where nothing is killed."""
+    calls, made = folder / "calls", clips()
+    calls.mkdir(parents=True)
+    worker = FakeWorker(FakeWorkshop(calls, os.getpid()), "cpu")
+    run_local(made, worker, scheduler(), Runbook(Ledger(RunPaths(folder / "run")), {"dvg": ARM}))
+
+
+def main(folder: Path, seed: int) -> None:
+    made = clips()
     calls, paths = folder / "calls", RunPaths(folder / "run")
     calls.mkdir(parents=True, exist_ok=True)
     config = ClusterConfig(pods=2, heavy_ranks=2, num_threads=1)
@@ -153,4 +163,4 @@ def main(folder: Path, seed: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), int(sys.argv[2]))

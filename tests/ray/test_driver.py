@@ -24,6 +24,9 @@ from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
 from orchestrator.types import Slice
 from tests.ray.fakes import ARM, FakeWorkshop, born, calls, items, sweep
 
+ONE_RANK = ClusterConfig(heavy_ranks=1)
+"""Where it makes no difference: every rank takes seconds to start."""
+
 
 class Run:
     """One sweep in a folder of its own, on the shared cluster."""
@@ -104,7 +107,7 @@ def test_an_idle_actor_that_dies_is_replaced_at_no_items_expense(run: Run) -> No
         if isinstance(event, WorkerJoined):
             (run.folder / f"joined.{event.worker}").touch()
 
-    run.make(leave_word, key0="murder-sketch-1", key1="")
+    run.make(leave_word, ONE_RANK, key0="murder-sketch-1", key1="")
     assert run.attempts == {"key0": 1, "key1": 1}
     assert [row["worker"] for row in run.log("WorkerLost")] == ["decode-0"]
 
@@ -135,7 +138,7 @@ def test_a_boundary_lost_with_its_node_is_made_again_from_the_sketch(command: St
 )
 def test_workers_that_cannot_start_stop_the_sweep_with_the_reason(run: Run, broken: str, says: str) -> None:
     with pytest.raises(RuntimeError, match=says):
-        run.make(broken=broken, key0="")
+        run.make(config=ONE_RANK, broken=broken, key0="")
 
 
 def test_a_pod_that_fits_nowhere_is_refused_at_once_with_what_there_is(run: Run) -> None:
@@ -159,13 +162,13 @@ def test_an_interrupt_ends_the_sweeps_own_actors_and_no_others(run: Run) -> None
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.make(interrupt, key0="slow-refine-1", key1="")
+        run.make(interrupt, ONE_RANK, key0="slow-refine-1", key1="")
     workers = [psutil.Process(pid) for pid in born(run.folder) if psutil.pid_exists(pid)]
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert alive == []
     assert ray.get(neighbour.pid.remote()) == pid
     ray.kill(neighbour)
-    run.make(key0="", key1="")
+    run.make(config=ONE_RANK, key0="", key1="")
     assert set(run.attempts) == {"key0", "key1"}
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.cluster import Cluster
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
-from tests.ray.test_joining import environment, head
+from tests.ray.test_joining import Head, environment, head
 
 ROOT = Path(__file__).parents[2]
 NUM_ITEMS = 6
@@ -35,6 +36,11 @@ def drive(root: Path, **extra: str) -> subprocess.Popen[str]:
         start_new_session=True,
         preexec_fn=hears_interrupts,
     )
+
+
+def joined(cluster: Cluster | Head) -> dict[str, str]:
+    """The environment of a driver that starts no cluster of its own."""
+    return {key: value for key, value in environment(RAY_ADDRESS=cluster.address).items() if key.startswith("RAY_")}
 
 
 def hears_interrupts() -> None:
@@ -62,7 +68,7 @@ def assert_all_end(processes: list[psutil.Process]) -> None:
 
 
 @pytest.mark.slow
-def test_a_driver_killed_half_way_resumes_with_exactly_one_record_per_item(tmp_path: Path) -> None:
+def test_a_driver_killed_half_way_resumes_with_exactly_one_record_per_item(cluster: Cluster, tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "run")
     driver = drive(tmp_path)
     wait_for_records(driver, paths, 2)
@@ -74,7 +80,7 @@ def test_a_driver_killed_half_way_resumes_with_exactly_one_record_per_item(tmp_p
     done = Ledger(paths).finished
     assert 2 <= len(done) < NUM_ITEMS
 
-    again = drive(tmp_path)
+    again = drive(tmp_path, **joined(cluster))
     output, _ = again.communicate()
     assert again.returncode == 0, output
     assert f"todo {NUM_ITEMS - len(done)} adopted 0" in output
@@ -117,11 +123,12 @@ def test_a_driver_told_to_end_begins_nothing_and_finishes_what_it_can(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_head_is_lost_ends_with_one_clear_error_and_goes_on_in_another_cluster(tmp_path: Path) -> None:
+def test_a_sweep_whose_head_is_lost_ends_with_one_clear_error_and_goes_on_in_another_cluster(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     paths = RunPaths(tmp_path / "run")
-    clean = {key: value for key, value in environment().items() if key.startswith("RAY_")}
     with head() as lost:
-        driver = drive(tmp_path, RAY_ADDRESS=lost.address, HEAD_LOST_S="3", **clean)
+        driver = drive(tmp_path, HEAD_LOST_S="3", **joined(lost))
         wait_for_records(driver, paths, 1)
         lost.kill()
         output, _ = driver.communicate(timeout=120)
@@ -129,7 +136,7 @@ def test_a_sweep_whose_head_is_lost_ends_with_one_clear_error_and_goes_on_in_ano
     assert output.count(f"error: the head of the Ray cluster at {lost.address} has not answered for ") == 1, output
     assert "Traceback" not in output
 
-    again = drive(tmp_path)
+    again = drive(tmp_path, **joined(cluster))
     output, _ = again.communicate()
     assert again.returncode == 0, output
     assert sorted(record.item_key for record in Ledger(paths).records()) == [f"key{number}" for number in range(NUM_ITEMS)]

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from orchestrator.cli import app
 from orchestrator.geometry import MODELS
 from orchestrator.paths import RunPaths
 from stages.video import verify
@@ -92,7 +94,7 @@ def test_each_of_them_was_refined_grid_by_grid_within_its_budget(name: str, rows
 def test_generate_makes_one_video_of_each_family(name: str, tmp_path: Path) -> None:
     image = ("--image", first_frame(tmp_path / "f.png")) if MODELS[name].image != "none" else ()
     shape = [part for key, value in SHAPE.items() for part in (f"--{key}", value)]
-    options = ("--model", name, "--weights", checkpoint(name), *image, *map(str, shape))
-    done = dvg("generate", "a red circle", *options, "--out", tmp_path / "v.mp4")
-    assert done.returncode == 0, done.stdout
+    options = ("--model", name, "--weights", checkpoint(name), *image, *shape)
+    done = CliRunner().invoke(app, ["generate", "a red circle", *map(str, options), "--out", str(tmp_path / "v.mp4")])
+    assert done.exit_code == 0, done.exception
     assert verify(tmp_path / "v.mp4", SHAPE["frames"]) is None

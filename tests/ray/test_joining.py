@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.cluster import LOCAL_ENVIRONMENT
 from orchestrator.ledger import Ledger
 from orchestrator.paths import RunPaths
 
@@ -29,8 +30,7 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 def environment(**extra: str) -> dict[str, str]:
     """A clean Ray environment on loopback."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    loopback = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    return kept | loopback | {"PYTHONPATH": str(ROOT)} | extra
+    return kept | LOCAL_ENVIRONMENT | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)} | extra
 
 
 def free_port() -> int:

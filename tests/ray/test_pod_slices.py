@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 
+from orchestrator.arms import Arm
 from orchestrator.cluster import Cluster
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.config import Sweep, TrackingConfig
@@ -23,16 +24,20 @@ from orchestrator.scheduler import Scheduler, SchedulerConfig, replay
 from orchestrator.types import Item, Record
 from stages.video import read_video
 from stages.worker import ClipWorker
+from tests.checkpoints import copied
 from tests.ray.traps import COMPANION, VICTIM, ByPrompt, TrappedWorkshop, arm
 from tests.tiny import checkpoint
 
 WIDTHS = {VICTIM: (2, 2, 2), COMPANION: (2, 2, 2), "narrow": (1, 1, 1), "mixed": (1, 2, 4)}
 """Of stages 2, 3 and 4, in phases of one stage each."""
+GUIDED_WIDTHS = {"pair": (2, 2, 2), "four": (4, 4, 4)}
+GUIDANCE = {"guidance": 3.0, "negative_prompt": "slow square"}
 
 
 @dataclass
 class Made:
     paths: RunPaths
+    arms: dict[str, Arm]
     records: dict[str, Record]
     latents: dict[str, np.ndarray] = field(default_factory=dict)
     """The last of each clip."""
@@ -42,42 +47,35 @@ class Made:
         return self.paths.root / self.records[name].video
 
 
-def clip(name: str) -> Item:
-    return Item(f"key-{name}", "dvg", name, "a red circle moves left", 7)
+def clip(name: str, of: str = "dvg") -> Item:
+    return Item(f"key-{name}", of, name, "a red circle moves left", 7)
 
 
-def make(
-    cluster: Cluster,
-    root: Path,
-    changes: dict[str, Any],
-    decode_on: Literal["workers", "pod"],
-    shards: dict[str, int],
-    **widths: tuple[int, ...],
-) -> Made:
-    """A sweep of one clip by each name, all of the same prompt and seed, on a pod of four ranks."""
-    made_of = arm(checkpoint(), **changes)
-    items = [clip(name) for name in widths]
-    config = ClusterConfig(heavy_ranks=4, num_threads=1, decode_on=decode_on)
+@pytest.fixture(scope="module")
+def made(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A sweep on a pod of four ranks: one clip by each name, all of the same prompt and seed.
+
+    Those that are guided have weights of their own, which are spread over two ranks. Slices of two decode.
+    """
+    root = tmp_path_factory.mktemp("slices")
+    guided = arm(copied("wan-mini", root), **GUIDANCE).model_copy(update={"name": "guided"})
+    arms, widths = {"dvg": arm(checkpoint()), "guided": guided}, WIDTHS | GUIDED_WIDTHS
+    items = [clip(name, "guided" if name in GUIDED_WIDTHS else "dvg") for name in widths]
     latents: dict[str, np.ndarray] = {}
-    scheduler = Scheduler(SchedulerConfig(decode_on=decode_on), ByPrompt(widths))
+    scheduler = Scheduler(SchedulerConfig(decode_on="pod"), ByPrompt(widths))
 
     def look(event: Event, commands: Any) -> None:
         scheduler.check()
         if isinstance(event, PhaseDone):
             latents[event.item_key.removeprefix("key-")] = ray.get(event.handle)["x"]
 
-    paths = RunPaths(root / "run")
-    sweep = Sweep("test", (made_of,), tuple(items), None, 3, config, TrackingConfig())
-    runbook = Runbook(Ledger(paths), {"dvg": made_of})
-    run_on_ray(sweep, items, scheduler, runbook, look, TrappedWorkshop({"dvg": made_of}, shards=shards, folder=root), cluster)
+    paths, config = RunPaths(root / "run"), ClusterConfig(heavy_ranks=4, num_threads=1, decode_on="pod")
+    sweep = Sweep("test", tuple(arms.values()), tuple(items), None, 3, config, TrackingConfig())
+    workshop = TrappedWorkshop(arms, shards={"guided": 2}, folder=root)
+    run_on_ray(sweep, items, scheduler, Runbook(Ledger(paths), arms), look, workshop, cluster)
     log = [json.loads(line) for line in paths.events.read_text().splitlines()]
-    replay(log, Scheduler(SchedulerConfig(decode_on=decode_on), ByPrompt(widths)))
-    return Made(paths, {record.prompt_id: record for record in Ledger(paths).records()}, latents, log)
-
-
-@pytest.fixture(scope="module")
-def made(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make(cluster, tmp_path_factory.mktemp("slices"), {}, "workers", {}, **WIDTHS)
+    replay(log, Scheduler(SchedulerConfig(decode_on="pod"), ByPrompt(widths)))
+    return Made(paths, arms, {record.prompt_id: record for record in Ledger(paths).records()}, latents, log)
 
 
 @pytest.mark.parametrize("name", [COMPANION, "mixed"])
@@ -99,7 +97,8 @@ def test_records_say_on_how_many_ranks_each_stage_ran_and_why(made: Made, name: 
 
 
 def test_a_rank_killed_in_mid_step_costs_its_own_clip_one_attempt_and_not_a_byte(made: Made) -> None:
-    assert {name: record.attempts for name, record in made.records.items()} == dict.fromkeys(WIDTHS, 1) | {VICTIM: 2}
+    once = dict.fromkeys(WIDTHS | GUIDED_WIDTHS, 1)
+    assert {name: record.attempts for name, record in made.records.items()} == once | {VICTIM: 2}
     assert made.video(VICTIM).read_bytes() == made.video(COMPANION).read_bytes()
 
 
@@ -117,22 +116,21 @@ def test_the_error_names_pod_rank_clip_and_stage(made: Made) -> None:
     assert lost["reason"].startswith(f"rank {dead} died in clip {VICTIM} (key-{VICTIM}), stage 2, step ")
 
 
-def test_guidance_is_split_weights_are_spread_and_a_pod_decodes_with_the_same_result(cluster: Cluster, tmp_path: Path) -> None:
-    guided = {"guidance": 3.0, "negative_prompt": "slow square"}
-    made = make(cluster, tmp_path, guided, decode_on="pod", shards={"dvg": 2}, pair=(2, 2, 2), four=(4, 4, 4))
-    latent, frames = alone(guided, tmp_path / "alone.mp4")
-    for name in ("pair", "four"):
+def test_guidance_is_split_weights_are_spread_and_a_pod_decodes_with_the_same_result(made: Made, tmp_path: Path) -> None:
+    latent, frames = alone(made.arms["guided"], tmp_path / "alone.mp4")
+    for name in GUIDED_WIDTHS:
         assert np.abs(made.latents[name] - latent).max() <= 1e-5
         apart = np.abs(read_video(made.video(name)).astype(int) - frames)
         assert apart.mean() <= 0.05, "more than a few bytes that were rounded the other way, as the encoder spreads them"
     decodes = [command for row in made.log for command in row["commands"] if command["type"] == "StartDecode"]
-    assert [command["slice"]["width"] for command in decodes] == [2, 2]
+    assert {command["item_key"] for command in decodes} == {f"key-{name}" for name in made.records}
+    assert {command["slice"]["width"] for command in decodes} == {2}
 
 
-def alone(changes: dict[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The same clip in this process: its last latent and its frames."""
-    worker = ClipWorker({"dvg": arm(checkpoint(), **changes)}, num_threads=1)
-    item = clip("alone")
+def alone(of: Arm, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The clip of an arm in this process: its last latent and its frames."""
+    worker = ClipWorker({of.name: of}, num_threads=1)
+    item = clip("alone", of.name)
     boundary, _ = worker.refine(item, worker.sketch(item)[2])
     worker.decode(item, boundary, path)
     return boundary.x.numpy(), read_video(path).astype(int)

@@ -19,7 +19,7 @@ from tests import tiny
 from tests.ray.test_sweep import ROOT, SPEC
 
 TOLD = "interrupted; the same command goes on from here"
-METRICS = {"names": ["psnr", "flicker"]}
+CHANGES = {"metrics": {"names": ["psnr", "flicker"]}, "tracking": {"enabled": False}, "cluster": {"heavy_ranks": 1}}
 WRITES_FOR_LONG = """
 import experiments.report, time
 def write_report(*arguments):
@@ -32,7 +32,7 @@ experiments.report.write_report = write_report
 def sweep(tmp_path: Path, first: str) -> subprocess.Popen[str]:
     """``dvg sweep`` after some lines of Python."""
     spec = tmp_path / "spec.yaml"
-    one = {**SPEC, "prompts": SPEC["prompts"][:1], "metrics": METRICS, "tracking": {"enabled": False}}
+    one = {**SPEC, "prompts": SPEC["prompts"][:1], **CHANGES}
     spec.write_text(yaml.safe_dump({**one, "weights": str(tiny.checkpoint())}))
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
     command = [sys.executable, "-c", f"{first}\nfrom orchestrator.cli import main\nmain()"]

@@ -31,10 +31,10 @@ def spec(folder: Path, *arms: str) -> str:
     path = folder / f"{'-'.join(arms)}.yaml"
     settings = {
         "prompts": ["a red circle moves left"],
-        "steps": 12,
-        "frames": 25,
-        "height": 96,
-        "width": 96,
+        "steps": 8,
+        "frames": 17,
+        "height": 64,
+        "width": 64,
         "arms": {name: ARMS[name] for name in arms},
         "tracking": {"enabled": False},
         "cluster": {"num_threads": 1},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -61,8 +62,10 @@ print("pandas" in sys.modules)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("server"), PASSWORD)
+def server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[MlflowServer]:
+    root = tmp_path_factory.mktemp("server")
+    shutil.copy(mlflow_database, root)
+    server = MlflowServer(root, PASSWORD)
     server.start()
     try:
         yield server
