@@ -114,6 +114,13 @@ def test_the_rule_tells_blocks_apart() -> None:
     assert not of_column.all()
 
 
+def test_keys_that_share_a_mean_are_compared_without_it() -> None:
+    """Noise about one large key: alike as it stands, and not at all beside its mean."""
+    q, k = torch.ones(1, NUM, 8), qkv(NUM)[1][0, :1] + 20
+    assert Rule(0.2, 1.0, 0.6, True).kept(q, k, SIZES).all()
+    assert not Rule(0.2, 1.0, 0.6, False).kept(q, k, SIZES).all()
+
+
 def test_a_block_of_one_direction_is_wholly_similar_and_one_of_opposites_not_at_all() -> None:
     x = torch.tensor([[[1.0, 0], [5, 0], [2, 0], [-2, 0], [0, 3.0]]])
     assert similarity(x, 2).tolist() == [[1.0, 0.0, 1.0]]
