@@ -206,8 +206,6 @@ _MEANS = (
     *("density", "density_executed", "text_s", "sketch_s", "refine_s", "denoise_s", "decode_s", "encode_s"),
     *("restore_s", "latency_s", "device_s"),
 )
-
-
 _ATTENTION = ("sparsity", "recall", "choose_s", "attend_s")
 
 

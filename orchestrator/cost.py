@@ -168,8 +168,7 @@ def denoise_s(geometry: ModelGeometry, action: Action, cost: CostModel) -> float
     forwards = forwards_per_stage([stage.steps for stage in action.stages])
     pairs = zip(forwards, action.stages, strict=True)
     steps_s = sum(num * stage.passes * cost.forward_s(geometry.num_tokens(stage.seen)) for num, stage in pairs)
-    entered = sum(geometry.num_tokens(stage.grid) for stage in action.stages[1:])
-    return cost.num_branches * steps_s + cost.transition_token_s * entered
+    return cost.num_branches * steps_s + cost.transition_token_s * sum(geometry.num_tokens(s.grid) for s in action.stages[1:])
 
 
 def full_s(geometry: ModelGeometry, shape: VideoShape, num_steps: int, cost: CostModel) -> float:

@@ -65,8 +65,8 @@ def _resolve(name: str, settings: Mapping[str, Any], mistakes: list[str], with_w
     if chosen and chosen.accelerators and budgeting and budgeting.target:
         names = "+".join(use.name for use in chosen.accelerators)
         mistakes.append(
-            f"budget is {budgeting.target}: what accelerators leave out is not predicted, so a budget beside {names} is a share of "
-            "the token-steps; give one, or drop accelerators"
+            f"budget is {budgeting.target}: what accelerators leave out is not predicted, so a budget beside {names} is a share "
+            "of the token-steps; give one, or drop accelerators"
         )
     loras, lora_revision = _loras(settings.get("lora") or (), folder / "transformer", mistakes)
     mistakes.extend(_guidance_mistakes(model, settings))

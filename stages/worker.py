@@ -274,13 +274,10 @@ def _after(first: Boundary, boundary: Boundary, timings_s: Mapping[str, float], 
     """``boundary`` with what led to it: the past of ``first``, and ``timings_s`` on the ranks of ``team``."""
     before, width = first.past, team.width if team else 1
     spent_s = {name: before.timings_s.get(name, 0.0) + seconds for name, seconds in _with_refined(timings_s).items()}
-    past = dataclasses.replace(
-        boundary.past,  # whose operations and attention are of all stages so far
-        timings_s={**before.timings_s, **spent_s},
-        widths=before.widths + (width,) * (boundary.stage - first.stage),
-        device_s=before.device_s + width * sum(timings_s.values()),
-        began_s=before.began_s,
-    )
+    widths = before.widths + (width,) * (boundary.stage - first.stage)
+    timings = {"timings_s": {**before.timings_s, **spent_s}, "began_s": before.began_s}
+    device_s = before.device_s + width * sum(timings_s.values())
+    past = dataclasses.replace(boundary.past, widths=widths, device_s=device_s, **timings)
     return dataclasses.replace(boundary, past=past)
 
 

@@ -37,7 +37,7 @@ class Blocks:
     @property
     def counts(self) -> Tensor:
         """Tokens in each block, ``[1 or heads, num]`` int64."""
-        return (self.slots != NO_TOKEN).unflatten(1, (-1, self.size)).sum(-1)
+        return torch.unflatten(self.slots != NO_TOKEN, 1, (-1, self.size)).sum(-1)
 
     @functools.cached_property
     def places(self) -> Tensor:
@@ -58,7 +58,7 @@ class Blocks:
 
     def mean(self, x: Tensor) -> Tensor:
         """Of each block's tokens: ``[1, heads, tokens, d]`` to ``[heads, num, d]`` float32."""
-        sums = self.take(x)[0].unflatten(1, (-1, self.size)).sum(2, dtype=torch.float32)
+        sums = torch.unflatten(self.take(x)[0], 1, (-1, self.size)).sum(2, dtype=torch.float32)
         return sums / self.counts.clamp(min=1).unsqueeze(-1)
 
     def followed_by(self, num_more: int) -> Blocks:
