@@ -48,6 +48,24 @@ def maybe_compile(fn: Fn, enabled: bool, token_dims: Mapping[str, int] = TOKEN_D
     return cast(Fn, run)
 
 
+def open_ended(fn: Callable[..., Any], most_variants: int) -> Callable[..., Any]:
+    """``fn`` compiled as one graph for all sizes of its tensors.
+
+    Sizes that happen to be equal at first are not taken for one. Beyond torch's usual 8 variants it would go on uncompiled; here
+    there may be ``most_variants``, and one more raises FailOnRecompileLimitHit.
+    """
+    from torch.fx.experimental import _config as shapes
+
+    _keep_on_disk()
+    compiled = torch.compile(fn, dynamic=True, fullgraph=True)
+
+    def run(*args: Any, **options: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=most_variants), shapes.patch(use_duck_shape=False):
+            return _timed(compiled, args, options)
+
+    return run
+
+
 def compile_seconds() -> float:
     """Seconds this process has spent in calls that compiled: warm-up, to be told apart from work."""
     return _spent_s

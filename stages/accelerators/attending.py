@@ -16,6 +16,7 @@ from torch import Tensor
 from orchestrator.types import Attended, Grid
 from parallel.groups import Group
 from parallel.seam import Attention
+from stages.compiling import compile_seconds
 
 if TYPE_CHECKING:
     from stages.accelerators.base import Now
@@ -54,19 +55,24 @@ class Attending(Protocol):
 
 
 class Stopwatch:
-    """Seconds of a device between entering and leaving, read later: nothing waits meanwhile."""
+    """Seconds of a device between entering and leaving, all times together, read later: nothing waits meanwhile.
+
+    What the host compiled in between is left out.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._began: Any = None
-        self._ended: Any = None
+        self._entered: Any = None
+        self._spans: list[tuple[Any, Any, float]] = []
+        """Began, ended, seconds of compiling."""
 
     def __enter__(self) -> Stopwatch:
-        self._began = self._now()
+        self._entered = self._now(), compile_seconds()
         return self
 
     def __exit__(self, *problem: object) -> None:
-        self._ended = self._now()
+        began, compiled_s = self._entered
+        self._spans.append((began, self._now(), compile_seconds() - compiled_s))
 
     def _now(self) -> Any:
         if not self._cuda:
@@ -77,10 +83,13 @@ class Stopwatch:
 
     def seconds(self) -> float:
         """Waits for the device."""
+        return sum((max(0.0, self._between(began, ended) - compiled_s) for began, ended, compiled_s in self._spans), 0.0)
+
+    def _between(self, began: Any, ended: Any) -> float:
         if not self._cuda:
-            return float(self._ended - self._began)
-        self._ended.synchronize()
-        return float(self._began.elapsed_time(self._ended)) / 1e3
+            return float(ended - began)
+        ended.synchronize()
+        return float(began.elapsed_time(ended)) / 1e3
 
 
 @dataclass(frozen=True)

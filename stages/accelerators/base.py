@@ -7,6 +7,7 @@ for every stage, so there is nothing to reset between stages; within one, anothe
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -158,7 +159,7 @@ class Boost:
             return
         if self.geometry is None:
             raise RuntimeError("attention needs to be told the model's geometry")
-        self.attention = ByLayer(lambda: self._part(Attending), self._here, seam.local)
+        self.attention = ByLayer(lambda: self._part(Attending), functools.partial(self._here, seam), seam.local)
         seam.instead = self.attention
 
     def let_go(self) -> None:
@@ -290,8 +291,8 @@ class Boost:
         t, h, w = (size // patch for size, patch in zip(self.event.grid, self.geometry.patch, strict=True))
         return t, h, w
 
-    def _here(self, heads: range, num_image: int, layer: int) -> Here:
-        return Here(self._now(), layer, self._log.num_layers, heads, self._tokens, num_image, self._log, self._sequence)
+    def _here(self, seam: Seam, heads: range, num_image: int, layer: int) -> Here:
+        return Here(self._now(), layer, self._log.num_layers, heads, self._tokens, num_image, self._log, seam.sequence)
 
 
 ROLES: dict[type, str] = {Accelerator: "caches", Attending: "ways to attend", Choosing: "token sets", Reflecting: "reflections"}

@@ -12,21 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from stages.compiling import open_ended
 from stages.sparse.pattern import NO_TOKEN, Pattern
 
 LEAST_TILE, MOST_TILE = 16, 128
 """Slots that the kernel takes at once, of queries and of keys."""
 MOST_VARIANTS = 256
 """Of the compiled kernel: by sizes of blocks, widths of heads, types, and whether there is more than one head."""
+MOST_MASKED = 4096
+"""Tokens of which a GPU may make a mask of all pairs, for every head."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     """``[1, heads, tokens, d]`` to the same; every query has to see one key at least.
 
     Text tokens are in the pattern (``Pattern.with_text``). On a GPU blocks of 128 queries and 64 or 128 keys are fast, those of
-    other powers of two from 16 on slower; blocks of any other size take a mask of all pairs of tokens.
+    other multiples of 16 slower; blocks of any other size take a mask of all pairs of tokens. Raises ValueError for those where
+    there are more than ``MOST_MASKED`` tokens.
     """
-    kernel = by_blocks if q.is_cuda and has_tiles(pattern) else by_mask
+    kernel = by_blocks if takes_blocks(pattern, q.is_cuda) else by_mask
     return kernel(q, k, v, pattern)
 
 
@@ -50,7 +54,7 @@ def by_blocks(
 
 def attend_with_sums(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """:func:`attend`, and the logarithm of each query's sum of exponentials over keys seen, ``[1, heads, tokens]``."""
-    kernel = by_blocks_with_sums if q.is_cuda and has_tiles(pattern) else by_mask_with_sums
+    kernel = by_blocks_with_sums if takes_blocks(pattern, q.is_cuda) else by_mask_with_sums
     return kernel(q, k, v, pattern)
 
 
@@ -84,6 +88,19 @@ def _run(
     told = {**kernel_options(queries.size, keys.size, q.dtype), **(options or {})}
     mask = block_mask(pattern, told_apart=run is not None)
     return (run or compiled())(*taken, block_mask=mask, kernel_options=told, **more)
+
+
+def takes_blocks(pattern: Pattern, on_gpu: bool) -> bool:
+    """Whether FlexAttention computes it: on a GPU, where blocks suit it. Raises ValueError where the mask would be too large."""
+    if not on_gpu or has_tiles(pattern):
+        return on_gpu
+    queries, keys = pattern.queries, pattern.keys
+    if max(queries.num_tokens, keys.num_tokens) > MOST_MASKED:
+        raise ValueError(
+            f"blocks of {queries.size} queries and {keys.size} keys are too many pairs for a mask of {keys.num_tokens:,} tokens: "
+            f"a GPU takes multiples of {LEAST_TILE} beyond {MOST_MASKED:,}"
+        )
+    return False
 
 
 def has_tiles(pattern: Pattern) -> bool:
@@ -146,18 +163,11 @@ def _listed(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def compiled() -> Callable[..., Any]:
-    """FlexAttention, once for all grids and shares of heads: numbers of tokens and blocks, and the batch, are left open.
+    """FlexAttention, once for each size of block, whatever the numbers of tokens, blocks and heads (``MOST_VARIANTS``).
 
-    Beyond torch's usual 8 variants it would go on uncompiled, with a matrix of all pairs of tokens; here there may be
-    ``MOST_VARIANTS``, and one more raises FailOnRecompileLimitHit.
+    Uncompiled it would make a matrix of all pairs of tokens, so beyond that many it raises.
     """
-    flex = torch.compile(flex_attention, dynamic=True, fullgraph=True)
-
-    def run(*given: Any, **options: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS):
-            return flex(*given, **options)
-
-    return run
+    return open_ended(flex_attention, MOST_VARIANTS)
 
 
 def recall(q: Tensor, k: Tensor, pattern: Pattern, num_rows: int = 64) -> Tensor:

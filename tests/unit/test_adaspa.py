@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -173,7 +174,19 @@ def test_every_stage_searches_at_its_first_step_or_as_many_later_as_is_set_but_n
     assert searches(second.steps, second, first_search=1) == [6]
     assert searches(second.steps, second, first_search=4) == []
     third = stage(2, 4, num_steps=5)
-    assert searches(third.steps, third) == [10, 12], "60 % of the clip's 20 steps are done"
+    assert searches(third.steps, third) == [10], "60 % of the clip's 20 steps are done, and its own search is too near"
+
+
+@pytest.mark.parametrize("head_dim", [8, 2, 1])
+def test_no_stage_attends_to_more_than_dense_attention_would(head_dim: int) -> None:
+    """Wherever it lies in a clip: a pass or four or eight are what a search costs."""
+    q, k, v = noise((4, 4, 8), heads=1, head_dim=head_dim)
+    for first, num in itertools.product((0, 8, 16, 23, 27, 31), (1, 2, 5, 8, 9, 13, 20, 50)):
+        event, log = StageEvent((1, 1, 1), range(first, first + num), 50, 0, False), Log(7)
+        spa = method("adaspa", sparsity=0.75, trusted_recall=1, dense_steps=0, block=BLOCK, search_again=(0.4, 0.6))
+        for step in event.steps:
+            spa.attend(q, k, v, here((4, 4, 8), event, step, heads=range(1), log=log), dense)
+        assert sum(float(call.density) for call in log.calls) <= num, (first, num)
 
 
 @pytest.mark.parametrize(("num_steps", "head_dim", "pays"), [(2, 8, False), (3, 8, True), (6, 2, False), (7, 2, True)])

@@ -58,7 +58,8 @@ def test_its_spec_runs_and_leaves_out_what_its_rule_says(added: None) -> None:
 
 def test_it_is_told_refused_and_combined_as_every_method(added: None) -> None:
     told = CliRunner().invoke(app, ["methods", "every-other"]).stdout
-    assert "combines with: every planner" in told
+    assert "combines with: full, dvg, " in " ".join(told.split())
+    assert "dualparal" not in told.partition("combines with:")[2].partition("settings")[0]
     assert "All blocks are computed every so many steps" in " ".join(told.split())
     for accelerators, words in (
         ([{"every-other": {"interval": 9}}], "every-other: interval is 9, and a clip has 8 steps: take fewer, or taylorseer"),

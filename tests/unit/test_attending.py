@@ -13,6 +13,8 @@ from torch import Tensor
 from orchestrator.flops import attention_share
 from orchestrator.geometry import model
 from orchestrator.types import Grid
+from parallel.groups import Group
+from parallel.layout import Layout
 from parallel.seam import Attention, Seam
 from stages.accelerators.attending import Attending, Here, Log
 from stages.accelerators.base import Boost, Now, StageEvent
@@ -103,6 +105,19 @@ def test_under_a_cache_attention_knows_which_block_it_is_in() -> None:
     seam.cut(TOKENS)
     boost(trunk(seam))
     assert [here.layer for here in told.here] == [2, 1]
+
+
+def test_heads_are_shared_by_the_ranks_of_the_seam_not_by_all_that_gather_weights_together() -> None:
+    """Where guidance is split, some of these have the same heads of the other branch."""
+    told, seam = Told(), Seam(dense)
+    mine, all_ranks = (Group(range(size), 0, None, torch.device("cpu")) for size in (2, 4))
+    for sequence in (mine, None):
+        boost = boosted(told, seam)
+        seam.attach(Layout(all_ranks, sequence, branch=0), exchange=None)
+        seam.cut(2 * TOKENS)
+        boost(trunk(seam, sequence=all_ranks))
+        assert all(here.sequence is sequence for here in told.here)
+        told.here.clear()
 
 
 def test_without_a_method_the_seam_calls_its_kernel_and_after_a_stage_again() -> None:

@@ -21,7 +21,7 @@ GOLDEN_COLUMNS = (
     "density_executed,tokens_full,stage_grids,stage_s,text_s,sketch_s,refine_s,denoise_s,decode_s,encode_s,latency_s,"
     "device_s,degree,attempts,device,host,video,num_bytes,sha256,finished_at,"
     "target,predicted_s,cost_label,cost_device,image,solver,stage_degrees,sizing,accelerators,reconstructed,tflops,"
-    "num_restored,restored_by,restore_s,reference_arm,psnr,ssim,"
+    "num_restored,restored_by,restore_s,sparsity,recall,choose_s,attend_s,attended,reference_arm,psnr,ssim,"
     "lpips,latent_cosine,flicker,motion,static,frames_ok,semantic_colour,semantic_shape,semantic_size,semantic_direction,"
     "semantic_speed,semantic_background,semantic_camera"
 )

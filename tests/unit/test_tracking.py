@@ -27,6 +27,10 @@ from tests.mlflowstate import by_level, runs, state
 pytestmark = pytest.mark.usefixtures("own_mlflow")
 
 
+ATTENTION = {"attention.sparsity", "attention.recall", "attention.choose_s", "attention.attend_s"}
+"""Of arms that attend otherwise."""
+
+
 def mirror(root: Path, uri: str | None = None) -> Changes:
     return tracking.mirror(Ledger(RunPaths(root)), uri)
 
@@ -61,9 +65,9 @@ def test_prompt_runs_carry_typed_metrics_params_quality_and_their_own_times(tmp_
     tracked(paths, records)
     found = {run.data.params["arm"]: run for run in by_level(paths)["prompt"]}
     dvg, record = found["dvg"], records[1]
-    assert set(dvg.data.metrics) == {*METRICS, "quality.psnr", "quality.ssim"}
+    assert set(dvg.data.metrics) == {*METRICS, "quality.psnr", "quality.ssim"} - ATTENTION
     assert dvg.data.metrics["latency.denoise_s"] == record.denoise_s
-    assert set(found["full"].data.metrics) == set(METRICS) - {"demand.spatial", "demand.temporal", "budget"}
+    assert set(found["full"].data.metrics) == set(METRICS) - {"demand.spatial", "demand.temporal", "budget"} - ATTENTION
     assert (dvg.data.params["action"], dvg.data.params["f2"]) == (record.action, str(record.f2))
     assert dvg.data.tags["item_key"] == record.item_key
     assert dvg.info.end_time - dvg.info.start_time == int(record.latency_s * 1000)

@@ -1,0 +1,84 @@
+"""The compiled kernel of sparse attention: compiled once for all sizes, its seconds told apart, and nothing quadratic on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from stages.accelerators.attending import Stopwatch
+from stages.compiling import compile_seconds, num_graphs
+from stages.sparse import kernel
+from stages.sparse.kernel import by_blocks
+from stages.sparse.pattern import Pattern, in_a_row
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What has been compiled: by a compiler that takes graphs as they are, so that sizes alone decide."""
+    graphs: list[Any] = []
+
+    def as_it_is(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    own = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, **more: own(fn, **{**more, "backend": as_it_is}))
+    torch._dynamo.reset()
+    kernel.compiled.cache_clear()
+    yield graphs
+    kernel.compiled.cache_clear()
+
+
+@torch.inference_mode()
+def attend(heads: int, num_tokens: int, size: int = 16) -> None:
+    blocks = in_a_row(num_tokens, size, CPU)
+    q, k, v = torch.randn(3, 1, heads, num_tokens, 16)
+    by_blocks(q, k, v, Pattern(blocks, blocks, torch.ones(heads, blocks.num, blocks.num, dtype=torch.bool)))
+
+
+def test_sizes_that_are_alike_by_chance_at_first_may_differ_later(compiled: list[Any]) -> None:
+    attend(4, 64)  # as many heads as blocks
+    for heads, num_tokens in ((4, 100), (6, 64), (3, 128)):
+        attend(heads, num_tokens)
+    assert len(compiled) == 1
+
+
+def test_seconds_of_compiling_the_kernel_are_told_apart_from_work() -> None:
+    before_s, graphs = compile_seconds(), num_graphs()
+    attend(5, 128)
+    after_s = compile_seconds()
+    attend(3, 144)
+    assert num_graphs() == graphs + 1
+    assert after_s > before_s
+    assert compile_seconds() == after_s
+
+
+def test_a_stopwatch_leaves_out_compiling_and_adds_up_what_it_is_entered_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, compiling = iter([10.0, 17.0, 20.0, 21.0, 30.0, 32.0]), iter([0.0, 5.0, 5.0, 5.0, 5.0, 9.0])
+    monkeypatch.setattr("stages.accelerators.attending.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("stages.accelerators.attending.compile_seconds", lambda: next(compiling))
+    watch = Stopwatch(CPU)
+    assert watch.seconds() == 0
+    told = []
+    for _ in range(3):
+        with watch:
+            pass
+        told.append(watch.seconds())
+    assert told == [2.0, 3.0, 3.0], "a device that had other work meanwhile was not kept waiting for all of the compiling"
+
+
+def test_on_a_gpu_a_mask_of_all_pairs_is_for_short_sequences_alone() -> None:
+    def pattern(num_tokens: int, size: int) -> Pattern:
+        blocks = in_a_row(num_tokens, size, CPU)
+        return Pattern(blocks, blocks, torch.ones(1, blocks.num, blocks.num, dtype=torch.bool))
+
+    assert kernel.takes_blocks(pattern(5000, 128), on_gpu=True)
+    assert not kernel.takes_blocks(pattern(4000, 40), on_gpu=True)
+    with pytest.raises(ValueError, match=r"blocks of 40 queries and 40 keys .* 5,000 tokens: .* multiples of 16"):
+        kernel.takes_blocks(pattern(5000, 40), on_gpu=True)
+    assert not kernel.takes_blocks(pattern(5000, 128), on_gpu=False), "the reference"
