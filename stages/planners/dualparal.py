@@ -33,6 +33,7 @@ from stages.planners.task import BasePlanner, Task
 from stages.resize import Axes
 
 BLOCKS = "blocks of one video are at different steps at once, and it keeps what it keeps for one step of all frames"
+TEXT_ONLY = "only two blocks would see a first frame"
 WITHOUT: dict[Lever, str] = dict.fromkeys(("cache", "attention", "tokens", "reflection"), BLOCKS)
 
 
@@ -87,7 +88,7 @@ class DualParalPlanner(BasePlanner):
 def require_text_only(condition: Condition) -> None:
     """Raises ValueError for a clip with a first frame."""
     if condition.image is not None or condition.latent is not None:
-        raise ValueError("dualparal makes videos of text alone: only two blocks would see a first frame; drop it")
+        raise ValueError(f"dualparal makes videos of text alone: {TEXT_ONLY}; drop it")
 
 
 def queue_of(settings: DualParalSettings, num_frames: int, num_steps: int) -> Queue:
@@ -128,6 +129,6 @@ METHODS = {
         "videos beyond the trained length: blocks of frames in a queue, layers in a row over the ranks", "reconstructed",
         make=lambda settings, task, budget: DualParalPlanner(task, settings),
         settings=DualParalSettings, mistakes=mistakes, actions=actions, without=WITHOUT,
-        knobs=("noise_seed", "noise_hash"), whole_forwards=False, kept_tensors=kept_tensors,
+        knobs=("noise_seed", "noise_hash"), text_only=TEXT_ONLY, whole_forwards=False, kept_tensors=kept_tensors,
     )
 }  # fmt: skip
