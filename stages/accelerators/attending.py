@@ -43,7 +43,11 @@ class Here:
 
 @runtime_checkable
 class Attending(Protocol):
-    """Used for one stage of one clip by one expert. Keeps what it keeps by ``(branch, layer, heads.start)``."""
+    """Used for one stage of one clip by one expert. Keeps what it keeps by branch, layer and heads.
+
+    A layer's heads come in chunks, of the same heads each time as long as the number of tokens stays what it is
+    (``heads.start`` tells them apart then): with other numbers of tokens an exchange may cut them otherwise.
+    """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
         """``[1, heads, tokens, head_dim]`` to the same. ``dense`` is the kernel that would have run.
@@ -97,6 +101,7 @@ class _Call:
     step: int
     heads: range
     density: float | Tensor
+    executed: float | Tensor
     recall: Tensor | None
     choosing: Stopwatch | None
     attending: Stopwatch | None
@@ -116,12 +121,15 @@ class Log:
         recall: Tensor | None = None,
         choosing: Stopwatch | None = None,
         attending: Stopwatch | None = None,
+        executed: float | Tensor | None = None,
     ) -> None:
         """``density``: pairs of tokens attended, of all; above 1 where more was done than dense attention does.
 
         ``recall``: of the weights that dense attention gives, what falls on the pairs kept, a mean over some queries.
+        ``executed``: as ``density``, operations; None: those of the pairs attended.
         """
-        self.calls.append(_Call(here.now.step, here.heads, density, recall, choosing, attending))
+        done = density if executed is None else executed
+        self.calls.append(_Call(here.now.step, here.heads, density, done, recall, choosing, attending))
 
     def settle(self, group: Group | None) -> tuple[float, tuple[Attended, ...]]:
         """The share of all attention that was left out, summed over forwards, and the means of every step.
@@ -131,11 +139,11 @@ class Log:
         if not self.calls:
             return 0.0, ()
         rows = _shared(self._rows(), group)
-        saved = float(((1 - rows[:, 1]) * rows[:, 0]).sum())
+        saved = float(((1 - rows[:, 3]) * rows[:, 0]).sum())
         return saved, tuple(self._step(step, rows) for step in sorted({call.step for call in self.calls}))
 
     def _rows(self) -> Tensor:
-        """Of each call: share of a forward's attention, density, recall (nan: not measured), in float64 on the CPU."""
+        """Of each call: share of a forward's attention, density, recall (nan: not measured), executed, in float64 on the CPU."""
         heads = [call.heads for call in self.calls]
         num_heads = max(some.stop for some in heads) - min(some.start for some in heads)
         shares = [len(some) / (num_heads * self.num_layers) for some in heads]
@@ -144,13 +152,14 @@ class Log:
                 torch.tensor(shares, dtype=torch.float64),
                 _values([call.density for call in self.calls]),
                 _values([float("nan") if call.recall is None else call.recall for call in self.calls]),
+                _values([call.executed for call in self.calls]),
             ],
             dim=1,
         )
 
     def _step(self, step: int, rows: Tensor) -> Attended:
         mine = torch.tensor([call.step == step for call in self.calls])
-        share, density, recall = rows[mine].unbind(1)
+        share, density, recall, _ = rows[mine].unbind(1)
         weights = share / share.sum()
         known = ~recall.isnan()
         calls = [call for call in self.calls if call.step == step]
@@ -171,7 +180,7 @@ def _values(values: Sequence[float | Tensor]) -> Tensor:
 
 
 def _shared(rows: Tensor, group: Group | None) -> Tensor:
-    """The mean over ranks of ``rows [calls, 3]``, equal on all of them."""
+    """The mean over ranks of ``rows [calls, 4]``, equal on all of them."""
     if group is None:
         return rows
     every = group.gather_rows(rows.to(group.device).unsqueeze(0), (1,) * group.size)
