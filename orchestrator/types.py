@@ -128,7 +128,7 @@ class Past:
     tflops: float = 0.0
     """10^12 floating-point operations of the forwards so far, what was reused left out."""
     attended: tuple[Attended, ...] = ()
-    """Of the steps whose attention was not dense, or was measured."""
+    """Of every step in which a method of attention ran, dense ones among them."""
 
 
 @dataclass(frozen=True)

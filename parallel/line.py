@@ -23,7 +23,10 @@ class Line:
     """This rank's place in the row. A slice of one rank is first and last, and has nothing to send."""
 
     def __init__(self, group: Group | None, most: int) -> None:
-        """``most`` things are on their way from each rank at once: whoever sends another waits for the oldest to be taken."""
+        """``most`` things are on their way from each rank at once: before another is sent the oldest must have been taken.
+
+        On hosts (gloo) the caller waits for that; on GPUs (NCCL) its stream does, and the caller goes on.
+        """
         self.group = group
         self.rank, self.size = (0, 1) if group is None else (group.rank, group.size)
         self._most = most
@@ -60,7 +63,7 @@ class Line:
                 dist.broadcast(x, self.group.ranks[-1], group=self.group.handle)
 
     def settle(self) -> None:
-        """Waits until all that was sent has been taken."""
+        """What comes after this waits until all that was sent has been taken: the host, or on GPUs (NCCL) its stream."""
         while self._under_way:
             self._finish()
 
