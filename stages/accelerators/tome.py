@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -69,7 +70,7 @@ class Tome:
         self.settings, self.geometry = settings, geometry
         self._windows: Windows | None = None
         self._ordered: Ordered | None = None
-        self._destinations: dict[int | None, Tensor] = {}
+        self._destinations: Tensor | None = None
         self._log_sizes: Tensor | None = None
 
     def tokens(self, now: Now, grid: Grid) -> Ordered | None:
@@ -90,7 +91,7 @@ class Tome:
         if self._ordered is None or windows is None:
             return trunk.compute()
         place, state = self._place(trunk, windows), trunk.inputs
-        destinations = self._chosen(now.step, windows, state[0])[place.windows]
+        destinations = self._chosen(now, windows, state[0].device)[place.windows]
         share = self._share(windows.num * self.settings.num_merged, len(self._ordered.rows))
         for index in range(trunk.num_blocks):
             merge = match(state[0], destinations, self.settings.num_merged, windows.area)
@@ -106,12 +107,15 @@ class Tome:
             return dense(q, k, v)
         return weighted(q, k, v, F.pad(self._log_sizes, (0, k.shape[2] - len(self._log_sizes))))
 
-    def _chosen(self, step: int, windows: Windows, h: Tensor) -> Tensor:
-        """Destinations of all windows, the same for both branches of guidance."""
-        key = step if self.settings.shuffle else None
-        if key not in self._destinations:
-            self._destinations = {key: windows.destinations(key).to(h.device)}
-        return self._destinations[key]
+    def _chosen(self, now: Now, windows: Windows, device: torch.device) -> Tensor:
+        """Destinations of all windows, the same for both branches of guidance.
+
+        Those of all steps go to the device at once, in the stage's first step: the host waits for every copy.
+        """
+        if self._destinations is None:
+            steps = now.event.steps if self.settings.shuffle else (None,)
+            self._destinations = torch.stack([windows.destinations(step) for step in steps]).to(device)
+        return self._destinations[now.since if self.settings.shuffle else 0]
 
     def _place(self, trunk: Trunk, windows: Windows) -> Place:
         group, total = trunk.sequence, windows.tokens[0] * windows.tokens[1] * windows.tokens[2]

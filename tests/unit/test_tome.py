@@ -58,8 +58,12 @@ class InWindows:
 
     work = 1.0
 
+    def __init__(self) -> None:
+        self._ordered: Ordered | None = None
+
     def tokens(self, now: Now, grid: Grid) -> Ordered:
-        return Ordered(Windows(grid, (4, 2)).order(), grid, 8)
+        self._ordered = self._ordered or Ordered(Windows(grid, (4, 2)).order(), grid, 8)
+        return self._ordered
 
     def saw(self, x: Tensor, v: Tensor, now: Now) -> None:
         """Nothing."""
@@ -86,6 +90,22 @@ def test_the_order_of_tokens_and_attention_on_given_rows_change_nothing_by_thems
     torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
 
 
+def never(*given: Any) -> Any:
+    raise AssertionError("everything was computed")
+
+
+def trunk_of(h: Tensor) -> Trunk:
+    """Two blocks that do nothing."""
+
+    def attend_on(index: int, state: State, rows: Tensor, counts: tuple[int, ...]) -> State:
+        return state
+
+    def finish(index: int, state: State, found: State) -> State:
+        return (state[0] + found[0],)
+
+    return Trunk((h,), 2, never, never, never, finish, lambda state: state[0], {}, 0.5, "net", attend_on=attend_on)
+
+
 def test_a_block_attends_with_means_and_adds_what_they_find_to_every_token() -> None:
     """Text goes by as it is."""
     grid, tome = (1, 4, 6), Tome(TomeSettings(ratio=0.5, window=(4, 4), shuffle=False), resident("wan-mini").geometry)
@@ -100,15 +120,65 @@ def test_a_block_attends_with_means_and_adds_what_they_find_to_every_token() -> 
     def finish(index: int, state: State, found: State) -> State:
         return state[0] + found[0], found[1]
 
-    def never(*given: Any) -> Any:
-        raise AssertionError("everything was computed")
-
     trunk = Trunk((h, text), 1, never, never, never, finish, lambda state: state[0], {}, 0.5, "net", attend_on=attend_on)
     assert tome.tokens(NOW, grid) is not None
     out = tome.forward(trunk, NOW)
     merge = match(h, torch.tensor([[0, 2, 8, 10]]), 8, 16)
     torch.testing.assert_close(seen[0], merge.merged(h))
     torch.testing.assert_close(out, h + merge.spread(2 * merge.merged(h)))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_stage_tells_the_device_its_destinations_at_once(shuffle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy to the device is waited for: one in a stage, none in a step. Tensors on "meta" stand for those on a device."""
+    own, crossing = Tome(TomeSettings(shuffle=shuffle), resident("wan-mini").geometry), list[str]()
+
+    def to(x: Tensor, device: Any, *given: Any, **more: Any) -> Tensor:
+        if isinstance(device, torch.device) and device != x.device:
+            crossing.append(str(tuple(x.shape)))
+        return real(x, device, *given, **more)
+
+    real = Tensor.to
+    monkeypatch.setattr(Tensor, "to", to)
+    tokens, event = (3, 8, 8), replace(EVENT, grid=(3, 16, 16))
+    h = torch.empty(1, 3 * 8 * 8, 3, device="meta")
+    for step in event.steps:
+        for branch in (0, 1):
+            assert own.tokens(Now(step, LEVEL, branch, event), tokens) is not None
+            own.forward(trunk_of(h), Now(step, LEVEL, branch, event))
+    assert len(crossing) == 1, crossing
+    assert len(event.steps) > 1
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_destinations_of_a_step_are_those_drawn_for_it_wherever_the_stage_begins(shuffle: bool) -> None:
+    windows = Windows((3, 8, 8), (4, 4))
+    for start in (0, 2):
+        event, own = replace(EVENT, steps=range(start, 6)), Tome(TomeSettings(shuffle=shuffle), resident("wan-mini").geometry)
+        own.tokens(Now(start, LEVEL, 0, event), (3, 8, 8))
+        for step in event.steps:
+            found = own._chosen(Now(step, LEVEL, 0, event), windows, torch.device("cpu"))
+            assert torch.equal(found, windows.destinations(step if shuffle else None))
+
+
+@pytest.mark.parametrize("name", ["wan2.2-ti2v-5b", "hunyuanvideo-i2v"])
+def test_where_a_clean_first_frame_lies_is_found_once_for_a_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes from the host."""
+    found, real = list[int](), Ordered.first_frame
+
+    def watched(ordered: Ordered) -> Tensor:
+        found.append(1)
+        return real.fget(ordered)  # type: ignore[attr-defined, no-any-return]
+
+    monkeypatch.setattr(Ordered, "first_frame", property(watched))
+    own, cond, grid = resident(name), placed(name, GRID), GRID
+    boost = Boost((InWindows,), replace(EVENT, grid=grid), own.geometry)
+    own.accelerate(boost)
+    for step in range(3):
+        boost.at(step, LEVEL)
+        own.denoise(cond.pin(noise(1, own.geometry.latent_channels, *grid, seed=1)), LEVEL, cond)
+    own.accelerate(None)
+    assert len(found) == 1
 
 
 def test_a_key_of_many_tokens_counts_as_so_many_keys_and_text_as_one() -> None:
