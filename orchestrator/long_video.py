@@ -78,10 +78,12 @@ def layers_of(rank: int, num_ranks: int, num_layers: int) -> range:
     return range(rank * num_layers // num_ranks, (rank + 1) * num_layers // num_ranks)
 
 
-def blockwise(action: Action, queue: Queue) -> Action:
+def blockwise(geometry: ModelGeometry, action: Action, queue: Queue, context: int) -> Action:
     """A plain run's schedule, whose forwards see a block each. ``density`` stays of the token-steps, all of which are taken."""
-    (stage,) = action.stages
-    return replace(action, name="dualparal", stages=(replace(stage, window=len(queue.blocks[0])),), needs_sketch=False)
+    stage = replace(action.stages[0], window=len(queue.blocks[0]), in_flight=min(queue.in_flight, queue.num_blocks))
+    plain_tflops = stage.passes * queue.num_steps * tokens_tflops(geometry, geometry.num_tokens(stage.seen))
+    work = passes_tflops(geometry, stage.grid, queue, context) / plain_tflops
+    return replace(action, name="dualparal", stages=(replace(stage, work=work),), needs_sketch=False)
 
 
 def passes_tflops(geometry: ModelGeometry, grid: Grid, queue: Queue, context: int) -> float:

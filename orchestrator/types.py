@@ -33,6 +33,10 @@ class Stage:
     shift: float
     window: int | None = None
     """Latent frames that a forward sees at most; None: all of them. A step of a longer grid is several forwards."""
+    work: float = 1.0
+    """Operations of all its forwards, over those of as many that attend to what they see alone."""
+    in_flight: int | None = None
+    """Of several forwards of a step how many are under way at once: more ranks find nothing to do. None: it does not matter."""
 
     @property
     def seen(self) -> Grid:

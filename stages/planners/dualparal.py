@@ -63,7 +63,8 @@ class DualParalPlanner(BasePlanner):
             raise ValueError("; ".join(found))
         self.task, self.settings = task, settings
         self.queue = queue_of(settings, task.full_grid[0], task.num_steps)
-        self.action = blockwise(full_action(task.geometry, task.shape, task.num_steps), self.queue)
+        full = full_action(task.geometry, task.shape, task.num_steps)
+        self.action = blockwise(task.geometry, full, self.queue, settings.context_frames)
 
     def first(self) -> Stage:
         return self.action.stages[0]
@@ -114,7 +115,8 @@ def mistakes(settings: DualParalSettings, request: Request) -> list[str]:
 
 def actions(settings: DualParalSettings, request: Request) -> tuple[Action, ...]:
     full = full_action(request.geometry, request.shape, request.num_steps)
-    return (blockwise(full, queue_of(settings, full.stages[0].grid[0], request.num_steps)),)
+    queue = queue_of(settings, full.stages[0].grid[0], request.num_steps)
+    return (blockwise(request.geometry, full, queue, settings.context_frames),)
 
 
 def kept_tensors(settings: DualParalSettings, geometry: ModelGeometry) -> float:

@@ -202,7 +202,7 @@ def test_operations_and_seconds_grow_with_the_length_and_not_with_its_square() -
         long = dataclasses.replace(geometry.default_shape, num_frames=4 * 8 * blocks - 3)
         planner = made_for(long, "dualparal", 50, geometry.name, {})
         found[blocks] = denoise_s(geometry, planner.decide(None).action, cost)
-    assert found[8] == pytest.approx(2 * found[4]) == pytest.approx(4 * found[2])
+    assert found[8] - found[4] == pytest.approx(2 * (found[4] - found[2])), "the first block alone has no context"
 
 
 def test_a_slice_is_no_wider_than_the_model_has_layers() -> None:
@@ -261,7 +261,7 @@ def test_an_arm_of_any_length_takes_the_memory_of_its_blocks() -> None:
         arms = [arm(frames=frames, planner={"dualparal": {"in_flight": number}}) for number in (1, 8)]
         lean, wide = (one.model_copy(update=LARGE) for one in arms)
         sizing = sizing_of([lean], pod).arms["long"]
-        assert [choice.width for choice in stage_choices(sizing, sizing.actions[0], 4)[0]] == [1, 2, 4]
+        assert [choice.width for choice in stage_choices(sizing, sizing.actions[0], 4)[0]] == [1]
         (line,) = sizing_mistakes([wide], pod)
         assert line.endswith("or dualparal with order cleanest or fewer blocks in_flight, whose keys it keeps")
 
