@@ -6,7 +6,7 @@ A rank has all tokens of some heads then, so whatever decides by head decides al
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -131,16 +131,26 @@ class Log:
         done = density if executed is None else executed
         self.calls.append(_Call(here.now.step, here.heads, density, done, recall, choosing, attending))
 
-    def settle(self, group: Group | None) -> tuple[float, tuple[Attended, ...]]:
-        """The share of all attention that was left out, summed over forwards, and the means of every step.
+    def settle(self, group: Group | None, steps: Iterable[int] | None = None) -> tuple[float, tuple[Attended, ...]]:
+        """The share of all attention that was left out, summed over a rank's forwards, and the means of every step.
 
-        Over the heads of all ranks of ``group``, which call this alike. Waits for the device.
+        Over the heads, and the branches of guidance, of all ranks of ``group``, which call this alike for the same ``steps``, as
+        not all may have attended in each of them. Waits for the device.
         """
+        steps = sorted({call.step for call in self.calls}) if steps is None else list(steps)
+        table = _shared(self._table(steps), group)
+        found = (self._step(step, row) for step, row in zip(steps, table.tolist(), strict=True) if row[0] > 0)
+        return float(table[:, -1].sum()), tuple(found)
+
+    def _table(self, steps: Sequence[int]) -> Tensor:
+        """Of each step, summed: share of a forward's attention, and that of it that was kept, measured, recalled, saved."""
+        table = torch.zeros(len(steps), 5, dtype=torch.float64)
         if not self.calls:
-            return 0.0, ()
-        rows = _shared(self._rows(), group)
-        saved = float(((1 - rows[:, 3]) * rows[:, 0]).sum())
-        return saved, tuple(self._step(step, rows) for step in sorted({call.step for call in self.calls}))
+            return table
+        share, density, recall, executed = self._rows().unbind(1)
+        columns = [share, share * density, share * ~recall.isnan(), share * recall.nan_to_num(0), share * (1 - executed)]
+        places = torch.tensor([steps.index(call.step) for call in self.calls])
+        return table.index_add_(0, places, torch.stack(columns, dim=1))
 
     def _rows(self) -> Tensor:
         """Of each call: share of a forward's attention, density, recall (nan: not measured), executed, in float64 on the CPU."""
@@ -157,16 +167,13 @@ class Log:
             dim=1,
         )
 
-    def _step(self, step: int, rows: Tensor) -> Attended:
-        mine = torch.tensor([call.step == step for call in self.calls])
-        share, density, recall, _ = rows[mine].unbind(1)
-        weights = share / share.sum()
-        known = ~recall.isnan()
+    def _step(self, step: int, row: Sequence[float]) -> Attended:
+        share, kept, measured, recalled, _ = row
         calls = [call for call in self.calls if call.step == step]
         return Attended(
             step,
-            float(1 - (density * weights).sum()),
-            float((recall[known] * weights[known]).sum() / weights[known].sum()) if bool(known.any()) else None,
+            1 - kept / share,
+            recalled / measured if measured else None,
             sum(call.choosing.seconds() for call in calls if call.choosing is not None),
             sum(call.attending.seconds() for call in calls if call.attending is not None),
         )
@@ -180,7 +187,7 @@ def _values(values: Sequence[float | Tensor]) -> Tensor:
 
 
 def _shared(rows: Tensor, group: Group | None) -> Tensor:
-    """The mean over ranks of ``rows [calls, 4]``, equal on all of them."""
+    """The mean over ranks of ``rows``, equal on all of them."""
     if group is None:
         return rows
     every = group.gather_rows(rows.to(group.device).unsqueeze(0), (1,) * group.size)

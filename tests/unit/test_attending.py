@@ -291,3 +291,17 @@ def test_another_expert_has_a_method_of_its_own() -> None:
 def test_roles_are_told_by_what_an_object_can_do() -> None:
     assert isinstance(Told(), Attending)
     assert not isinstance(SomeBlocks(), Attending)
+
+
+def test_a_step_that_the_other_branch_alone_attended_in_is_told_and_steps_without_are_not() -> None:
+    log = Log(num_layers=1)
+    log.add(here(log, range(2), step=4), 0.5, torch.tensor(0.75))
+    other = torch.tensor([[0.0] * 5, [1.0, 0.2, 0.0, 0.0, 0.8], [0.0] * 5], dtype=torch.float64)
+
+    def gather_rows(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        return torch.cat([rows, other.unsqueeze(0)])
+
+    group: Any = SimpleNamespace(size=2, device=torch.device("cpu"), gather_rows=gather_rows)
+    saved, steps = log.settle(group, [3, 5, 4])
+    assert saved == pytest.approx((0.5 + 0.8) / 2)
+    assert [(row.step, row.sparsity, row.recall) for row in steps] == [(5, pytest.approx(0.8), None), (4, 0.5, 0.75)]
