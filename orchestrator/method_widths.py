@@ -16,7 +16,7 @@ from parallel import backends
 
 BLOCKWISE = "dualparal"
 """The planner whose forwards see a block of a long video each, some layers on every rank."""
-LEAN = f"{BLOCKWISE} with order cleanest or fewer blocks in_flight, whose keys it keeps"
+LEAN = f"{BLOCKWISE} with context_frames 0, order cleanest or fewer blocks in_flight, whose keys it keeps"
 
 
 def kept_together(arm: Arm) -> str:

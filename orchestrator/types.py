@@ -32,7 +32,8 @@ class Stage:
     steps: int
     shift: float
     window: int | None = None
-    """Latent frames that a forward sees at most; None: all of them. A step of a longer grid is several forwards."""
+    """Latent frames that a forward sees at most; None: all of them. A longer grid takes several forwards a step."""
+    advance: int | None = None  # latent frames that it moves on, where they are fewer than it sees
     work: float = 1.0
     """Operations of all its forwards, over those of as many that attend to what they see alone."""
     in_flight: int | None = None
@@ -46,7 +47,7 @@ class Stage:
     @property
     def passes(self) -> int:
         """Forwards of a step, of each branch of guidance."""
-        return -(-self.grid[0] // self.seen[0])
+        return -(-self.grid[0] // min(self.seen[0], self.advance or self.seen[0]))
 
 
 @dataclass(frozen=True)
