@@ -120,6 +120,17 @@ def test_every_frame_takes_every_step_once_and_all_that_a_pass_sees_are_at_its_l
 
 
 @given(slanted)
+def test_frames_on_their_way_are_bounded_whatever_the_length(queue: Queue) -> None:
+    taken: dict[int, int] = {}
+    for one in queue.passes:
+        taken |= {frame: taken.get(frame, 0) for frame in queue.seen(one.block, one.step)}
+        assert len(taken) <= queue.in_flight * (queue.most + 1) + queue.overlap * (queue.num_steps + 1)
+        for frame in queue.moved(one.block, one.step):
+            taken[frame] = one.step + 1
+        taken = {frame: steps for frame, steps in taken.items() if steps < queue.num_steps}
+
+
+@given(slanted)
 def test_what_a_block_sees_of_the_next_one_the_next_one_sees_at_that_step(queue: Queue) -> None:
     ahead: dict[int, range] = {}
     for one in queue.passes:
