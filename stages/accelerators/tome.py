@@ -25,6 +25,10 @@ from stages.accelerators.trunk import Trunk
 from stages.merging import CELL, Merge, Ordered, Windows, match
 from stages.sparse.weighted import weighted
 
+FEWEST_WINDOWS = 16
+"""Of a grid that merges: two for each of eight ranks, so that none of them is left with no row or one, which a compiler takes for
+constants. By the grid alone, so that the video is the same at every width."""
+
 
 class TomeSettings(Settings):
     """``ratio: 0`` leaves everything as it is, bit for bit."""
@@ -33,7 +37,7 @@ class TomeSettings(Settings):
     """Share of a window's tokens that join others, rounded down to whole tokens; three quarters leave one of every 2 x 2."""
     window: tuple[int, int] = (4, 4)
     """Tokens along height and width among which they look for others, even numbers. Tokens at a frame's border that fill no
-    window are never merged."""
+    window are never merged, nor are those of a grid with fewer than 16 windows."""
     shuffle: bool = True
     """Whether which token of a 2 x 2 cell the others may join changes from step to step, at random; otherwise it is the first."""
     proportional: bool = True
@@ -77,7 +81,7 @@ class Tome:
         """All of them, in windows; None where nothing is merged."""
         if self._windows is None:
             self._windows = Windows(grid, self.settings.window)
-        if not (self.settings.num_merged and self._windows.num):
+        if not self.settings.num_merged or self._windows.num < FEWEST_WINDOWS:
             return None
         if self._ordered is None:
             self._ordered = Ordered(self._windows.order(), grid, self._windows.area)
@@ -151,10 +155,10 @@ def mistakes(settings: TomeSettings, request: Request) -> list[str]:
             f"ratio is {settings.ratio:g}, which is no whole token of a window of {area}: take {1 / area:g} or more, a larger "
             "window, or 0"
         )
-    if Windows((t, h, w), settings.window).num == 0:
+    if (num := Windows((t, h, w), settings.window).num) < FEWEST_WINDOWS:
         lines.append(
-            f"window is {list(settings.window)} tokens and a frame has {h} x {w}, so nothing would be merged: take a smaller "
-            f"one, [{CELL}, {CELL}] at least, or larger frames"
+            f"window is {list(settings.window)} tokens and {t} frames of {h} x {w} have {num} windows; with fewer than "
+            f"{FEWEST_WINDOWS} nothing is merged: take a smaller one, [{CELL}, {CELL}] at least, or a larger video"
         )
     return lines
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from orchestrator.resolve import resolve_arm
 from orchestrator.types import Grid, VideoShape
+from parallel.groups import Group
 from stages.accelerators import makers
 from stages.accelerators.attending import Here
 from stages.accelerators.base import Boost, Now
@@ -108,12 +111,12 @@ def trunk_of(h: Tensor) -> Trunk:
 
 def test_a_block_attends_with_means_and_adds_what_they_find_to_every_token() -> None:
     """Text goes by as it is."""
-    grid, tome = (1, 4, 6), Tome(TomeSettings(ratio=0.5, window=(4, 4), shuffle=False), resident("wan-mini").geometry)
-    h, text, seen = noise(1, 24, 3, seed=1), noise(1, 2, 3, seed=2), list[Tensor]()
+    grid, tome = (16, 4, 6), Tome(TomeSettings(ratio=0.5, window=(4, 4), shuffle=False), resident("wan-mini").geometry)
+    h, text, seen = noise(1, 16 * 24, 3, seed=1), noise(1, 2, 3, seed=2), list[Tensor]()
 
     def attend_on(index: int, state: State, rows: Tensor, counts: tuple[int, ...]) -> State:
         seen.append(state[0])
-        assert counts == (16,)
+        assert counts == (16 * 16,)
         assert torch.equal(state[1], text)
         return state[0] * 2, state[1] * 3
 
@@ -123,7 +126,7 @@ def test_a_block_attends_with_means_and_adds_what_they_find_to_every_token() -> 
     trunk = Trunk((h, text), 1, never, never, never, finish, lambda state: state[0], {}, 0.5, "net", attend_on=attend_on)
     assert tome.tokens(NOW, grid) is not None
     out = tome.forward(trunk, NOW)
-    merge = match(h, torch.tensor([[0, 2, 8, 10]]), 8, 16)
+    merge = match(h, torch.tensor([[0, 2, 8, 10]]).expand(16, -1), 8, 16)
     torch.testing.assert_close(seen[0], merge.merged(h))
     torch.testing.assert_close(out, h + merge.spread(2 * merge.merged(h)))
 
@@ -140,8 +143,8 @@ def test_a_stage_tells_the_device_its_destinations_at_once(shuffle: bool, monkey
 
     real = Tensor.to
     monkeypatch.setattr(Tensor, "to", to)
-    tokens, event = (3, 8, 8), replace(EVENT, grid=(3, 16, 16))
-    h = torch.empty(1, 3 * 8 * 8, 3, device="meta")
+    tokens, event = (4, 8, 8), replace(EVENT, grid=(4, 16, 16))
+    h = torch.empty(1, 4 * 8 * 8, 3, device="meta")
     for step in event.steps:
         for branch in (0, 1):
             assert own.tokens(Now(step, LEVEL, branch, event), tokens) is not None
@@ -152,10 +155,10 @@ def test_a_stage_tells_the_device_its_destinations_at_once(shuffle: bool, monkey
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_destinations_of_a_step_are_those_drawn_for_it_wherever_the_stage_begins(shuffle: bool) -> None:
-    windows = Windows((3, 8, 8), (4, 4))
+    windows = Windows((4, 8, 8), (4, 4))
     for start in (0, 2):
         event, own = replace(EVENT, steps=range(start, 6)), Tome(TomeSettings(shuffle=shuffle), resident("wan-mini").geometry)
-        own.tokens(Now(start, LEVEL, 0, event), (3, 8, 8))
+        own.tokens(Now(start, LEVEL, 0, event), (4, 8, 8))
         for step in event.steps:
             found = own._chosen(Now(step, LEVEL, 0, event), windows, torch.device("cpu"))
             assert torch.equal(found, windows.destinations(step if shuffle else None))
@@ -219,6 +222,7 @@ def arm(*accelerators: Any, **more: Any) -> tuple[Any, list[str]]:
         ([{"tome": {"ratio": 0.8}}], {}, ["ratio", "0.75"]),
         ([{"tome": {"window": [3, 4]}}], {}, ["window is [3, 4]", "even"]),
         ([{"tome": {"window": [8, 8]}}], {}, ["window is [8, 8]", "4 x 6", "[2, 2]"]),
+        (["tome"], {}, ["window is [4, 4]", "5 windows", "16", "[2, 2]"]),
         ([{"tome": {"ratio": 0.05}}], {}, ["ratio is 0.05", "0.0625"]),
         (["tome", "taylorseer"], {}, ["tome and taylorseer cannot be combined"]),
         (["tome"], {"planner": "fresco"}, ["fresco", "tome", "cannot be combined"]),
@@ -252,6 +256,22 @@ def test_a_clip_named_in_a_spec_merges_on_every_grid_that_holds_a_window_and_not
     assert [tome._windows and tome._windows.tokens for tome in made] == [
         (t, h // 2, w // 2) for t, h, w in (stage.grid for stage in found.decision.action.stages)
     ]
+
+
+@pytest.mark.parametrize("window", [(2, 2), (2, 4), (4, 4), (6, 2)])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+def test_every_rank_has_two_rows_at_least_of_a_grid_that_merges(window: tuple[int, int], num_ranks: int) -> None:
+    """Compiled blocks take no and one row for constants. Which grids merge is the same at every width."""
+    trunk: Any = SimpleNamespace(sequence=Group(range(num_ranks), 0, None, torch.device("cpu")))
+    tried = 0
+    for grid in itertools.product(range(1, 6), range(2, 9), range(2, 12, 2)):
+        own = Tome(TomeSettings(ratio=0.75, window=window), resident("wan-mini").geometry)
+        windows, does_merge = Windows(grid, window), own.tokens(NOW, grid) is not None
+        assert does_merge == (windows.num >= 16)
+        if does_merge:
+            assert min(own._place(trunk, windows).counts) >= 2
+            tried += 1
+    assert tried
 
 
 def test_the_forwards_of_a_method_that_reflects_are_whole() -> None:
