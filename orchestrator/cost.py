@@ -167,7 +167,7 @@ def denoise_s(geometry: ModelGeometry, action: Action, cost: CostModel) -> float
     """Seconds of denoising on one device: the forwards that really run, every branch of them, and the transitions."""
     forwards = forwards_per_stage([stage.steps for stage in action.stages])
     pairs = zip(forwards, action.stages, strict=True)
-    steps_s = sum(num * stage.passes * cost.forward_s(geometry.num_tokens(stage.seen)) for num, stage in pairs)
+    steps_s = sum(num * stage.passes * stage.work * cost.forward_s(geometry.num_tokens(stage.seen)) for num, stage in pairs)
     return cost.num_branches * steps_s + cost.transition_token_s * sum(geometry.num_tokens(s.grid) for s in action.stages[1:])
 
 

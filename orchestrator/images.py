@@ -6,6 +6,7 @@ import pathlib
 
 from orchestrator import geometry
 from orchestrator.arms import Arm
+from orchestrator.methods import WITHOUT_SETTINGS, find
 from orchestrator.prompts import find_file, looked_in
 from stages.image import image_sha256
 
@@ -31,6 +32,10 @@ class FirstFrames:
         if image is not None and takes == "none":
             others = ", ".join(name for name, model in geometry.MODELS.items() if model.image != "none")
             self._tell(f"arm {arm.name}: model {arm.model} takes no image (got {image!r}); models that do: {others}")
+            return NONE
+        if image is not None and (why := text_only(arm)):
+            what = f"planner {arm.planner} makes videos of text alone ({why})"
+            self._tell(f"arm {arm.name}: {what}; drop image {image!r}, or take another planner")
             return NONE
         return NONE if image is None else self.check(image)
 
@@ -64,3 +69,8 @@ class FirstFrames:
     def _tell(self, line: str) -> None:
         if line not in self.mistakes:
             self.mistakes.append(line)
+
+
+def text_only(arm: Arm) -> str:
+    """Why the arm's planner takes no first frame; empty if it does."""
+    return "" if arm.planner in WITHOUT_SETTINGS else find(arm.planner, "planner").text_only

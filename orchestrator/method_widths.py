@@ -16,7 +16,7 @@ from parallel import backends
 
 BLOCKWISE = "dualparal"
 """The planner whose forwards see a block of a long video each, some layers on every rank."""
-LEAN = f"{BLOCKWISE} with order cleanest or fewer blocks in_flight, whose keys it keeps"
+LEAN = f"{BLOCKWISE} with context_frames 0, order cleanest or fewer blocks in_flight, whose keys it keeps"
 
 
 def kept_together(arm: Arm) -> str:
@@ -57,18 +57,22 @@ def width_mistake(arm: Arm, config: SizingConfig) -> str:
     return f"cluster.sizing.width is {config.width}, and more than 1 rank would split guidance: {why}"
 
 
-def ring_mistake(arm: Arm, limits: Limits) -> str:
-    """Of an arm whose attention needs all keys of a head: a pod on which some width's keys go round a ring; empty otherwise."""
-    names = [method.name for method, _ in _accelerators(arm) if method.lever in ("attention", "tokens")]
-    geometry = model(arm.model)
+def backend_mistake(arm: Arm, limits: Limits) -> str:
+    """Of an arm that attends otherwise: a pod on some of whose widths the backend shares tokens or keys as its method cannot have
+    them; empty otherwise."""
+    geometry, methods = model(arm.model), [method for method, _ in _accelerators(arm)]
+    uneven = [method.name for method in methods if method.lever == "tokens"]
+    by_head = [method.name for method in methods if method.lever in ("attention", "tokens")]
     shares = [split(width, num_branches(geometry, arm.guidance))[1] for width in powers(limits.max_width)]
     backend = backends.settled(limits.backend, limits.device_type)
-    if not names or all(backends.head_ranks(backend, geometry.heads, share) == share for share in shares):
+    *others, last = [name for name in backends.names() if not backends.needs_equal_shares(name)]
+    instead = f"take backend {', '.join(others)} or {last}"
+    if uneven and max(shares) > 1 and backends.needs_equal_shares(backend):
+        return f"backend {backend} needs as many tokens on every rank, and {uneven[0]} leaves some out; {instead}"
+    if not by_head or all(backends.head_ranks(backend, geometry.heads, share) == share for share in shares):
         return ""
-    return (
-        f"backend {backend} sends keys and values round a ring, so no rank has all of a head, and {names[0]} decides by head; "
-        "take backend auto, peer, native or ulysses"
-    )
+    ring = f"backend {backend} sends keys and values round a ring, so no rank has all of a head"
+    return f"{ring}, and {by_head[0]} decides by head; {instead}"
 
 
 def sharding_mistake(arm: Arm, num_ranks: int) -> str:

@@ -161,6 +161,8 @@ class Method:
     """Levers none of whose methods it can be combined with, and why."""
     knobs: tuple[str, ...] = ENGINE_KNOBS
     """Of a planner with settings of its own: the knobs of ``dvg:`` that count under it; the others are refused."""
+    text_only: str = ""
+    """Of a planner: why it takes no first frame; empty if it does."""
     needs: str = ""
     """Weights, packages or calibrations, in words."""
     whole_forwards: bool | Callable[[Any], bool] = True

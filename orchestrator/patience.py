@@ -60,7 +60,7 @@ class Patience:
         if arm is None or not stages:
             return None
         geometry = model(arm.model)
-        return max(arm.cost.step_s(geometry.num_tokens(stage.seen), width) for stage in stages)
+        return max(max(stage.work, 1.0) * arm.cost.step_s(geometry.num_tokens(stage.seen), width) for stage in stages)
 
     def whole_s(self, command: Command, item: Item) -> float:
         """For a whole sketch or decode."""

@@ -14,7 +14,7 @@ from orchestrator.degrees import Limits, legal_widths, powers
 from orchestrator.geometry import model
 from orchestrator.schedules import forwards_per_stage
 from orchestrator.sizing import Choice, Order, SizingConfig, Voice
-from orchestrator.types import Action, Decision, Item, Phase
+from orchestrator.types import Action, Decision, Item, Phase, Stage
 
 SPLIT_DECODE = 0.9
 """Efficiency that a decode is taken to keep with each doubling of its ranks, where nobody measured it."""
@@ -124,15 +124,20 @@ def stage_choices(arm: ArmSizing, action: Action, max_width: int) -> tuple[tuple
     forwards = forwards_per_stage([stage.steps for stage in action.stages])
     found = []
     for stage, num in list(zip(action.stages, forwards, strict=True))[first:]:
-        tokens, most = geometry.num_tokens(stage.seen), max_width if stage.window is None else min(max_width, geometry.num_layers)
+        tokens, most = geometry.num_tokens(stage.seen), min(max_width, _most_busy(arm, stage))
         legal = legal_widths(geometry, arm.limits, arm.cost.num_branches, [tokens])
         widths = [width for width in legal if arm.least_width <= width <= most]
         if not widths:
             least = f"; its weights take {arm.least_width} ranks" if arm.least_width > 1 else ""
             raise ValueError(f"{arm.model}: {tokens:,} tokens can run on no slice of a pod of {max_width}{least}")
         extra_s = arm.cost.transition_token_s * tokens if first else 0.0
-        found.append(sizing.choices(arm.cost, widths, tokens, num * stage.passes, extra_s))
+        found.append(sizing.choices(arm.cost, widths, tokens, num * stage.passes, extra_s, stage.work))
     return tuple(found)
+
+
+def _most_busy(arm: ArmSizing, stage: Stage) -> int:
+    """Ranks that a stage keeps busy: where blocks go from rank to rank, each needs layers of its own, and a block."""
+    return arm.limits.max_width if stage.in_flight is None else min(model(arm.model).num_layers, stage.in_flight)
 
 
 def decode_choices(cost: CostModel, max_width: int) -> tuple[Choice, ...]:

@@ -14,10 +14,10 @@ from orchestrator.demands import actions_of
 from orchestrator.geometry import model
 from orchestrator.method_widths import (
     BLOCKWISE,
+    backend_mistake,
     kept_tensors,
     kept_together,
     kept_told,
-    ring_mistake,
     sharding_mistake,
     width_mistake,
 )
@@ -79,14 +79,20 @@ def arm_sizing(arm: Arm, pod: Pod) -> ArmSizing:
     geometry = model(arm.model)
     cost = arm.cost or cost_model(geometry, arm.shape, arm.guidance)
     together, limits = kept_together(arm), _limits(cost.device, pod)
-    if wrong := ring_mistake(arm, limits):
-        raise ValueError(wrong)
     limits = limits.model_copy(update={"kept_tensors": kept_tensors(arm)} | ({"max_width": 1} if together else {}))
     try:
         sized = sizing_on(limits, geometry, _seen(arm), cost)
     except ValueError as error:
         raise ValueError("; ".join(filter(None, [str(error), together, kept_told(arm)]))) from error
+    most = _most_asked(pod.sizing, limits.max_width, sized.least_width)
+    if wrong := backend_mistake(arm, limits.model_copy(update={"max_width": most})):
+        raise ValueError(wrong)
     return sized.model_copy(update={"actions": actions_of(arm), "together": together})
+
+
+def _most_asked(config: SizingConfig, most: int, least: int) -> int:
+    """The widest slice that the rule may give a clip."""
+    return min(most, max(config.width or 1, least)) if config.rule == "fixed" else most
 
 
 def _seen(arm: Arm) -> VideoShape:

@@ -73,13 +73,16 @@ class Choice:
 
 
 def choices(
-    cost: CostModel, widths: Sequence[int], num_tokens: int, num_forwards: int, extra_s: float = 0.0
+    cost: CostModel, widths: Sequence[int], num_tokens: int, num_forwards: int, extra_s: float = 0.0, work: float = 1.0
 ) -> tuple[Choice, ...]:
-    """The stage on each of ``widths``, narrowest first. ``extra_s`` is spent on any of them, as on a transition."""
-    least_s = min(widths) * cost.step_s(num_tokens, min(widths))
+    """The stage on each of ``widths``, narrowest first. ``extra_s`` is spent on any of them, as on a transition.
+
+    ``work``: as :attr:`orchestrator.types.Stage.work`.
+    """
+    least_s = min(widths) * work * cost.step_s(num_tokens, min(widths))
     found = []
     for width in sorted(widths):
-        step_s = cost.step_s(num_tokens, width)
+        step_s = work * cost.step_s(num_tokens, width)
         share = least_s / (width * step_s)
         found.append(Choice(width, num_tokens, step_s, num_forwards * step_s + extra_s, share, cost.is_predicted(width)))
     return tuple(found)

@@ -32,7 +32,12 @@ class Stage:
     steps: int
     shift: float
     window: int | None = None
-    """Latent frames that a forward sees at most; None: all of them. A step of a longer grid is several forwards."""
+    """Latent frames that a forward sees at most; None: all of them. A longer grid takes several forwards a step."""
+    advance: int | None = None  # latent frames that it moves on, where they are fewer than it sees
+    work: float = 1.0
+    """Operations of all its forwards, over those of as many that attend to what they see alone."""
+    in_flight: int | None = None
+    """Of several forwards of a step how many are under way at once: more ranks find nothing to do. None: it does not matter."""
 
     @property
     def seen(self) -> Grid:
@@ -42,7 +47,7 @@ class Stage:
     @property
     def passes(self) -> int:
         """Forwards of a step, of each branch of guidance."""
-        return -(-self.grid[0] // self.seen[0])
+        return -(-self.grid[0] // min(self.seen[0], self.advance or self.seen[0]))
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Past:
     tflops: float = 0.0
     """10^12 floating-point operations of the forwards so far, what was reused left out."""
     attended: tuple[Attended, ...] = ()
-    """Of the steps whose attention was not dense, or was measured."""
+    """Of every step in which a method of attention ran, dense ones among them."""
 
 
 @dataclass(frozen=True)

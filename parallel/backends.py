@@ -112,6 +112,11 @@ def head_ranks(name: str, heads: int, degree: int) -> int:
     return width
 
 
+def needs_equal_shares(name: str) -> bool:
+    """Whether every rank must have the same number of tokens. Raises ValueError for an unknown name."""
+    return _named(name).needs_equal_shares
+
+
 def missing(name: str) -> str | None:
     """Why a backend cannot run on this machine; None if it can. Raises ValueError for an unknown name."""
     backend = _named(name)

@@ -22,11 +22,15 @@ DOWN, BACK = 1, 2
 class Line:
     """This rank's place in the row. A slice of one rank is first and last, and has nothing to send."""
 
-    def __init__(self, group: Group | None, most: int) -> None:
-        """``most`` things are on their way from each rank at once: whoever sends another waits for the oldest to be taken."""
+    def __init__(self, group: Group | None, most: int, most_back: int | None = None) -> None:
+        """``most`` things are on their way from each rank at once (``most_back`` from the last, where that is not None): before
+        another is sent the oldest must have been taken.
+
+        On hosts (gloo) the caller waits for that; on GPUs (NCCL) its stream does, and the caller goes on.
+        """
         self.group = group
         self.rank, self.size = (0, 1) if group is None else (group.rank, group.size)
-        self._most = most
+        self._most = most if most_back is None or not self.is_last else most_back
         self._under_way: deque[list[tuple[Any, Tensor]]] = deque()
 
     @property
@@ -60,7 +64,7 @@ class Line:
                 dist.broadcast(x, self.group.ranks[-1], group=self.group.handle)
 
     def settle(self) -> None:
-        """Waits until all that was sent has been taken."""
+        """What comes after this waits until all that was sent has been taken: the host, or on GPUs (NCCL) its stream."""
         while self._under_way:
             self._finish()
 

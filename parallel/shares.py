@@ -1,4 +1,7 @@
-"""Which tokens of a sequence each rank has: shares that differ by at most one token, so that any number of tokens will do."""
+"""Which tokens of a sequence each rank has, so that any number of tokens will do: shares differ by at most one token.
+
+Where runs of tokens stay together they differ by a run at most, and the last rank has those besides that fill none.
+"""
 
 from __future__ import annotations
 

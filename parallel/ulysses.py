@@ -1,7 +1,8 @@
 """Sequence parallelism by DeepSpeed's own ``DistributedAttention`` (DeepSpeed-Ulysses, arXiv 2309.14509), for any token count.
 
-It wants as many tokens on every rank. So a rank that has fewer pads its own by zero rows, at most one; between the exchanges,
-where all tokens are together, the pads are cut away before the local kernel and put back after it. No token ever sees a pad.
+It wants as many tokens on every rank. So a rank that has fewer pads its own by zero rows: by one at most, or, where runs of
+tokens stay together, by as many as shares then differ, which makes it slower. Between the exchanges, where all tokens are
+together, the pads are cut away before the local kernel and put back after it. No token ever sees a pad.
 """
 
 from __future__ import annotations

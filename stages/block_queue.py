@@ -8,6 +8,7 @@ with the video: whole latents lie on the host.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator.long_video import Queue, layers_of, passes_tflops
+from orchestrator.long_video import Pass, Queue, layers_of, passes_tflops
 from orchestrator.types import Grid, Stage
 from parallel.line import Line
 from parallel.seam import Attention
@@ -120,7 +121,7 @@ class Share:
 
 @dataclass
 class Flight:
-    """A block on its way, as the rank that makes its steps has it."""
+    """A latent frame on its way, as the rank that makes its steps has it: blocks that overlap hand frames to each other."""
 
     x: Tensor
     solver: Solver
@@ -144,10 +145,18 @@ class BlockLeg:
         self.context = context
         self.attached = model.attached
         layout = self.attached[0]
-        self.line = Line(None if layout is None else layout.whole, queue.in_flight)
+        most_back = 4 * (queue.in_flight + 2)  # on the host: the first rank takes them when it needs them
+        self.line = Line(None if layout is None else layout.whole, queue.in_flight, most_back)
         self.share = Share(self.line, context)
-        self.levels = task.solver(self.stage).levels
         self.flights: dict[int, Flight] = {}
+        """By the frame."""
+        self.frames: dict[int, tuple[int, Tensor]] = {}
+        """On the first rank, where that is not the last one too: each frame's next step, and the frame."""
+        self.sent_back = (one for one in queue.passes if one.step + 1 < queue.num_steps)
+        self.ahead: dict[int, Tensor] = {}
+        """By the step: velocities of frames that the block before saw beyond its end."""
+        self.fresh = task.solver(self.stage)
+        self.levels = self.fresh.levels
         self.placed: dict[int, Placed] = {}
         self.done: Tensor = torch.empty(boundary.x.shape)
         self.most_bytes = 0
@@ -158,7 +167,7 @@ class BlockLeg:
 
         Raises ValueError for a slice of more ranks than the model has layers, RuntimeError when what comes out is not finite.
         """
-        event = StageEvent(self._grid(0), range(self.queue.num_steps), self.queue.num_steps, 0, False)
+        event = StageEvent(self._grid(self.queue.seen(0, 0)), range(self.queue.num_steps), self.queue.num_steps, 0, False)
         boost = Boost((lambda: self.share,), event, self.model.geometry)
         self.model.attach(None, None)
         self.model.accelerate(boost)
@@ -176,68 +185,101 @@ class BlockLeg:
         for number, one in enumerate(self.queue.passes):
             level = self.levels[one.step]
             boost.at(one.step, level)
-            self.share.begin(one.block, len(self._frames(one.block)), one.block + 1 < self.queue.num_blocks)
-            x = self._latent(one.block, one.step)
-            v = self.model.denoise(x, level, self._placed(one.block))
+            seen = self.queue.seen(one.block, one.step)
+            self.share.begin(one.block, len(seen), self.context > 0 and one.block + 1 < self.queue.num_blocks)
+            v = self.model.denoise(self._latent(seen, one.step), level, self._placed(one.block, seen))
             if self.line.is_last:
-                self._step(v, one.block, one.step)
+                self._step(v, one)
             self._note_bytes()
             self._tidy(one.block, one.step)
             self.on_step(StepDone(0, 1, number, self.queue.num_passes, self.stage.grid, level.sigma))
         self.line.settle()
         self.line.share(self.done)
 
-    def _latent(self, block: int, step: int) -> Tensor:
+    def _latent(self, frames: range, step: int) -> Tensor:
         """Before this step, where it is known: the first rank embeds it, the last one moves it. Others need its size only."""
-        noise = self._of(self.boundary.x, block)
         if self.line.is_last:
-            if step == 0:
-                self.flights[block] = Flight(noise.to(self.model.device), self.task.solver(self.stage))
-            return self.flights[block].x
-        if step and self.line.is_first:
-            noise = self.line.take_back(noise)
-        return noise.to(self.model.device)
+            return torch.cat([self._flight(frame).x for frame in frames], dim=2)
+        if self.line.is_first:
+            self._catch_up(frames, step)
+            found = [self.frames[frame][1] if frame in self.frames else self._of(self.boundary.x, frame) for frame in frames]
+            return torch.cat(found, dim=2).to(self.model.device)
+        return self._of(self.boundary.x, frames).to(self.model.device)
 
-    def _step(self, v: Tensor, block: int, step: int) -> None:
-        """On the rank that has the velocity."""
-        flight = self.flights[block]
-        flight.x = flight.solver.step(flight.x, v, step)
-        if step + 1 == self.queue.num_steps:
-            self._of(self.done, block).copy_(self.flights.pop(block).x)
+    def _flight(self, frame: int) -> Flight:
+        """Solvers work cell by cell, so that a frame's own does to it what one of many frames would do."""
+        if frame not in self.flights:
+            self.flights[frame] = Flight(self._of(self.boundary.x, frame).to(self.model.device), copy.copy(self.fresh))
+        return self.flights[frame]
+
+    def _catch_up(self, frames: range, step: int) -> None:
+        """Takes what the last rank sent back, pass after pass, until all ``frames`` are as they are before ``step``."""
+        while step and any(frame not in self.frames or self.frames[frame][0] < step for frame in frames):
+            one = next(self.sent_back)
+            moved = self.queue.moved(one.block, one.step)
+            found = self.line.take_back(self._of(self.boundary.x, moved))
+            for frame, x in zip(moved, torch.split(found, 1, dim=2), strict=True):
+                self.frames[frame] = one.step + 1, x
+
+    def _step(self, v: Tensor, one: Pass) -> None:
+        """On the rank that has the velocity, of all frames that were seen."""
+        moved = self.queue.moved(one.block, one.step)
+        v = self._joined(v, one.step)
+        if v.shape[2] > len(moved):
+            self.ahead[one.step] = v[:, :, len(moved) :].clone()
+        for frame, own in zip(moved, torch.split(v[:, :, : len(moved)], 1, dim=2), strict=True):
+            flight = self._flight(frame)
+            flight.x = flight.solver.step(flight.x, own, one.step)
+        x = torch.cat([self.flights[frame].x for frame in moved], dim=2)
+        if one.step + 1 == self.queue.num_steps:
+            self._of(self.done, moved).copy_(x)
         elif not self.line.is_first:
-            self.line.send_back(flight.x)
+            self.line.send_back(x)
+
+    def _joined(self, v: Tensor, step: int) -> Tensor:
+        """From what the block before found of the frames that both saw to what this one did, evenly along them."""
+        before = self.ahead.pop(step, None)
+        if before is None:
+            return v
+        num = before.shape[2]
+        share = (torch.arange(1, num + 1, device=v.device, dtype=v.dtype) / (num + 1)).view(-1, 1, 1)
+        return torch.cat([torch.lerp(before, v[:, :, :num], share), v[:, :, num:]], dim=2)
 
     def _tidy(self, block: int, step: int) -> None:
         """What nobody needs any more. Going by the cleanest first, a block's keys are made anew before they are next used."""
         is_done = step + 1 == self.queue.num_steps
         if is_done:
-            self.placed.pop(block)
+            self.placed.pop(block, None)
+            for frame in self.queue.moved(block, step):
+                self.flights.pop(frame, None)
+                self.frames.pop(frame, None)
         if is_done or (self.queue.order == "cleanest" and step + self.queue.gap < self.queue.num_steps):
             self.share.drop(block - 1)
 
     def _note_bytes(self) -> None:
-        self.most_bytes = max(self.most_bytes, self.share.num_bytes + sum(one.num_bytes for one in self.flights.values()))
+        own = sum(one.num_bytes for one in self.flights.values()) + sum(x.nbytes for x in self.ahead.values())
+        self.most_bytes = max(self.most_bytes, self.share.num_bytes + own)
 
-    def _placed(self, block: int) -> Placed:
-        """Made when a block enters, and let go when it is done."""
-        if block not in self.placed:
-            frames, (t, h, w) = self._frames(block), self._grid(block)
-            axes = tuple(frames), tuple(range(h)), tuple(range(w))
-            patch = self.model.geometry.patch
-            tokens = t // patch[0], h // patch[1], w // patch[2]
-            placed = self.model.place(self.boundary.condition, axes, self.task.config.image_condition)
-            self.placed[block] = dataclasses.replace(placed, mixed=Later(frames.start, tokens) if frames.start else None)
-        return self.placed[block]
+    def _placed(self, block: int, frames: range) -> Placed:
+        """Made when a block enters, and let go when it is done; made anew at every step where it lies elsewhere at each."""
+        if block in self.placed:
+            return self.placed[block]
+        t, h, w = self._grid(frames)
+        patch = self.model.geometry.patch
+        tokens = t // patch[0], h // patch[1], w // patch[2]
+        axes = tuple(frames), tuple(range(h)), tuple(range(w))
+        placed = self.model.place(self.boundary.condition, axes, self.task.config.image_condition)
+        placed = dataclasses.replace(placed, mixed=Later(frames.start, tokens) if frames.start else None)
+        if not self.queue.is_slanted:
+            self.placed[block] = placed
+        return placed
 
-    def _frames(self, block: int) -> range:
-        return self.queue.blocks[block]
+    def _grid(self, frames: range) -> Grid:
+        return len(frames), *self.stage.grid[1:]
 
-    def _grid(self, block: int) -> Grid:
-        return len(self._frames(block)), *self.stage.grid[1:]
-
-    def _of(self, x: Tensor, block: int) -> Tensor:
-        frames = self._frames(block)
-        return x[:, :, frames.start : frames.stop]
+    def _of(self, x: Tensor, frames: range | int) -> Tensor:
+        start, stop = (frames, frames + 1) if isinstance(frames, int) else (frames.start, frames.stop)
+        return x[:, :, start:stop]
 
     def _tflops(self) -> float:
         """Over all ranks, both branches of guidance."""

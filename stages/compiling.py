@@ -54,8 +54,9 @@ def open_ended(fn: Callable[..., Any], most_variants: int) -> Callable[..., Any]
     Sizes that happen to be equal at first are not taken for one. Beyond torch's usual 8 variants it would go on uncompiled; here
     there may be ``most_variants``, and one more raises FailOnRecompileLimitHit.
     """
-    from torch.fx.experimental import _config as shapes
+    from torch.fx.experimental import _config
 
+    shapes: Any = _config
     _keep_on_disk()
     compiled = torch.compile(fn, dynamic=True, fullgraph=True)
 

@@ -4,7 +4,7 @@
 
 Every length is made by every number of ranks, and is the same video. Beside them a plain run of the full length, and FreeLong,
 up to ``--plain-up-to`` times the native length, as their attention grows with its square. Flicker is the mean change from frame
-to frame, in levels of 255, at the frames with which a latent frame begins: where that begins a block, and where it does not.
+to frame, in levels of 255, where a latent frame begins: at a border of blocks, and elsewhere.
 """
 
 from __future__ import annotations
@@ -172,13 +172,12 @@ def _flicker(plan: Plan, groups: Any, latent: Any, row: Row) -> Row:
         return {}
     import numpy as np
 
-    from orchestrator.long_video import Queue
+    from stages.planners.dualparal import DualParalSettings, queue_of
     from stages.video import write_mp4
 
     model = _model(plan, str(groups.device))
     began_s, stride = time.perf_counter(), model.geometry.vae_stride[0]
-    changes: list[float] = []
-    last, kept = None, []
+    changes, last, kept = list[float](), None, []
     for run in model.decode(latent):
         whole = run if last is None else np.concatenate([last, run])
         changes += [float(abs(b.astype(np.int16) - a).mean()) for a, b in itertools.pairwise(whole)]
@@ -189,14 +188,18 @@ def _flicker(plan: Plan, groups: Any, latent: Any, row: Row) -> Row:
         folder = pathlib.Path(plan.videos)
         folder.mkdir(parents=True, exist_ok=True)
         write_mp4(kept, folder / f"{row['method']}-{row['times']}x.mp4", _native(plan).fps)
-    queue = Queue(latent.shape[2], plan.blocks["block_frames"], plan.steps, plan.blocks["in_flight"])
-    starts = {block.start for block in queue.blocks[1:]}
+    queue = queue_of(DualParalSettings(**plan.blocks), model.geometry, latent.shape[2], plan.steps)
+    blocks = [moved for block in range(queue.num_blocks) if (moved := queue.moved(block, plan.steps - 1))]
+    near = {block.start + past for block in blocks[1:] for past in range(queue.overlap + 1)}
     begins = {frame: changes[stride * (frame - 1)] for frame in range(1, latent.shape[2])}
-    borders = [change for frame, change in begins.items() if frame in starts]
-    inside = [change for frame, change in begins.items() if frame not in starts]
+    borders = [change for frame, change in begins.items() if frame in near]
+    inside = [change for frame, change in begins.items() if frame not in near]
+    most = len(max(blocks, key=len))
+    places = [[begins[block[place]] for block in blocks[1:] if place < len(block)] for place in range(most)]
     return {
         "decode_s": time.perf_counter() - began_s,
-        "num_borders": len(borders),
+        "num_borders": len(blocks) - 1,
+        "most_at_a_place": max(float(np.mean(found)) for found in places if found),
         "at_borders": float(np.mean(borders)),
         "inside": float(np.mean(inside)),
         "inside_spread": float(np.std(inside)),
@@ -271,17 +274,18 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--times", type=int, nargs="+", default=[2, 4, 8, 16], help="native lengths")
     parser.add_argument("--plain-up-to", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--height", type=int, default=144)
     parser.add_argument("--width", type=int, default=144)
-    parser.add_argument("--block-frames", type=int, default=8)
-    parser.add_argument("--context-frames", type=int, default=8)
+    parser.add_argument("--block-frames", type=int)
+    parser.add_argument("--overlap-frames", type=int)
+    parser.add_argument("--context-frames", type=int, default=0)
     parser.add_argument("--in-flight", type=int, default=4)
     parser.add_argument("--order", default="noisiest", choices=("noisiest", "cleanest"))
     parser.add_argument("--videos", help="folder for them")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("long_video.json"))
     given = parser.parse_args()
-    names = ("block_frames", "context_frames", "in_flight", "order")
+    names = ("block_frames", "overlap_frames", "context_frames", "in_flight", "order")
     plan = Plan(
         *(given.model, given.weights, given.device, given.prompt, given.steps, given.height, given.width),
         *(tuple(given.times), given.plain_up_to, {name: getattr(given, name) for name in names}, given.videos),

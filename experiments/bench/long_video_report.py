@@ -12,7 +12,7 @@ def report(path: pathlib.Path) -> str:
     """Markdown of the JSON at ``path``."""
     found = json.loads(path.read_text())
     plan, rows = found["plan"], found["rows"]
-    said = ", ".join(f"{name} {value}" for name, value in plan["blocks"].items())
+    said = ", ".join(f"{name} {value}" for name, value in plan["blocks"].items() if value is not None)
     parts = [
         f"# Long videos of {plan['model']}",
         f"{plan['height']}x{plan['width']} pixels, {plan['steps']} steps, {said}. {found['device']}, torch {found['torch']}, "
@@ -23,10 +23,11 @@ def report(path: pathlib.Path) -> str:
         "process, with its weights, text encoder and libraries; it falls by nothing that was held once.",
         _table(["method", "length", "frames", "ranks", "state MB", "peak MB", "s", "s per frame", "TFLOP"], map(_cost, rows)),
         "## Flicker",
-        "Mean change to the next frame, in levels of 255, where a latent frame begins: where it begins a block, and elsewhere. "
-        "Plain runs have no blocks; theirs are looked at in the same places.",
+        "Mean change to the next frame, in levels of 255, where a latent frame begins: at a border of blocks at the last step "
+        "(with an overlap: anywhere in it, or the first frame after it), and elsewhere. At a place: the most, over the places "
+        "in a block, of the mean over all blocks. Plain runs have no blocks; theirs are looked at in the same places.",
         _table(
-            ["method", "length", "borders", "at borders", "inside", "ratio", "spread inside", "last quarter"],
+            ["method", "length", "borders", "at borders", "inside", "ratio", "at a place", "spread inside", "last quarter"],
             [_seen(row) for row in rows if "inside" in row],
         ),
         _same(rows),
@@ -46,7 +47,12 @@ def _seen(row: Mapping[str, Any]) -> list[str]:
     borders, inside = row["at_borders"], row["inside"]
     return [
         *(row["method"], f"{row['times']}x", str(row["num_borders"]), f"{borders:.2f}", f"{inside:.2f}"),
-        *(f"{borders / inside:.2f}", f"{row['inside_spread']:.2f}", f"{row['last_quarter']:.2f}"),
+        *(
+            f"{borders / inside:.2f}",
+            f"{row['most_at_a_place']:.2f}",
+            f"{row['inside_spread']:.2f}",
+            f"{row['last_quarter']:.2f}",
+        ),
     ]
 
 

@@ -21,7 +21,7 @@ import torch
 from experiments.bench import sparse_kernel, sparse_model
 from experiments.bench.common import save
 from experiments.bench.sparse_report import best_two, report, rows_of
-from experiments.bench.sparse_rows import CASES, Case, Layer, Row, dense_seconds, fitted, made, through_a_clip
+from experiments.bench.sparse_rows import CASES, Case, Layer, Row, dense_seconds, fitted, made_twice, through_a_clip, undisturbed
 from experiments.bench.structured import Recipe, Structured
 from orchestrator.geometry import model as geometry_of
 from orchestrator.methods import find
@@ -118,8 +118,8 @@ class Bench:
         every: dict[str, Callable[[], None]] = {
             "full": lambda: self.methods([self.sizes.full]),
             "clips": self.clips,
-            "large": lambda: self.methods(large, needs_s=25.0),
-            "small": lambda: self.methods(self.sizes.small, needs_s=5.0),
+            "large": lambda: self.methods(large, needs_s=45.0),
+            "small": lambda: self.methods(self.sizes.small, needs_s=8.0),
             "recorded": self.on_recorded,
             "kernels": lambda: self.kernels(self.sizes.full),
         }
@@ -143,8 +143,8 @@ class Bench:
             if source is None:
                 source = self._structured(place, layer)
                 dense_s = dense_seconds(layer, source)
-            make = made(fitted(case, layer, source), place.geometry, place.shape, place.num_steps)
-            return through_a_clip(make, layer, source, dense_s)
+            make, measuring = made_twice(fitted(case, layer, source), place.geometry, place.shape, place.num_steps)
+            return through_a_clip(make, layer, source, dense_s, measuring)
 
         for case in self.cases:
             self.row("methods", case.name, lambda case=case: measure(case), needs_s, **told)  # type: ignore[misc]
@@ -171,7 +171,8 @@ class Bench:
             makers = sparse_model.makers_of(case, model, place.shape, steps, tables)
             small = VideoShape(33, 256, 256, place.shape.fps)
             warm_s = sparse_model.warmed(model, makers, small, condition) if case and self.device.type == "cuda" else 0.0
-            return {"warm_s": warm_s, **sparse_model.refined(model, sketch, makers, place.shape, steps, tables)}
+            told = model, sketch, makers, place.shape, steps, tables
+            return {"warm_s": warm_s, **undisturbed(lambda: sparse_model.refined(*told))}
 
         def warmed_and_sketched(model: Model, condition: Condition) -> Any:
             """What is planned or compiled for a shape is so before anything is timed."""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from statistics import fmean, median
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,17 @@ from parallel.seam import Attention
 from stages.accelerators.attending import Attending, Here, Log, Stopwatch
 from stages.accelerators.base import Now, StageEvent
 from stages.attention import choose
+from stages.compiling import num_graphs
 from stages.denoise import clock_s
 from stages.sampling import NoiseLevel
 from stages.sparse.kernel import spread_rows
 
 NUM_ROWS = 64
 """Queries by which recall is measured."""
+LEAST = 0.001
+"""Of a step that is told from a dense one by what it leaves out, or does besides."""
 Row = dict[str, Any]
+Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +112,12 @@ def made(case: Case, geometry: ModelGeometry, shape: VideoShape, num_steps: int)
     return make
 
 
+def made_twice(case: Case, *place: Any) -> tuple[Callable[[], Attending], Callable[[], Attending]]:
+    """:func:`made`, to be timed and to measure recall."""
+    timed = dataclasses.replace(case, settings={**case.settings, "measure_recall": False})
+    return made(timed, *place), made(case, *place)
+
+
 def fitted(case: Case, layer: Layer, source: Source) -> Case:
     """``case`` with patterns of heads as its own calibration chooses them on ``source``, where the method rests on one."""
     if case.method != "sparse-vdit" or "heads" in case.settings:
@@ -137,21 +147,22 @@ def dense_seconds(layer: Layer, source: Source, rounds: int = 5) -> float:
 
 
 @torch.inference_mode()
-def through_a_clip(make: Callable[[], Attending], layer: Layer, source: Source, dense_s: float) -> Row:
-    """One layer's attention at every step: what was kept, seconds of choosing and attending, and of all that a call takes."""
+def through_a_clip(
+    make: Callable[[], Attending], layer: Layer, source: Source, dense_s: float, measuring: Callable[[], Attending] | None = None
+) -> Row:
+    """One layer's attention at every step: what was kept, seconds of choosing and attending, and of all that a call takes.
+
+    Recall is told by another clip under ``measuring``, so that no second is spent on it; None: by the one that is timed.
+    """
     warm_up(make, layer, source)
-    attending, log = make(), Log(layer.geometry.num_layers)
-    walls: list[float] = []
-    found = q = k = v = torch.empty(0)
-    for step in range(layer.num_steps):
-        q, k, v = source.at(step)
-        began_s = clock_s(layer.device)
-        found = attending.attend(q, k, v, layer.here(step, q.shape[1], log), layer.dense)
-        walls.append(clock_s(layer.device) - began_s)
-    steps = log.settle(None)[1]
+    steps, walls, found = undisturbed(lambda: _clip(make, layer, source))
+    if measuring is not None:
+        pairs = zip(steps, _clip(measuring, layer, source)[0], strict=True)
+        steps = tuple(dataclasses.replace(one, recall=other.recall) for one, other in pairs)
+    q, k, v = source.at(layer.num_steps - 1)
     expected = layer.dense(q, k, v).float()
     error = float((found.float() - expected).norm() / expected.norm())
-    sparse = [one for one in steps if one.sparsity > 0.001]
+    sparse = [one for one in steps if one.sparsity > LEAST]
     density = 1 - fmean(one.sparsity for one in sparse) if sparse else 1.0
     return {
         **summed(steps, walls, dense_s, layer.num_steps),
@@ -161,17 +172,46 @@ def through_a_clip(make: Callable[[], Attending], layer: Layer, source: Source, 
     }
 
 
-def warm_up(make: Callable[[], Attending], layer: Layer, source: Source) -> None:
-    """The last steps of a clip, under a method made for it: what is compiled is compiled, before anything is timed."""
+def _clip(make: Callable[[], Attending], layer: Layer, source: Source) -> tuple[tuple[Attended, ...], list[float], Tensor]:
+    """What every step kept, seconds of each, and what the last one gave."""
     attending, log = make(), Log(layer.geometry.num_layers)
-    for step in range(max(0, layer.num_steps - 3), layer.num_steps):
+    walls: list[float] = []
+    found = torch.empty(0)
+    for step in range(layer.num_steps):
+        q, k, v = source.at(step)
+        began_s = clock_s(layer.device)
+        found = attending.attend(q, k, v, layer.here(step, q.shape[1], log), layer.dense)
+        walls.append(clock_s(layer.device) - began_s)
+    return log.settle(None)[1], walls, found
+
+
+def warm_up(make: Callable[[], Attending], layer: Layer, source: Source) -> None:
+    """A clip's steps until one has left something out: what is compiled is compiled, before anything is timed."""
+    attending, log = make(), Log(layer.geometry.num_layers)
+    for step in range(layer.num_steps):
         q, k, v = source.at(step)
         attending.attend(q, k, v, layer.here(step, q.shape[1], log), layer.dense)
+        if any(0 < float(call.density) < 1 for call in log.calls):
+            return
+
+
+def undisturbed(measure: Callable[[], Found]) -> Found:
+    """What ``measure`` gives when nothing is compiled meanwhile. Raises RuntimeError where something is, again."""
+    for _ in range(2):
+        before = num_graphs()
+        found = measure()
+        if num_graphs() == before:
+            return found
+    raise RuntimeError("something was compiled while it was timed, twice")
 
 
 def summed(steps: tuple[Attended, ...], walls: list[float], dense_s: float, num_steps: int) -> Row:
-    """``speed``: of steps that are not dense, with choosing. ``clip_speed``: of all steps; ``wall_speed``: with the host."""
-    sparse = [one for one in steps if one.sparsity > 0.001]
+    """Sparsity and recall are of steps that left something out; ``speed`` of all that are not dense, searches and full steps too.
+
+    Choosing counts in it. ``clip_speed``: of all steps; ``wall_speed``: with the host.
+    """
+    sparse = [one for one in steps if one.sparsity > LEAST]
+    active = [one for one in steps if abs(one.sparsity) > LEAST or one.choose_s > 0]
     recalls = [one.recall for one in sparse if one.recall is not None]
     spent_s = sum(one.choose_s + one.attend_s for one in steps) + dense_s * (num_steps - len(steps))
     row: Row = {
@@ -183,7 +223,7 @@ def summed(steps: tuple[Attended, ...], walls: list[float], dense_s: float, num_
     }
     if not sparse:
         return row
-    choose_s, attend_s = fmean(one.choose_s for one in sparse), fmean(one.attend_s for one in sparse)
+    choose_s, attend_s = fmean(one.choose_s for one in active), fmean(one.attend_s for one in active)
     return row | {
         "sparsity": fmean(one.sparsity for one in sparse),
         "recall": fmean(recalls) if recalls else None,

@@ -5,9 +5,9 @@ the first keys, which act as a sink. Heads whose blocks recall enough of the wei
 those that recall least a lower one, so that the mean over all heads is what was asked for.
 
 Reconstructed from summaries. The published search is one pass of a kernel of its own; here dense attention's kernel does it, in
-more passes, which count: no search is due where fewer steps are left in the stage, or were spared by the last one, than it
-costs. With the defaults a stage needs 7 steps at 49,290 tokens and 12 at 115,200; shorter ones stay dense. Heads are compared over all ranks: at
-the first step after a search each tells the others what its heads recall.
+more passes, which count: no search is due where fewer steps are left in the stage, or were spared by the last one, than it costs.
+With the defaults a stage needs 7 steps at 49,290 tokens and 12 at 115,200; shorter ones stay dense. Heads are compared over all
+ranks: at the first step after a search each tells the others what its heads recall.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from orchestrator.types import Grid
 from stages.accelerators.attending import Here
 from stages.accelerators.base import StageEvent
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
-from stages.sparse.choosing import BlockSize, largest, pooled, reaching
+from stages.sparse.choosing import BlockSize, largest, pooled, reaching, sent
 from stages.sparse.curve import hilbert
 from stages.sparse.pattern import Blocks, Pattern, in_order
 
@@ -72,8 +72,8 @@ class AttenCarve(BlockSparse):
         """Made once: a stage has one grid."""
         if self._laid is None:
             order = hilbert(grid)
-            blocks = in_order(order.unsqueeze(0).to(device), self.settings.block)
-            self._laid = blocks, neighbours(order, grid, self.settings.block).to(device)
+            blocks = in_order(sent(order.unsqueeze(0), device), self.settings.block)
+            self._laid = blocks, sent(neighbours(order, grid, self.settings.block), device)
         return self._laid
 
 

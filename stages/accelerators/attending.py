@@ -6,7 +6,7 @@ A rank has all tokens of some heads then, so whatever decides by head decides al
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -43,7 +43,11 @@ class Here:
 
 @runtime_checkable
 class Attending(Protocol):
-    """Used for one stage of one clip by one expert. Keeps what it keeps by ``(branch, layer, heads.start)``."""
+    """Used for one stage of one clip by one expert. Keeps what it keeps by branch, layer and heads.
+
+    A layer's heads come in chunks, of the same heads each time as long as the number of tokens stays what it is
+    (``heads.start`` tells them apart then): with other numbers of tokens an exchange may cut them otherwise.
+    """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
         """``[1, heads, tokens, head_dim]`` to the same. ``dense`` is the kernel that would have run.
@@ -97,6 +101,7 @@ class _Call:
     step: int
     heads: range
     density: float | Tensor
+    executed: float | Tensor
     recall: Tensor | None
     choosing: Stopwatch | None
     attending: Stopwatch | None
@@ -116,26 +121,39 @@ class Log:
         recall: Tensor | None = None,
         choosing: Stopwatch | None = None,
         attending: Stopwatch | None = None,
+        executed: float | Tensor | None = None,
     ) -> None:
         """``density``: pairs of tokens attended, of all; above 1 where more was done than dense attention does.
 
         ``recall``: of the weights that dense attention gives, what falls on the pairs kept, a mean over some queries.
+        ``executed``: as ``density``, operations; None: those of the pairs attended.
         """
-        self.calls.append(_Call(here.now.step, here.heads, density, recall, choosing, attending))
+        done = density if executed is None else executed
+        self.calls.append(_Call(here.now.step, here.heads, density, done, recall, choosing, attending))
 
-    def settle(self, group: Group | None) -> tuple[float, tuple[Attended, ...]]:
-        """The share of all attention that was left out, summed over forwards, and the means of every step.
+    def settle(self, group: Group | None, steps: Iterable[int] | None = None) -> tuple[float, tuple[Attended, ...]]:
+        """The share of all attention that was left out, summed over a rank's forwards, and the means of every step.
 
-        Over the heads of all ranks of ``group``, which call this alike. Waits for the device.
+        Over the heads, and the branches of guidance, of all ranks of ``group``, which call this alike for the same ``steps``, as
+        not all may have attended in each of them. Waits for the device.
         """
+        steps = sorted({call.step for call in self.calls}) if steps is None else list(steps)
+        table = _shared(self._table(steps), group)
+        found = (self._step(step, row) for step, row in zip(steps, table.tolist(), strict=True) if row[0] > 0)
+        return float(table[:, -1].sum()), tuple(found)
+
+    def _table(self, steps: Sequence[int]) -> Tensor:
+        """Of each step, summed: share of a forward's attention, and that of it that was kept, measured, recalled, saved."""
+        table = torch.zeros(len(steps), 5, dtype=torch.float64)
         if not self.calls:
-            return 0.0, ()
-        rows = _shared(self._rows(), group)
-        saved = float(((1 - rows[:, 1]) * rows[:, 0]).sum())
-        return saved, tuple(self._step(step, rows) for step in sorted({call.step for call in self.calls}))
+            return table
+        share, density, recall, executed = self._rows().unbind(1)
+        columns = [share, share * density, share * ~recall.isnan(), share * recall.nan_to_num(0), share * (1 - executed)]
+        places = torch.tensor([steps.index(call.step) for call in self.calls])
+        return table.index_add_(0, places, torch.stack(columns, dim=1))
 
     def _rows(self) -> Tensor:
-        """Of each call: share of a forward's attention, density, recall (nan: not measured), in float64 on the CPU."""
+        """Of each call: share of a forward's attention, density, recall (nan: not measured), executed, in float64 on the CPU."""
         heads = [call.heads for call in self.calls]
         num_heads = max(some.stop for some in heads) - min(some.start for some in heads)
         shares = [len(some) / (num_heads * self.num_layers) for some in heads]
@@ -144,20 +162,18 @@ class Log:
                 torch.tensor(shares, dtype=torch.float64),
                 _values([call.density for call in self.calls]),
                 _values([float("nan") if call.recall is None else call.recall for call in self.calls]),
+                _values([call.executed for call in self.calls]),
             ],
             dim=1,
         )
 
-    def _step(self, step: int, rows: Tensor) -> Attended:
-        mine = torch.tensor([call.step == step for call in self.calls])
-        share, density, recall = rows[mine].unbind(1)
-        weights = share / share.sum()
-        known = ~recall.isnan()
+    def _step(self, step: int, row: Sequence[float]) -> Attended:
+        share, kept, measured, recalled, _ = row
         calls = [call for call in self.calls if call.step == step]
         return Attended(
             step,
-            float(1 - (density * weights).sum()),
-            float((recall[known] * weights[known]).sum() / weights[known].sum()) if bool(known.any()) else None,
+            1 - kept / share,
+            recalled / measured if measured else None,
             sum(call.choosing.seconds() for call in calls if call.choosing is not None),
             sum(call.attending.seconds() for call in calls if call.attending is not None),
         )
@@ -171,7 +187,7 @@ def _values(values: Sequence[float | Tensor]) -> Tensor:
 
 
 def _shared(rows: Tensor, group: Group | None) -> Tensor:
-    """The mean over ranks of ``rows [calls, 3]``, equal on all of them."""
+    """The mean over ranks of ``rows``, equal on all of them."""
     if group is None:
         return rows
     every = group.gather_rows(rows.to(group.device).unsqueeze(0), (1,) * group.size)

@@ -17,7 +17,6 @@ from torch import Tensor
 from orchestrator.flops import attention_share
 from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Attended, Grid
-from parallel.groups import Group
 from parallel.seam import Seam
 from stages.accelerators.attending import Attending, ByLayer, Here, Log
 from stages.accelerators.reflecting import Reflecting, Velocity
@@ -135,7 +134,7 @@ class Boost:
         self._step = event.steps[0]
         self._level: NoiseLevel | None = None
         self._log = Log(geometry.num_layers if geometry else 1)
-        self._sequence: Group | None = None
+        self._seam: Seam | None = None
         self._saved = 0.0
         self._work: list[float] = []
         self._num_forwards = 0
@@ -160,7 +159,7 @@ class Boost:
         if self.geometry is None:
             raise RuntimeError("attention needs to be told the model's geometry")
         self.attention = ByLayer(lambda: self._part(Attending), functools.partial(self._here, seam), seam.local)
-        seam.instead = self.attention
+        seam.instead, self._seam = self.attention, seam
 
     def let_go(self) -> None:
         """Of all that is kept: the stage is over, and what comes next needs the memory."""
@@ -168,8 +167,11 @@ class Boost:
         self.attention = None
 
     def attended(self) -> tuple[Attended, ...]:
-        """What attention kept, step by step, over the heads of all ranks that share the tokens, which call this alike."""
-        left_out, steps = self._log.settle(self._sequence)
+        """What attention kept, step by step, over heads and branches of all ranks of the slice, which call this alike."""
+        if self._seam is None:
+            return ()
+        layout = self._seam.layout
+        left_out, steps = self._log.settle(None if layout is None else layout.whole, self.event.steps)
         self._log.calls.clear()
         if self.geometry is not None:
             self._saved += left_out * attention_share(self.geometry, self.event.grid)
@@ -215,7 +217,6 @@ class Boost:
     def __call__(self, trunk: Trunk) -> Tensor:
         """Raises RuntimeError for an answer of the wrong shape: a residual of another grid."""
         self._begin(trunk.owner)
-        self._sequence = trunk.sequence
         accelerator = self._part(Accelerator) or Everything()
         out: Tensor = accelerator.forward(self._numbered(trunk), self._now())
         choosing = self._part(Choosing)

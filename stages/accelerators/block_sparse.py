@@ -69,12 +69,14 @@ class Sparse(ABC):
         self, q: Tensor, k: Tensor, v: Tensor, here: Here, pattern: Pattern, choosing: Stopwatch | None = None
     ) -> Tensor:
         """What the pattern keeps, text and all."""
-        pattern = pattern.with_text(q.shape[2] - here.num_image)
+        pattern, choosing = pattern.with_text(q.shape[2] - here.num_image), choosing or Stopwatch(q.device)
+        with choosing:
+            density, executed = pattern.density, pattern.executed
         with Stopwatch(q.device) as attending:
             found = self.kernel(q, k, v, pattern)
         measures = self.sparse.measure_recall and (here.layer - here.now.step) % RECALL_EVERY == 0
         kept = recall(q, k, pattern) if measures else None
-        here.log.add(here, pattern.density, kept, choosing, attending)
+        here.log.add(here, density, kept, choosing, attending, executed)
         return found
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:

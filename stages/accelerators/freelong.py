@@ -35,6 +35,7 @@ class FreeLong:
     def __init__(self, settings: FreeLongSettings, geometry: ModelGeometry) -> None:
         self.window = settings.window or trained_frames(geometry)
         self.cutoff = settings.cutoff
+        self._weights: Tensor | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
         is_long = here.tokens[0] > self.window
@@ -65,11 +66,12 @@ class FreeLong:
 
     def _blended(self, whole: Tensor, nearby: Tensor, here: Here) -> Tensor:
         """Text keeps what it found among all. One head after the other: spectra are large."""
-        weights = low_pass(here.tokens, self.cutoff, whole.device)
+        if self._weights is None:
+            self._weights = low_pass(here.tokens, self.cutoff, whole.device)
         num, out = here.num_image, whole.clone()
         for head in range(whole.shape[1]):
             more = whole[0, head, :num].float() - nearby[0, head].float()
-            spectrum = torch.fft.rfftn(more.view(*here.tokens, -1), dim=(0, 1, 2)) * weights
+            spectrum = torch.fft.rfftn(more.view(*here.tokens, -1), dim=(0, 1, 2)) * self._weights
             low = torch.fft.irfftn(spectrum, s=here.tokens, dim=(0, 1, 2))
             out[0, head, :num] = nearby[0, head].float() + low.flatten(0, 2)
         return out
@@ -90,8 +92,8 @@ def windows(num_frames: int, size: int) -> list[tuple[int, range]]:
 def low_pass(grid: Grid, cutoff: float, device: torch.device) -> Tensor:
     """A Gaussian around the mean, for the half spectrum that ``rfftn`` gives: ``[t, h, w // 2 + 1, 1]``."""
     t, h, w = grid
-    axes = torch.fft.fftfreq(t, 0.5), torch.fft.fftfreq(h, 0.5), torch.fft.rfftfreq(w, 0.5)
-    squares = [axis.to(device).square() for axis in axes]
+    along = (torch.fft.fftfreq(size, 0.5, device=device) for size in (t, h))
+    squares = [axis.square() for axis in (*along, torch.fft.rfftfreq(w, 0.5, device=device))]
     distance = squares[0][:, None, None] + squares[1][None, :, None] + squares[2]
     return torch.exp(-distance / (2 * cutoff**2)).unsqueeze(-1)
 

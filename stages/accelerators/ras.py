@@ -41,8 +41,37 @@ class RasSettings(Settings):
     """The metric counts e to the power of this as much for each time that a token has been left out in its stage."""
 
 
+class Heads:
+    """Keys and values ``[1, heads, tokens, head_dim]`` of this rank's heads, which may come in other chunks each time."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def put(self, heads: range, keys: Tensor, values: Tensor) -> None:
+        """In the place of what was kept: of all these heads, or of none."""
+        if not self._met(heads):
+            self._parts[heads.start] = keys.clone(), values.clone()
+            return
+        for kept, new in zip(self.of(heads), (keys, values), strict=True):
+            kept.copy_(new)
+
+    def of(self, heads: range) -> tuple[Tensor, Tensor]:
+        """Views of what is kept. Heads that came in chunks are put together, once, for a chunk of several."""
+        if len(self._met(heads)) > 1:
+            first, parts = min(self._parts), [part for _, part in sorted(self._parts.items(), key=lambda item: item[0])]
+            self._parts = {first: (torch.cat([keys for keys, _ in parts], 1), torch.cat([values for _, values in parts], 1))}
+        (first,) = self._met(heads)
+        keys, values = (kept.narrow(1, heads.start - first, len(heads)) for kept in self._parts[first])
+        return keys, values
+
+    def _met(self, heads: range) -> list[int]:
+        """The first head of every part that has some of these."""
+        sizes = {first: keys.shape[1] for first, (keys, _) in self._parts.items()}
+        return [first for first, size in sizes.items() if first < heads.stop and heads.start < first + size]
+
+
 class Ras:
-    """Of one stage and one expert. Keys and values are kept by branch of guidance, layer and heads, velocities by branch.
+    """Of one stage and one expert. Keys and values are kept by branch of guidance and layer, velocities by branch.
 
     Where guidance is split over ranks, both branches' velocities come joined: they are kept as those of this rank's.
     """
@@ -56,7 +85,7 @@ class Ras:
         self._metric = torch.empty(0)
         self._missed: Tensor | None = None
         self._velocity: dict[int, Tensor] = {}
-        self._memory: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._memory: dict[tuple[int, int], Heads] = {}
 
     def tokens(self, now: Now, grid: Grid) -> TokenSet | None:
         """The same ones for both branches of a step. All of them come as a set too where the next step is to leave some out."""
@@ -75,11 +104,11 @@ class Ras:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
         if self._chosen is None:
             return dense(q, k, v)
-        key = (here.now.branch, here.layer, here.heads.start)
+        memory = self._memory.setdefault((here.now.branch, here.layer), Heads())
         if not isinstance(self._chosen, Some):
-            self._memory[key] = k.clone(), v.clone()
+            memory.put(here.heads, k, v)
             return dense(q, k, v)
-        keys, values = self._memory[key]
+        keys, values = memory.of(here.heads)
         places = _places(self._chosen, q.shape[2] - here.num_image)
         return dense(q, keys.index_copy_(2, places, k), values.index_copy_(2, places, v))
 

@@ -2,6 +2,9 @@
 
 A softmax over few keys gives them all of the weight. Steps that attend to everything measure, query by query, which share the
 kept keys have of it; the sparse steps after them scale what they find by it, and may add what was missing when it was measured.
+
+A step that measures runs the sparse kernel over all pairs, for the sums of weights that dense attention's kernel does not give,
+and over the kept ones: it takes longer than a dense step, by as much as that kernel is slower and by what a sparse step takes.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ class ReTtentionSettings(SparseSettings):
     """Every so many steps of a stage, the first one among them, attend to everything and measure."""
     residual: bool = True
     """Whether what the kept keys missed at the last measurement is kept and added: a tensor of all tokens for every layer."""
+    dense_steps: float = Field(0.0, ge=0, le=1)
+    """Share of the clip's steps, the first ones, that attend to everything and measure nothing."""
     dense_layers: float = Field(0.0, ge=0, le=1)
     """Share of the layers, the first ones, that always attend to everything; rounded up."""
 
@@ -88,7 +93,8 @@ class ReTtention(BlockSparse):
             kept, kept_sums = attend_with_sums(q, k, v, pattern)
             share = torch.exp(kept_sums - all_sums).unsqueeze(-1)
             missed = (found - share * kept).to(found.dtype) if self.sparse.residual else None
-        here.log.add(here, 1 + pattern.density, attending=attending)
+        executed = everything.executed + pattern.executed
+        here.log.add(here, 1 + pattern.density, attending=attending, executed=executed)
         return found, Measured(here.now.step, share, missed)
 
 

@@ -1,8 +1,8 @@
 """Sparse-vDiT (arXiv 2506.03065): each head's pattern hardly depends on the prompt, so it is chosen once, off line.
 
 Error of the head's output against cost decides, by a fit of ``dvg calibrate-sparse``. Patterns are told by the size of a frame,
-and laid anew on every stage's grid. Heads of one layer run together: those that attend to everything in one launch, those with
-a pattern in another.
+and laid anew on every stage's grid, each once for all layers. Heads of one layer run together: those that attend to everything in
+one launch, those whose patterns take the tokens row by row in another, those that take them place by place in a third.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from parallel.seam import Attention
 from stages.accelerators.attending import Here, Stopwatch
 from stages.accelerators.block_sparse import RECALL_EVERY, Sparse, SparseSettings
 from stages.accelerators.pattern_fits import SHELF, Heads
-from stages.sparse.choosing import BlockSize
+from stages.sparse.choosing import BlockSize, sent
 from stages.sparse.kernel import attend, recall
 from stages.sparse.pattern import Pattern
-from stages.sparse.relative import WHOLE, patterned, read
+from stages.sparse.relative import WHOLE, Kind, patterned, read
+
+ORDERS: tuple[tuple[Kind, ...], ...] = (("diagonal", "stripe"), ("multi-diagonal",))
+"""Patterns that take the tokens row by row, and place by place."""
 
 
 class SparseVDiTSettings(SparseSettings):
@@ -34,11 +37,36 @@ class SparseVDiTSettings(SparseSettings):
     heads: Heads | None = None
     """By layer and head: full, skip, or diagonal, multi-diagonal or stripe with a width, as diagonal:0.5. None: of the fit."""
     block: BlockSize | None = None
-    """Tokens of a block. None: of the fit; 128 where heads are given."""
+    """Tokens of a block. None: of the fit, which holds for no other; 128 where heads are given."""
     fit: str | None = None
     """A file of ``dvg calibrate-sparse``; None: the model's fit."""
+    dense_steps: float = Field(0.0, ge=0, le=1)
+    """Share of the clip's steps, the first ones, that attend to everything."""
     dense_layers: float = Field(0.0, ge=0, le=1)
     """Share of the layers, the first ones, that always attend to everything; rounded up. A fit says so of itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Patterns that take the tokens in the same order, with text."""
+
+    patterns: Pattern
+    """A row of ``keep`` for each of them."""
+    densities: Tensor
+    """Of each, of pairs of tokens and of what blocks compute, ``[patterns, 2]``."""
+
+    def of(self, rows: Tensor) -> Pattern:
+        return Pattern(self.patterns.queries, self.patterns.keys, self.patterns.keep[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Some:
+    """Heads of a layer whose patterns are of the same table."""
+
+    table: int
+    heads: Tensor
+    rows: Tensor
+    """Of the table, for each of the heads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +74,8 @@ class Launches:
     """Some heads of a layer, by index, in what runs together."""
 
     full: Tensor
-    sparse: Tensor
     skipped: Tensor
-    pattern: Pattern | None
-    """Of the sparse ones, with text."""
+    sparse: tuple[Some, ...]
 
 
 class SparseVDiT(Sparse):
@@ -62,77 +88,111 @@ class SparseVDiT(Sparse):
             raise ValueError("sparse-vdit: patterns are filled in when a spec is resolved")
         super().__init__(settings, geometry)
         self.heads, self.block = settings.heads, settings.block
+        names = sorted({name for layer in self.heads for name in layer} - set(WHOLE))
+        parts = ([name for name in names if read(name).kind in kinds] for kinds in ORDERS)
+        self._names = [part for part in parts if part]
+        self._tables: dict[int, list[Table]] = {}
+        """By the number of text tokens, which may be another in each branch of guidance."""
         self._launches: dict[tuple[int, int], Launches] = {}
 
     def pattern(self, q: Tensor, k: Tensor, v: Tensor, here: Here) -> Pattern | None:
-        return self._launched(q, here).pattern
+        """No one pattern holds for all heads: :meth:`attend` runs one for each order of tokens."""
+        return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
-        if self.is_dense(here) or all(name == "full" for name in self._names(here)):
+        names = self.heads[here.layer][here.heads.start : here.heads.stop]
+        if self.is_dense(here) or all(name == "full" for name in names):
             return self.attend_to_all(q, k, v, here, dense)
         with Stopwatch(q.device) as choosing:
-            launches = self._launched(q, here)
+            launches = self._launched(names, here, q.device)
+            tables = self._laid(here, q.shape[2] - here.num_image, q.device)
+            patterns = [tables[some.table].of(some.rows) for some in launches.sparse]
         with Stopwatch(q.device) as attending:
-            found = _found(q, k, v, launches, here.num_image, dense)
-        here.log.add(here, *self._kept(q, k, launches, here), choosing, attending)
+            found = _found(q, k, v, launches, patterns, here.num_image, dense)
+        whole = (len(launches.full) + len(launches.skipped) * (1 - here.num_image / q.shape[2])) / q.shape[1]
+        density, executed = _densities(launches, tables, whole, q).unbind()
+        here.log.add(here, density, self._recall(q, k, launches, patterns, whole, here), choosing, attending, executed)
         return found
 
-    def _names(self, here: Here) -> Sequence[str]:
-        return self.heads[here.layer][here.heads.start : here.heads.stop]
-
-    def _launched(self, q: Tensor, here: Here) -> Launches:
-        """The same for both branches of guidance, unless their texts differ in length."""
+    def _launched(self, names: Sequence[str], here: Here, device: torch.device) -> Launches:
         place = here.layer, here.heads.start
-        known = self._launches.get(place)
-        if known is None or (known.pattern is not None and known.pattern.queries.num_tokens != q.shape[2]):
-            known = self._launches[place] = self._laid(self._names(here), here, q)
-        return known
+        if place not in self._launches:
+            full, skipped = (_indices([head for head, name in enumerate(names) if name == kind], device) for kind in WHOLE)
+            sparse = []
+            for table, own in enumerate(self._names):
+                if heads := [head for head, name in enumerate(names) if name in own]:
+                    rows = [own.index(names[head]) for head in heads]
+                    sparse.append(Some(table, _indices(heads, device), _indices(rows, device)))
+            self._launches[place] = Launches(full, skipped, tuple(sparse))
+        return self._launches[place]
 
-    def _laid(self, names: Sequence[str], here: Here, q: Tensor) -> Launches:
-        own = [head for head, name in enumerate(names) if name not in WHOLE]
-        parts = ([head for head, name in enumerate(names) if name == kind] for kind in WHOLE)
-        full, skipped, sparse = (torch.tensor(part, dtype=torch.long, device=q.device) for part in (*parts, own))
-        if not own:
-            return Launches(full, sparse, skipped, None)
-        pattern = patterned([read(names[head]) for head in own], here.tokens, self.block, q.device)
-        return Launches(full, sparse, skipped, pattern.with_text(q.shape[2] - here.num_image))
+    def _laid(self, here: Here, num_text: int, device: torch.device) -> list[Table]:
+        if num_text not in self._tables:
+            laid = [patterned([read(name) for name in own], here.tokens, self.block, device) for own in self._names]
+            self._tables[num_text] = [_table(pattern.with_text(num_text)) for pattern in laid]
+        return self._tables[num_text]
 
-    def _kept(self, q: Tensor, k: Tensor, launches: Launches, here: Here) -> tuple[float | Tensor, Tensor | None]:
-        """Density and recall, means over heads. A skipped head keeps what text attends to."""
-        num, text = q.shape[1], 1 - here.num_image / q.shape[2]
-        whole = (len(launches.full) + len(launches.skipped) * text) / num
-        measures = self.sparse.measure_recall and (here.layer - here.now.step) % RECALL_EVERY == 0
-        if launches.pattern is None:
-            return whole, q.new_full((), whole) if measures else None
-        share, own = len(launches.sparse) / num, launches.sparse
-        kept = whole + share * recall(q[:, own], k[:, own], launches.pattern) if measures else None
-        return whole + share * launches.pattern.density, kept
+    def _recall(
+        self, q: Tensor, k: Tensor, launches: Launches, patterns: Sequence[Pattern], whole: float, here: Here
+    ) -> Tensor | None:
+        """A mean over heads, of which ``whole`` is of those without a pattern: a skipped one keeps what text attends to."""
+        if not self.sparse.measure_recall or (here.layer - here.now.step) % RECALL_EVERY != 0:
+            return None
+        found = q.new_full((), whole, dtype=torch.float32)
+        for some, pattern in zip(launches.sparse, patterns, strict=True):
+            found = found + len(some.heads) / q.shape[1] * recall(q[:, some.heads], k[:, some.heads], pattern)
+        return found
 
 
-def _found(q: Tensor, k: Tensor, v: Tensor, launches: Launches, num_image: int, dense: Attention) -> Tensor:
+def _indices(heads: Sequence[int], device: torch.device) -> Tensor:
+    return sent(torch.tensor(heads, dtype=torch.long), device)
+
+
+def _table(patterns: Pattern) -> Table:
+    each = [Pattern(patterns.queries, patterns.keys, keep) for keep in torch.split(patterns.keep, 1)]
+    return Table(patterns, torch.stack([torch.stack([pattern.density, pattern.executed]) for pattern in each]))
+
+
+def _densities(launches: Launches, tables: Sequence[Table], whole: float, q: Tensor) -> Tensor:
+    """Means over heads, of which ``whole`` is of those without a pattern: ``[2]``."""
+    found = torch.full((2,), whole, dtype=torch.float64, device=q.device)
+    return found + sum(tables[some.table].densities[some.rows].sum(0) for some in launches.sparse) / q.shape[1]
+
+
+def _found(
+    q: Tensor, k: Tensor, v: Tensor, launches: Launches, patterns: Sequence[Pattern], num_image: int, dense: Attention
+) -> Tensor:
     out = torch.zeros_like(q)
     if len(full := launches.full):
         out[:, full] = dense(q[:, full], k[:, full], v[:, full])
-    if launches.pattern is not None:
-        own = launches.sparse
-        out[:, own] = attend(q[:, own], k[:, own], v[:, own], launches.pattern)
+    for some, pattern in zip(launches.sparse, patterns, strict=True):
+        own = some.heads
+        out[:, own] = attend(q[:, own], k[:, own], v[:, own], pattern)
     if len(skipped := launches.skipped) and num_image < q.shape[2]:
         out[:, skipped, num_image:] = dense(q[:, skipped, num_image:], k[:, skipped], v[:, skipped])
     return out
 
 
 def resolve(settings: SparseVDiTSettings, request: Request) -> SparseVDiTSettings:
-    """Raises ValueError where the model has no fit, naming what serves instead."""
+    """Raises ValueError for settings that do not go together, and where the model has no fit, naming what serves instead."""
     if settings.heads is not None:
-        return settings.model_copy(update={"block": settings.block or 128, "fit": None})
+        if unread := sorted(settings.model_fields_set & {"balance", "fit"}):
+            raise ValueError(
+                f"heads are given, and {' and '.join(unread)}, by which a fit would choose them: leave one or the other out"
+            )
+        return settings.model_copy(update={"block": settings.block or 128})
     fit = SHELF.find(request, settings.fit)
     if fit is None:
         raise ValueError(
             f"sparse-vdit: {request.geometry.name} has no fit of its heads' patterns: measure one with "
             f"{SHELF.command(request.geometry)}, or take svg or spargeattn, which need none"
         )
-    known = {"heads": fit.chosen(settings.balance), "block": settings.block or fit.block, "fit": None}
-    return settings.model_copy(update=known)
+    if settings.block not in (None, fit.block):
+        raise ValueError(
+            f"block is {settings.block}: what patterns lose was measured with blocks of {fit.block}; leave it out, or measure "
+            f"by {SHELF.command(request.geometry)} --block {settings.block}"
+        )
+    return settings.model_copy(update={"heads": fit.chosen(settings.balance), "block": fit.block, "fit": None})
 
 
 def mistakes(settings: SparseVDiTSettings, request: Request) -> list[str]:

@@ -4,6 +4,9 @@ Queries and keys of each head are clustered by k-means, from scratch at a layer'
 further at every step after it. What a cluster of queries gives to one of keys is reckoned from their means, times the number of
 keys; each keeps the fewest clusters that come to ``top_p``, and never less than ``floor`` of them.
 
+By its traffic of memory a round takes a fifteenth of a layer's dense attention, an estimate: fifty of them more than three dense
+steps. So a short stage has fewer first rounds, and one too short for any use of them stays dense; that is ours.
+
 The numbers of clusters are published for one length of sequence each (``at_tokens``); of fewer or more tokens there are
 proportionally fewer or more, so that a cluster has as many on average.
 
@@ -33,6 +36,10 @@ HUNYUAN_TOKENS = 33 * 45 * 80
 """Of 720p: 81 frames by Wan, 129 by HunyuanVideo."""
 
 
+LEAST_ROUNDS = 10
+"""From scratch: after fewer, clusters say little."""
+
+
 class Svg2Settings(SparseSettings):
     """The defaults are those for HunyuanVideo; those of Wan are taken for Wan."""
 
@@ -49,9 +56,16 @@ class Svg2Settings(SparseSettings):
     floor: float = Field(0.1, ge=0, le=1)
     """Share of the clusters of keys that are kept in any case, rounded up."""
     first_rounds: int = Field(50, ge=1)
-    """Of k-means, from scratch."""
+    """Of k-means, from scratch, at most."""
+    first_rounds_per_step: int = Field(5, ge=1)
+    """First rounds for each step that is left in the stage, ours; where that comes to fewer than 10 it stays dense."""
     rounds: int = Field(2, ge=1)
     """Of k-means, at each step after that."""
+
+    def rounds_from_scratch(self, num_steps: int) -> int:
+        """For so many steps, of which the first is next; 0: they would not be worth it."""
+        rounds = min(self.first_rounds, num_steps * self.first_rounds_per_step)
+        return rounds if rounds >= min(self.first_rounds, LEAST_ROUNDS) else 0
 
     def num(self, published: int, num_tokens: int) -> int:
         """Clusters of so many tokens: one at least, and no more than tokens."""
@@ -76,19 +90,23 @@ class Svg2(BlockSparse):
         """Of queries and keys, by branch, layer and first head."""
 
     def choose(self, q: Tensor, k: Tensor, here: Here) -> Pattern | None:
-        if self.settings.top_p == 1:
+        place, own = (here.now.branch, here.layer, here.heads.start), self.settings
+        rounds = own.rounds if place in self._centres else own.rounds_from_scratch(here.now.event.last - here.now.step + 1)
+        if own.top_p == 1 or rounds == 0:
             return None
-        queries, keys = self._clustered(q[0], k[0], here)
-        kept = kept_clusters(queries.centres, keys, q.shape[-1], self.settings.top_p, self.settings.floor)
+        queries, keys = (
+            clustered(x, centres, rounds) for x, centres in zip((q[0], k[0]), self._begun(q[0], k[0], place), strict=True)
+        )
+        self._centres[place] = queries.centres, keys.centres
+        kept = kept_clusters(queries.centres, keys, q.shape[-1], own.top_p, own.floor)
         return in_clusters(queries, keys, kept, (QUERY_BLOCK, KEY_BLOCK))
 
-    def _clustered(self, q: Tensor, k: Tensor, here: Here) -> tuple[Clusters, Clusters]:
-        key, rounds, own = (here.now.branch, here.layer, here.heads.start), self.settings.rounds, self.settings
-        if (centres := self._centres.get(key)) is None:
-            rounds, numbers = own.first_rounds, (own.num(num, here.num_image) for num in (own.query_clusters, own.key_clusters))
-            centres = first_centres(q, next(numbers)), first_centres(k, next(numbers))
-        queries, keys = clustered(q, centres[0], rounds), clustered(k, centres[1], rounds)
-        self._centres[key] = queries.centres, keys.centres
+    def _begun(self, q: Tensor, k: Tensor, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Centres of the step before, or tokens where there was none."""
+        if (known := self._centres.get(place)) is not None:
+            return known
+        pairs = ((q, self.settings.query_clusters), (k, self.settings.key_clusters))
+        queries, keys = (first_centres(x, self.settings.num(num, x.shape[1])) for x, num in pairs)
         return queries, keys
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -24,6 +25,10 @@ from stages.accelerators.trunk import Trunk
 from stages.merging import CELL, Merge, Ordered, Windows, match
 from stages.sparse.weighted import weighted
 
+FEWEST_WINDOWS = 16
+"""Of a grid that merges: two for each of eight ranks, so that none of them is left with no row or one, which a compiler takes for
+constants. By the grid alone, so that the video is the same at every width."""
+
 
 class TomeSettings(Settings):
     """``ratio: 0`` leaves everything as it is, bit for bit."""
@@ -32,7 +37,7 @@ class TomeSettings(Settings):
     """Share of a window's tokens that join others, rounded down to whole tokens; three quarters leave one of every 2 x 2."""
     window: tuple[int, int] = (4, 4)
     """Tokens along height and width among which they look for others, even numbers. Tokens at a frame's border that fill no
-    window are never merged."""
+    window are never merged, nor are those of a grid with fewer than 16 windows."""
     shuffle: bool = True
     """Whether which token of a 2 x 2 cell the others may join changes from step to step, at random; otherwise it is the first."""
     proportional: bool = True
@@ -69,14 +74,14 @@ class Tome:
         self.settings, self.geometry = settings, geometry
         self._windows: Windows | None = None
         self._ordered: Ordered | None = None
-        self._destinations: dict[int | None, Tensor] = {}
+        self._destinations: Tensor | None = None
         self._log_sizes: Tensor | None = None
 
     def tokens(self, now: Now, grid: Grid) -> Ordered | None:
         """All of them, in windows; None where nothing is merged."""
         if self._windows is None:
             self._windows = Windows(grid, self.settings.window)
-        if not (self.settings.num_merged and self._windows.num):
+        if not self.settings.num_merged or self._windows.num < FEWEST_WINDOWS:
             return None
         if self._ordered is None:
             self._ordered = Ordered(self._windows.order(), grid, self._windows.area)
@@ -90,7 +95,7 @@ class Tome:
         if self._ordered is None or windows is None:
             return trunk.compute()
         place, state = self._place(trunk, windows), trunk.inputs
-        destinations = self._chosen(now.step, windows, state[0])[place.windows]
+        destinations = self._chosen(now, windows, state[0].device)[place.windows]
         share = self._share(windows.num * self.settings.num_merged, len(self._ordered.rows))
         for index in range(trunk.num_blocks):
             merge = match(state[0], destinations, self.settings.num_merged, windows.area)
@@ -106,12 +111,15 @@ class Tome:
             return dense(q, k, v)
         return weighted(q, k, v, F.pad(self._log_sizes, (0, k.shape[2] - len(self._log_sizes))))
 
-    def _chosen(self, step: int, windows: Windows, h: Tensor) -> Tensor:
-        """Destinations of all windows, the same for both branches of guidance."""
-        key = step if self.settings.shuffle else None
-        if key not in self._destinations:
-            self._destinations = {key: windows.destinations(key).to(h.device)}
-        return self._destinations[key]
+    def _chosen(self, now: Now, windows: Windows, device: torch.device) -> Tensor:
+        """Destinations of all windows, the same for both branches of guidance.
+
+        Those of all steps go to the device at once, in the stage's first step: the host waits for every copy.
+        """
+        if self._destinations is None:
+            steps = now.event.steps if self.settings.shuffle else (None,)
+            self._destinations = torch.stack([windows.destinations(step) for step in steps]).to(device)
+        return self._destinations[now.since if self.settings.shuffle else 0]
 
     def _place(self, trunk: Trunk, windows: Windows) -> Place:
         group, total = trunk.sequence, windows.tokens[0] * windows.tokens[1] * windows.tokens[2]
@@ -147,10 +155,10 @@ def mistakes(settings: TomeSettings, request: Request) -> list[str]:
             f"ratio is {settings.ratio:g}, which is no whole token of a window of {area}: take {1 / area:g} or more, a larger "
             "window, or 0"
         )
-    if Windows((t, h, w), settings.window).num == 0:
+    if (num := Windows((t, h, w), settings.window).num) < FEWEST_WINDOWS:
         lines.append(
-            f"window is {list(settings.window)} tokens and a frame has {h} x {w}, so nothing would be merged: take a smaller "
-            f"one, [{CELL}, {CELL}] at least, or larger frames"
+            f"window is {list(settings.window)} tokens and {t} frames of {h} x {w} have {num} windows; with fewer than "
+            f"{FEWEST_WINDOWS} nothing is merged: take a smaller one, [{CELL}, {CELL}] at least, or a larger video"
         )
     return lines
 

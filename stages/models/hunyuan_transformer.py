@@ -200,8 +200,8 @@ class HunyuanTransformer:
 
         def mine(rows: Tensor) -> Tensor:
             image = rows[share.image.start : share.image.stop]
-            still = torch.tensor([1.0, 0.0], device=device).expand(share.num_rows - len(image), image.shape[1], 2)
-            return torch.cat([image, still])
+            ones = torch.ones(share.num_rows - len(image), image.shape[1], device=device)
+            return torch.cat([image, torch.stack([ones, torch.zeros_like(ones)], dim=-1)])
 
         if mixed:
             mine_first = mixed.first_frame[share.image.start : share.image.stop].to(device)

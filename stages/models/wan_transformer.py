@@ -247,7 +247,10 @@ class WanTransformer:
         return per_layer(len(self.layers), grid, positions, table, mine, mixed)
 
     def _is_first(self, grid: Grid, rows: slice, mixed: TokenSet | None) -> Tensor:
-        return self._first(grid, rows.start, rows.stop) if mixed is None else mixed.first_frame[rows].to(self.device)
+        if mixed is None:
+            return self._first(grid, rows.start, rows.stop)
+        found: Tensor = mixed.once(("first", id(self), rows.start, rows.stop), lambda: mixed.first_frame[rows].to(self.device))
+        return found
 
     def _first_frame(self, grid: Grid, start: int, stop: int) -> Tensor:
         """Which of the tokens ``start`` to ``stop`` are of the first frame, ``[n, 1]``."""

@@ -26,6 +26,12 @@ def whole_tiles(size: int) -> int:
 BlockSize = Annotated[int, Field(ge=1), AfterValidator(whole_tiles)]
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` of the host, on ``device``; the host does not wait for what the device has yet to do."""
+    x = x.pin_memory() if device.type == "cuda" else x
+    return x.to(device, non_blocking=True)
+
+
 def pooled(q: Tensor, k: Tensor, blocks: Blocks) -> Tensor:
     """Attention among the mean queries and keys of blocks, each row a softmax; of ``[1, heads, tokens, d]``."""
     scores = blocks.mean(q) @ blocks.mean(k).transpose(1, 2)

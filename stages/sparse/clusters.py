@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stages.sparse.kernel import spread_rows
 from stages.sparse.pattern import NO_TOKEN, Blocks
 
+ONES = 8
+"""As many as keep rows of numbers aligned."""
+PARTS = 3
+"""In bfloat16, which together are a number of float32: products of matrices round to fewer digits than that."""
 MOST_DISTANCES = 1 << 27
 """Of tokens to centres, held at once."""
 
@@ -49,6 +54,7 @@ def clustered(x: Tensor, centres: Tensor, iterations: int) -> Clusters:
 
 
 def _clustered(x: Tensor, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    x = with_ones(x)
     labels = nearest(x, centres)
     for index in range(iterations):
         labels = nearest(x, centres) if index else labels
@@ -56,17 +62,27 @@ def _clustered(x: Tensor, centres: Tensor, iterations: int) -> tuple[Tensor, Ten
     return labels, centres
 
 
+def with_ones(x: Tensor) -> Tensor:
+    """``x [heads, tokens, d]`` and :data:`ONES` more numbers of 1: by them products of matrices add what a centre is told for
+    itself, and count tokens, without another pass over all distances."""
+    return F.pad(x, (0, ONES), value=1)
+
+
 def nearest(x: Tensor, centres: Tensor) -> Tensor:
-    """Of each token: ``[heads, tokens]``; the first where two are as near."""
-    closeness = _product(x, centres.to(x.dtype).transpose(1, 2)) - 0.5 * centres.square().sum(-1).unsqueeze(1)
-    return closeness.argmax(-1)
+    """Of each token of ``with_ones(x)``: ``[heads, tokens]``; the first where two are as near."""
+    told, rest = [centres.to(x.dtype)], -0.5 * centres.square().sum(-1, keepdim=True)
+    for _ in range(PARTS):
+        told.append(rest.bfloat16().to(x.dtype))
+        rest = rest - told[-1]
+    told.append(torch.zeros_like(rest, dtype=x.dtype).expand(-1, -1, ONES - PARTS))
+    return _product(x, torch.cat(told, dim=-1).transpose(1, 2)).argmax(-1)
 
 
 def _means(x: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
     numbers = torch.arange(centres.shape[1], device=x.device)
-    is_in = labels.unsqueeze(1) == numbers.unsqueeze(1)
-    counts = is_in.sum(-1).unsqueeze(-1)
-    return torch.where(counts > 0, _product(is_in.to(x.dtype), x) / counts.clamp(min=1), centres)
+    sums = _product((labels.unsqueeze(1) == numbers.unsqueeze(1)).to(x.dtype), x)
+    counts = sums[..., -1:]
+    return torch.where(counts > 0, sums[..., :-ONES] / counts.clamp(min=1), centres)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -83,7 +99,7 @@ def in_blocks(labels: Tensor, counts: Tensor, size: int) -> tuple[Blocks, Tensor
     """
     num_tokens, num = labels.shape[1], counts.shape[1]
     ends = ((counts + size - 1) // size).cumsum(1)
-    starts = torch.nn.functional.pad(ends, (1, 0))[:, :-1] * size
+    starts = F.pad(ends, (1, 0))[:, :-1] * size
     order = labels.argsort(dim=1, stable=True)
     sorted_labels = labels.gather(1, order)
     rank = torch.arange(num_tokens, device=labels.device) - (counts.cumsum(1) - counts).gather(1, sorted_labels)

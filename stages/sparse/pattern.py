@@ -118,9 +118,21 @@ class Pattern:
     @property
     def density(self) -> Tensor:
         """Of all pairs of tokens those that are kept, a mean over heads; a number on the device."""
-        queries, keys = self.queries.counts.double(), self.keys.counts.double()
-        kept = (self.keep.double() * queries.unsqueeze(-1) * keys.unsqueeze(-2)).sum((1, 2))
-        return (kept / (self.queries.num_tokens * self.keys.num_tokens)).mean()
+        return self._shares[0]
+
+    @property
+    def executed(self) -> Tensor:
+        """As :attr:`density`, what a kernel computes that takes blocks whole, empty slots and all: it may come to more than 1."""
+        return self._shares[1]
+
+    @functools.cached_property
+    def _shares(self) -> tuple[Tensor, Tensor]:
+        counts, size = self.keys.counts, self.keys.size
+        columns = torch.stack([counts, (counts > 0) * size], dim=-1)
+        kept, executed = (self.keep.float() @ columns.float()).double().unbind(-1)  # whole numbers, that float32 has exactly
+        sums = (kept * self.queries.counts).sum(1), (executed * self.queries.size).sum(1)
+        density, share = (some.mean() / (self.queries.num_tokens * self.keys.num_tokens) for some in sums)
+        return density, share
 
     def seen_by(self, rows: Tensor) -> Tensor:
         """Which keys some queries, tokens ``rows [n]``, attend to: ``[heads, n, tokens]``."""

@@ -146,7 +146,20 @@ def test_a_method_that_attends_otherwise_is_refused_where_keys_go_round_a_ring(
     monkeypatch: pytest.MonkeyPatch, backend: str, width: int, is_refused: bool
 ) -> None:
     monkeypatch.setattr(method_widths, "_accelerators", lambda arm: [(SPARSE, None)])
-    found = method_widths.ring_mistake(arm(guidance=1.0), Limits(max_width=width, backend=backend))
+    found = method_widths.backend_mistake(arm(guidance=1.0), Limits(max_width=width, backend=backend))
     assert bool(found) == is_refused
     if found:
-        assert found.endswith("and sparse decides by head; take backend auto, peer, native or ulysses")
+        assert found.endswith("and sparse decides by head; take backend auto, native, peer or ulysses")
+
+
+@pytest.mark.parametrize("name", ["ras", "lipar", "tome", "svg"])
+@pytest.mark.parametrize(("guidance", "width"), [(1.0, 2), (5.0, 2), (5.0, 4)])
+def test_a_method_that_leaves_out_tokens_is_refused_where_shares_must_be_equal(name: str, guidance: float, width: int) -> None:
+    asked = arm(guidance=guidance, accelerators=[name])
+    is_shared = guidance == 1.0 or width == 4
+    found = method_widths.backend_mistake(asked, Limits(max_width=width, backend="usp"))
+    assert bool(found) == (is_shared and name != "svg")
+    if found:
+        assert found.startswith(f"backend usp needs as many tokens on every rank, and {name} leaves some out")
+        assert found.endswith("take backend auto, native, peer or ulysses")
+    assert method_widths.backend_mistake(asked, Limits(max_width=width, backend="native")) == ""

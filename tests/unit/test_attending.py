@@ -206,11 +206,36 @@ def test_chunks_of_heads_weigh_as_many_heads_as_they_have() -> None:
     ]
 
 
+def test_operations_are_those_executed_though_fewer_pairs_were_kept() -> None:
+    log = Log(num_layers=2)
+    log.add(here(log, range(2)), torch.tensor(0.2), executed=torch.tensor(0.3))
+    log.add(here(log, range(2), layer=1), 1.0)
+    saved, (step,) = log.settle(None)
+    assert saved == pytest.approx(0.7 / 2)
+    assert step.sparsity == pytest.approx(0.8 / 2)
+
+
+def test_empty_slots_of_a_pattern_count_as_operations() -> None:
+    log = Log(num_layers=1)
+    Uneven(SparseSettings(dense_steps=0, dense_layers=0), GEOMETRY).attend(*qkv(), here(log, range(2)), dense)
+    saved, (step,) = log.settle(None)
+    assert step.sparsity == pytest.approx(1 - (20 * 20 + 20 * 20 + 8 * 8) / 48**2)
+    assert saved == pytest.approx(1 - 3 * 20 * 20 / 48**2)
+
+
 class Diagonal(BlockSparse):
     """Every block of 16 sees itself."""
 
     def choose(self, q: Tensor, k: Tensor, here: Here) -> Pattern | None:
         blocks = in_a_row(here.num_image, 16, q.device)
+        return Pattern(blocks, blocks, torch.eye(blocks.num, dtype=torch.bool).expand(q.shape[1], -1, -1))
+
+
+class Uneven(BlockSparse):
+    """Every block of 20 sees itself; the last has 8 tokens."""
+
+    def choose(self, q: Tensor, k: Tensor, here: Here) -> Pattern | None:
+        blocks = in_a_row(here.num_image, 20, q.device)
         return Pattern(blocks, blocks, torch.eye(blocks.num, dtype=torch.bool).expand(q.shape[1], -1, -1))
 
 
@@ -266,3 +291,17 @@ def test_another_expert_has_a_method_of_its_own() -> None:
 def test_roles_are_told_by_what_an_object_can_do() -> None:
     assert isinstance(Told(), Attending)
     assert not isinstance(SomeBlocks(), Attending)
+
+
+def test_a_step_that_the_other_branch_alone_attended_in_is_told_and_steps_without_are_not() -> None:
+    log = Log(num_layers=1)
+    log.add(here(log, range(2), step=4), 0.5, torch.tensor(0.75))
+    other = torch.tensor([[0.0] * 5, [1.0, 0.2, 0.0, 0.0, 0.8], [0.0] * 5], dtype=torch.float64)
+
+    def gather_rows(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        return torch.cat([rows, other.unsqueeze(0)])
+
+    group: Any = SimpleNamespace(size=2, device=torch.device("cpu"), gather_rows=gather_rows)
+    saved, steps = log.settle(group, [3, 5, 4])
+    assert saved == pytest.approx((0.5 + 0.8) / 2)
+    assert [(row.step, row.sparsity, row.recall) for row in steps] == [(5, pytest.approx(0.8), None), (4, 0.5, 0.75)]

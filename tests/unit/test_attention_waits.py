@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestrator.dvg_config import DvgConfig
 from orchestrator.methods import Request, available, find, read_settings
 from orchestrator.types import Grid
 from stages.accelerators.attending import Here, Log
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
+from stages.sparse import kernel
 from stages.sparse.pattern import Pattern, in_a_row
 from tests.unit.attention_calls import GEOMETRY, dense, here
 
@@ -32,12 +35,32 @@ def made(name: str) -> Any:
     return method.make(method.resolve(read_settings(method, {**sparse, **MORE.get(name, {})}), request), GEOMETRY)
 
 
-def run(attending: Any, log: Log) -> None:
-    with FakeTensorMode():
-        q, k, v = (torch.empty(1, GEOMETRY.heads, 540 + NUM_TEXT, GEOMETRY.head_dim, dtype=torch.bfloat16) for _ in range(3))
+def run(attending: Any, log: Log, device: str = "cpu", mode: TorchDispatchMode | None = None) -> None:
+    with mode or FakeTensorMode():
         for step in range(4):
-            found: Tensor = attending.attend(q, k, v, here(GRID, log, step, heads=range(GEOMETRY.heads)), dense)
+            branch = step % 2
+            shape = 1, GEOMETRY.heads, 540 + NUM_TEXT + branch, GEOMETRY.head_dim
+            q, k, v = (torch.empty(shape, dtype=torch.bfloat16, device=device) for _ in range(3))
+            where = here(GRID, log, step, 0, branch, heads=range(GEOMETRY.heads))
+            found: Tensor = attending.attend(q, k, v, where, dense)
             assert found.shape == q.shape
+
+
+class Awaited(RuntimeError):
+    """A copy that the host waits for."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses blocking copies from the host to a device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            source, given = (args[1], args[2:]) if func.overloadpacket is torch.ops.aten.copy_ else (args[0], ())
+            is_free = (kwargs or {}).get("non_blocking", given[0] if given else False)
+            if source.device.type != found.device.type and not is_free:
+                raise Awaited(f"a copy from {source.device} to {found.device}")
+        return found
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -45,6 +68,19 @@ def test_what_is_kept_is_chosen_attended_to_and_counted_on_the_device(name: str)
     log = Log(GEOMETRY.num_layers)
     run(made(name), log)
     assert any(isinstance(call.density, Tensor) or call.density != 1 for call in log.calls), "something was left out"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_is_copied_to_the_device_that_the_host_waits_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors of no device, which have shapes too: FlexAttention is of no matter here."""
+    monkeypatch.setattr(kernel, "by_mask", lambda q, k, v, pattern: torch.empty_like(q))
+    run(made(name), Log(GEOMETRY.num_layers), "meta", NoWaiting())
+
+
+@pytest.mark.parametrize("copied", [lambda x: x.to("meta"), lambda x: torch.empty_like(x, device="meta").copy_(x)])
+def test_a_copy_that_the_host_waits_for_is_found_out(copied: Callable[[Tensor], Tensor]) -> None:
+    with NoWaiting(), pytest.raises(Awaited):
+        copied(torch.ones(2))
 
 
 def test_a_method_that_asks_for_a_number_is_found_out() -> None:

@@ -47,14 +47,14 @@ def test_at_its_neutral_setting_a_method_changes_no_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPARSE)
-def test_operations_fall_by_the_attention_that_was_left_out(name: str) -> None:
+def test_operations_fall_by_the_attention_that_was_left_out_but_for_empty_slots(name: str) -> None:
     found, whole = sparse(name, "full"), plain("full")
     sparsity = [row.sparsity for row in found.past.attended]
     assert len(sparsity) == 12
     assert sum(sparsity) > 0
     geometry = resident("wan-mini").geometry
     share = attention_share(geometry, GRID) * NUM_LAYERS / geometry.num_layers * sum(sparsity) / 12
-    assert found.past.tflops / whole.past.tflops == pytest.approx(1 - share)
+    assert 1e-5 < found.past.tflops / whole.past.tflops - (1 - share) < 0.01, "blocks at the end are computed whole"
     assert 0 < (found.x - whole.x).abs().max() < whole.x.std()
 
 

@@ -18,6 +18,7 @@ from orchestrator.resolve_sizing import sizing_mistakes, sizing_of
 from orchestrator.types import Decision, Item
 
 LARGE = {"model": "wan2.2-a14b", "num_frames": 81, "height": 480, "width": 832}
+SMALL = {"model": "wan2.1-1.3b"}
 FITTED = {"teacache", "magcache"}
 """Rest on a fit, which the model has none of."""
 ON_GPUS: dict[str, Any] = {"heavy_ranks": 4, "gpus_per_rank": 1, "gpus_per_sketch": 1}
@@ -143,3 +144,18 @@ def test_a_history_of_every_block_counts_as_memory_and_a_sum_of_all_hardly() -> 
     one = ClusterConfig(heavy_ranks=1, gpus_per_rank=1, gpus_per_sketch=1)
     assert sizing_mistakes([big("taylorseer")], one) == []
     assert "cache keeps" in sizing_mistakes([big({"taylorseer": {"mode": "blocks"}})], one)[0]
+
+
+def test_only_widths_that_an_arm_may_come_to_are_asked_about() -> None:
+    """Four ranks of usp form a ring, two do not."""
+
+    def refused(guidance: float = 1.0, *names: str, **sizing: Any) -> list[str]:
+        pod = ClusterConfig(**ON_GPUS, backend="usp", sizing=sizing or {"rule": "fastest"})
+        asked = arm(guidance=guidance, accelerators=["svg", *names]).model_copy(update=SMALL)
+        return [line for line in sizing_mistakes([asked], pod) if "round a ring" in line]
+
+    assert refused()
+    assert refused(rule="fixed", width=4)
+    for width in (1, 2):
+        assert refused(rule="fixed", width=width) == []
+    assert refused(5.0, "fastercache") == [], "its clips stay on one rank"

@@ -32,6 +32,7 @@ from stages.block_queue import BlockLeg, Later, Share
 from stages.denoise import Boundary, run_stages, start
 from stages.models.base import Branch, Condition
 from stages.planners import make_planner
+from stages.planners.dualparal import DualParalSettings, queue_of
 from stages.sampling import NoiseLevel
 from tests.spies import SpyModel
 from tests.unit.planner_runs import finished, made_for, refusals, wan_mini
@@ -92,6 +93,75 @@ def test_no_more_are_in_flight_than_were_asked_for(queue: Queue) -> None:
     for number in range(len(passes)):
         begun, ended = {one.block for one in passes[: number + 1]}, {one.block for one in passes[:number] if _is_last(one, queue)}
         assert len(begun - ended) <= queue.in_flight
+
+
+slanted = st.builds(
+    Queue,
+    num_frames=st.integers(1, 60),
+    most=st.integers(1, 12),
+    num_steps=st.integers(1, 12),
+    in_flight=st.integers(1, 12),
+    order=st.sampled_from(["noisiest", "cleanest"]),
+    overlap=st.integers(0, 6),
+)
+
+
+@given(slanted)
+def test_every_frame_takes_every_step_once_and_all_that_a_pass_sees_are_at_its_level(queue: Queue) -> None:
+    taken = [0] * queue.num_frames
+    for one in queue.passes:
+        seen, moved = queue.seen(one.block, one.step), queue.moved(one.block, one.step)
+        assert {taken[frame] for frame in seen} == {one.step}
+        assert moved.start == seen.start
+        assert len(moved) <= len(seen) <= queue.num_seen
+        for frame in moved:
+            taken[frame] += 1
+    assert taken == [queue.num_steps] * queue.num_frames
+
+
+@given(slanted)
+def test_frames_on_their_way_are_bounded_whatever_the_length(queue: Queue) -> None:
+    taken: dict[int, int] = {}
+    for one in queue.passes:
+        taken |= {frame: taken.get(frame, 0) for frame in queue.seen(one.block, one.step)}
+        assert len(taken) <= queue.in_flight * (queue.most + 1) + queue.overlap * (queue.num_steps + 1)
+        for frame in queue.moved(one.block, one.step):
+            taken[frame] = one.step + 1
+        taken = {frame: steps for frame, steps in taken.items() if steps < queue.num_steps}
+
+
+@given(slanted)
+def test_what_a_block_sees_of_the_next_one_the_next_one_sees_at_that_step(queue: Queue) -> None:
+    ahead: dict[int, range] = {}
+    for one in queue.passes:
+        seen, moved = queue.seen(one.block, one.step), queue.moved(one.block, one.step)
+        if before := ahead.pop(one.step, None):
+            assert seen.start == before.start
+            assert seen.stop >= before.stop
+        if moved.stop < seen.stop:
+            ahead[one.step] = range(moved.stop, seen.stop)
+    assert ahead == {}
+
+
+@given(slanted)
+def test_borders_of_one_step_are_inside_blocks_at_the_next(queue: Queue) -> None:
+    if queue.is_slanted and queue.overlap % queue.most:
+        for step in range(1, queue.num_steps):
+            starts = [{block.start for block in _moved(queue, at) if block.start} for at in (step - 1, step)]
+            assert not starts[0] & starts[1]
+
+
+def _moved(queue: Queue, step: int) -> list[range]:
+    return [moved for block in range(queue.num_blocks) if (moved := queue.moved(block, step))]
+
+
+def test_a_block_sees_no_more_than_the_model_was_trained_on() -> None:
+    for name, expected in {"wan-mini": (8, 3), "wan2.1-1.3b": (15, 6), "hunyuanvideo-1.5": (23, 8)}.items():
+        geometry = geometry_of(name)
+        queue = queue_of(DualParalSettings(), geometry, 200, 50)
+        assert (queue.most, queue.overlap) == expected
+        assert queue.num_seen == geometry.latent_grid(geometry.default_shape)[0]
+    assert queue_of(DualParalSettings(context_frames=5), geometry_of("wan-mini"), 44, 15).most == 6
 
 
 def _is_last(one: Pass, queue: Queue) -> bool:
@@ -174,8 +244,8 @@ def test_one_block_is_the_plain_run_on_the_same_noise() -> None:
 
 
 def test_without_context_blocks_know_nothing_of_each_other() -> None:
-    own, _ = clip(4, block_frames=2, context_frames=0)
-    linked, _ = clip(4, block_frames=2, context_frames=2)
+    own, _ = clip(4, block_frames=2, overlap_frames=0)
+    linked, _ = clip(4, block_frames=2, overlap_frames=0, context_frames=2)
     assert torch.equal(own.x[:, :, :2], linked.x[:, :, :2])
     assert not torch.allclose(own.x[:, :, 2:], linked.x[:, :, 2:], atol=1e-3)
 
@@ -189,6 +259,34 @@ def test_a_longer_video_begins_as_a_shorter_one_and_takes_no_more_memory(order: 
     assert (other.flights, other.placed, other.share.num_bytes) == ({}, {}, 0), "nothing is left"
 
 
+def test_with_an_overlap_a_longer_video_takes_no_more_memory_and_nothing_is_left() -> None:
+    """And less than a clip's frames would."""
+    settings = {"block_frames": 2, "overlap_frames": 1, "in_flight": 2}
+    (_, one), (long, other) = clip(12, **settings), clip(20, **settings)
+    per_frame = 4 * long.x[:, :, :1].nbytes  # the solver remembers three
+    assert 0 < other.most_bytes == one.most_bytes < 12 * per_frame
+    assert (other.flights, other.frames, other.ahead, other.placed) == ({}, {}, {}, {})
+
+
+def test_frames_that_two_blocks_see_go_from_what_one_finds_to_what_the_other_does() -> None:
+    _, leg = clip(4, block_frames=2, overlap_frames=1)
+    leg.ahead[1] = torch.zeros(1, 1, 2, 1, 1)
+    joined = leg._joined(torch.ones(1, 1, 5, 1, 1), 1)
+    torch.testing.assert_close(joined.flatten(), torch.tensor([1 / 3, 2 / 3, 1.0, 1.0, 1.0]))
+    assert torch.equal(leg._joined(joined, 1), joined), "used once"
+
+
+def test_overlapping_blocks_move_frames_as_a_plain_run_does_where_these_do_not_see_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every frame gets every step, its own solver's, whichever blocks it is in."""
+    plain = made_for(shape(13), "full", STEPS, "wan-mini", {}, DvgConfig(initial_noise="coordinate"))
+    monkeypatch.setattr(type(wan_mini()), "denoise", lambda self, x, level, placed: torch.sin(3 * x) + level.sigma)
+    expected = finished(wan_mini(), plain, asked())
+    own, _ = clip(13, block_frames=3, overlap_frames=2, in_flight=2)
+    torch.testing.assert_close(own.x, expected.x, atol=1e-5, rtol=0)
+
+
 def test_going_by_the_cleanest_first_fewer_keys_are_kept() -> None:
     settings: dict[str, Any] = {"block_frames": 1, "context_frames": 1, "in_flight": 4}
     assert clip(5, **settings, order="cleanest")[1].most_bytes < clip(5, **settings)[1].most_bytes
@@ -197,12 +295,13 @@ def test_going_by_the_cleanest_first_fewer_keys_are_kept() -> None:
 def test_operations_and_seconds_grow_with_the_length_and_not_with_its_square() -> None:
     geometry = geometry_of("wan2.1-1.3b")
     cost = uncalibrated(geometry, "NVIDIA H100")
+    published = {"block_frames": 8, "context_frames": 8}
     found = {}
     for blocks in (2, 4, 8):
         long = dataclasses.replace(geometry.default_shape, num_frames=4 * 8 * blocks - 3)
-        planner = made_for(long, "dualparal", 50, geometry.name, {})
+        planner = made_for(long, "dualparal", 50, geometry.name, published)
         found[blocks] = denoise_s(geometry, planner.decide(None).action, cost)
-    assert found[8] == pytest.approx(2 * found[4]) == pytest.approx(4 * found[2])
+    assert found[8] - found[4] == pytest.approx(2 * (found[4] - found[2])), "the first block alone has no context"
 
 
 def test_a_slice_is_no_wider_than_the_model_has_layers() -> None:
@@ -212,7 +311,8 @@ def test_a_slice_is_no_wider_than_the_model_has_layers() -> None:
     wide = sizing.model_copy(update={"cost": _degrees(8), "limits": Limits(max_width=8)})
     assert max(choice.width for choice in stage_choices(wide, action, 8)[0]) == 4
     (one,) = stage_choices(sizing, action, 1)[0]
-    assert one.num_tokens == mini.num_tokens((2, *action.stages[0].grid[1:]))
+    assert one.num_tokens == mini.num_tokens((5, *action.stages[0].grid[1:])), "two frames, and three of the next block"
+    assert action.stages[0].passes == 4
 
 
 def _degrees(most: int) -> CostModel:
@@ -225,6 +325,7 @@ def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
     assert "two experts, and blocks at different steps would need both" in refusals("dualparal", model="wan2.2-a14b")
     assert "needs a first frame, and only two blocks would see it" in refusals("dualparal", model="wan2.1-i2v-14b")
     assert "block_frames" in refusals("dualparal", block_frames=0)
+    assert "blocks that overlap keep no keys of each other" in refusals("dualparal", overlap_frames=1, context_frames=2)
     task = geometry_of("wan-mini"), shape(4), STEPS, None, DvgConfig()
     with pytest.raises(ValueError, match="cannot be combined with an accelerator"):
         make_planner("dualparal", *task, accelerators=(object,))  # type: ignore[arg-type]
@@ -258,12 +359,15 @@ LARGE = {"model": "wan2.1-14b", "height": 480, "width": 832}
 def test_an_arm_of_any_length_takes_the_memory_of_its_blocks() -> None:
     pod = ClusterConfig(heavy_ranks=4, gpus_per_rank=1, gpus_per_sketch=1)
     for frames in (81, 4097):
-        arms = [arm(frames=frames, planner={"dualparal": {"in_flight": number}}) for number in (1, 8)]
+        arms = [
+            arm(frames=frames, planner={"dualparal": {"block_frames": 8, "context_frames": 8, "in_flight": number}})
+            for number in (1, 8)
+        ]
         lean, wide = (one.model_copy(update=LARGE) for one in arms)
         sizing = sizing_of([lean], pod).arms["long"]
-        assert [choice.width for choice in stage_choices(sizing, sizing.actions[0], 4)[0]] == [1, 2, 4]
+        assert [choice.width for choice in stage_choices(sizing, sizing.actions[0], 4)[0]] == [1]
         (line,) = sizing_mistakes([wide], pod)
-        assert line.endswith("or dualparal with order cleanest or fewer blocks in_flight, whose keys it keeps")
+        assert line.endswith("or dualparal with context_frames 0, order cleanest or fewer blocks in_flight, whose keys it keeps")
 
 
 def test_a_width_beyond_the_layers_and_an_accelerator_are_refused_before_anything_runs() -> None:

@@ -16,6 +16,7 @@ from orchestrator.dvg_config import DvgConfig
 from orchestrator.geometry import model as geometry_of
 from orchestrator.methods import Request, find
 from orchestrator.types import VideoShape
+from parallel.native import chunks as chunks_of
 from parallel.seam import Attention
 from stages.accelerators.attending import Here, Log
 from stages.accelerators.base import Now, StageEvent
@@ -131,6 +132,28 @@ def test_queries_see_the_newest_keys_and_values_of_every_token_and_of_all_text()
         own.saw(*[noise(1, 16, 3, 8, 8, seed=step)] * 2, now(step))
 
 
+@pytest.mark.parametrize("few", [(1, 2), (2, 1), (3, 2), (1, 4)], ids=str)
+def test_heads_may_come_in_other_chunks_with_other_numbers_of_tokens(few: tuple[int, int]) -> None:
+    """An exchange cuts long sequences only: here full steps, then those that leave tokens out, then a reset."""
+    num_heads, num_chunks = 4, [few[0], few[1], few[1], few[1], few[0], few[0]]
+
+    def attended(cuts: list[int]) -> list[Tensor]:
+        own, found, draw = ras(dense_steps=1, reset_steps=(3,)), [], torch.Generator().manual_seed(1)
+        for step, num in enumerate(cuts):
+            rows = rows_of(own, now(step))
+            q, k, v = torch.randn(3, 1, num_heads, NUM if rows is None else len(rows), 8, generator=draw)
+            parts = []
+            for part in chunks_of(num_heads, num):
+                here = Here(now(step), 0, 2, range(8 + part.start, 8 + part.stop), TOKENS, q.shape[2], Log(2))
+                parts.append(own.attend(q[:, part], k[:, part], v[:, part], here, dense))
+            found.append(torch.cat(parts, dim=1))
+            own.saw(*[noise(1, 16, 3, 8, 8, seed=step)] * 2, now(step))
+        return found
+
+    for found, expected in zip(attended(num_chunks), attended([1] * len(num_chunks)), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_a_token_that_is_left_out_keeps_its_velocity_of_each_branch() -> None:
     own = ras(dense_steps=1, reset_steps=())
     last = {}
@@ -204,9 +227,10 @@ def test_the_share_it_tells_is_that_of_torchs_own_count(ratio: float) -> None:
 @pytest.mark.parametrize("model", ["wan-mini", "hunyuanvideo"])
 def test_the_host_never_waits_for_the_device(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forwards(model, None, [STILL])
-    reads = reads_of(monkeypatch)
+    reads, sent, make = reads_of(monkeypatch), list[Any](), torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda rows, **more: (sent.append(rows), make(rows, **more))[1])
     forwards(model, boosted(model, functools.partial(ras, dense_steps=1, reset_steps=()), 6), [STILL] * 6)
-    assert reads == []
+    assert (reads, sent) == ([], []), "what is read from a device, or written to it"
 
 
 class Blind(Ras):

@@ -7,13 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
 
 from experiments.bench.sparse import TOY, Bench
 from experiments.bench.sparse_report import best_two, report, rows_of
-from experiments.bench.sparse_rows import CASES, Case, best_recall, summed
+from experiments.bench.sparse_rows import (
+    CASES,
+    Case,
+    Layer,
+    best_recall,
+    made_twice,
+    summed,
+    through_a_clip,
+    undisturbed,
+    warm_up,
+)
 from experiments.bench.structured import Recipe, Structured
+from orchestrator.geometry import model
 from orchestrator.methods import ACCELERATORS, find
-from orchestrator.types import Attended
+from orchestrator.types import Attended, VideoShape
+from parallel.seam import Attention
+from stages.accelerators.attending import Here, Stopwatch
 
 CPU = torch.device("cpu")
 GRID = (4, 8, 12)
@@ -50,6 +65,73 @@ def test_speeds_count_choosing_dense_steps_and_the_host() -> None:
     assert row["speed"] == pytest.approx(4 / 1.5), "a mean over sparse steps, with choosing"
     assert row["clip_speed"] == pytest.approx(12 / 7)
     assert row["wall_speed"] == pytest.approx(12 / 8)
+
+
+def test_searches_and_full_steps_count_in_the_speed_of_a_method_that_rests_on_them() -> None:
+    search, full, sparse = Attended(1, -4.0, None, 16.0, 4.0), Attended(2, -0.03, None, 0.0, 5.0), Attended(3, 0.5, 0.9, 0.0, 1.0)
+    row = summed((Attended(0, 0.0, None, 0.0, 4.0), search, full, sparse), [4.0, 20.0, 5.0, 1.0], dense_s=4.0, num_steps=4)
+    assert row["speed"] == pytest.approx(3 * 4 / 26), "dense steps alone are left out"
+    assert row["kernel_speed"] == pytest.approx(3 * 4 / 10)
+    assert row["choose_s"] == pytest.approx(16 / 3)
+    assert (row["num_sparse"], row["sparsity"], row["recall"]) == (1, 0.5, 0.9)
+
+
+class Seen:
+    """Dense in the first steps; then half is kept."""
+
+    def __init__(self, compiles: frozenset[int] = frozenset(), recall: float | None = None) -> None:
+        self.compiles, self.recall = compiles, recall
+        self.steps: list[int] = []
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, here: Here, dense: Attention) -> Tensor:
+        self.steps.append(here.now.step)
+        if here.now.step in self.compiles:
+            counters["stats"]["unique_graphs"] += 1
+        is_dense = here.now.step < 3
+        with Stopwatch(CPU) as watch:
+            found = dense(q, k, v)
+        recall = None if self.recall is None or is_dense else torch.tensor(self.recall)
+        here.log.add(here, 1.0 if is_dense else 0.5, recall, attending=watch)
+        return found
+
+
+LAYER = Layer(model("wan-mini"), (3, 8, 8), 6, CPU)
+
+
+def test_warming_up_goes_on_until_something_was_left_out() -> None:
+    seen = Seen()
+    warm_up(lambda: seen, LAYER, Structured(Recipe(), LAYER.tokens, 2, 16, 0, CPU, torch.float32))
+    assert seen.steps == [0, 1, 2, 3]
+
+
+def test_what_compiled_while_it_was_timed_is_timed_again_and_else_refused() -> None:
+    calls: list[int] = []
+
+    def measure(most: int) -> str:
+        calls.append(len(calls))
+        if len(calls) <= most:
+            counters["stats"]["unique_graphs"] += 1
+        return "timed"
+
+    assert undisturbed(lambda: measure(1)) == "timed"
+    assert len(calls) == 2
+    with pytest.raises(RuntimeError, match="compiled while it was timed, twice"):
+        undisturbed(lambda: measure(9))
+    source = Structured(Recipe(), LAYER.tokens, 2, 16, 0, CPU, torch.float32)
+    with pytest.raises(RuntimeError, match="twice"):
+        through_a_clip(lambda: Seen(compiles=frozenset({5})), LAYER, source, 1.0)
+
+
+def test_seconds_are_those_without_measuring_recall_which_another_clip_tells() -> None:
+    source = Structured(Recipe(), LAYER.tokens, 2, 16, 0, CPU, torch.float32)
+    fast, slow = Seen(recall=None), Seen(recall=0.7)
+    row = through_a_clip(lambda: fast, LAYER, source, 1.0, lambda: slow)
+    assert fast.steps[-6:] == slow.steps == [0, 1, 2, 3, 4, 5]
+    assert row["recall"] == pytest.approx(0.7)
+    assert through_a_clip(Seen, LAYER, source, 1.0)["recall"] is None
+    shape = VideoShape(17, 96, 128)
+    pair = [make().sparse for make in made_twice(SVG, LAYER.geometry, shape, 6)]  # type: ignore[attr-defined]
+    assert [settings.measure_recall for settings in pair] == [False, True]
 
 
 def test_a_method_that_keeps_all_has_no_speed_of_sparse_steps() -> None:

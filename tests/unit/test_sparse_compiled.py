@@ -1,4 +1,4 @@
-"""The compiled kernel of sparse attention: compiled once for all sizes, its seconds told apart, and nothing quadratic on a GPU."""
+"""The compiled kernel of sparse attention: compiled once for all sizes, its seconds told apart; nothing quadratic on a GPU."""
 
 from __future__ import annotations
 

@@ -82,6 +82,31 @@ def test_pairs_density_and_rows_say_the_same(name: str, num_text: int) -> None:
     assert bool(pairs[:, :, 90:].all())
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("num_text", [0, 7])
+def test_slots_executed_are_those_of_kept_blocks_whole_where_keys_have_a_token(name: str, num_text: int) -> None:
+    blocks = LAYOUTS[name]
+    empty = torch.full((len(blocks.slots), blocks.size), NO_TOKEN)
+    keys = Blocks(torch.cat([blocks.slots, empty], dim=1), blocks.size, 90)
+    pattern = Pattern(blocks, keys, random_keep(2, blocks, keys)).with_text(num_text)
+    counts = pattern.keys.counts.expand(2, -1).tolist()
+    num = sum(
+        keep and counts[head][place] > 0
+        for head, rows in enumerate(pattern.keep.tolist())
+        for row in rows
+        for place, keep in enumerate(row)
+    )
+    assert float(pattern.executed) == pytest.approx(num * blocks.size**2 / 2 / (90 + num_text) ** 2)
+    assert pattern.executed > pattern.density
+
+
+def test_shares_are_counted_to_the_last_pair_where_there_are_many() -> None:
+    blocks = in_a_row(70_001, 128, CPU)
+    pattern = Pattern(blocks, blocks, torch.ones(1, blocks.num, blocks.num, dtype=torch.bool))
+    assert float(pattern.density) == 1
+    assert float(pattern.executed) == (blocks.num * 128) ** 2 / 70_001**2
+
+
 def test_a_kept_pair_of_blocks_is_all_pairs_of_their_tokens_and_no_others() -> None:
     queries, keys = in_a_row(6, 2, CPU), in_order(torch.tensor([[5, 0, 3, 1, 2, 4]]), 3)
     keep = torch.tensor([[[True, False], [False, True], [True, True]]])

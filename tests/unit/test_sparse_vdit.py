@@ -22,9 +22,11 @@ from orchestrator.cli import app
 from orchestrator.mistakes import ConfigError
 from orchestrator.resolve import resolve_arm
 from orchestrator.types import Grid
+from stages.accelerators import sparse_vdit
 from stages.accelerators.attending import Log
 from stages.accelerators.pattern_fits import CANDIDATES, FOLDER_VARIABLE, SHELF, PatternFit
-from stages.sparse.relative import patterned, read
+from stages.sparse.pattern import Pattern
+from stages.sparse.relative import Relative, patterned, read
 from tests.unit.attention_calls import GEOMETRY, HEADS, dense, here, made, masked, qkv
 
 CPU = torch.device("cpu")
@@ -128,11 +130,44 @@ def test_a_rank_takes_the_patterns_of_its_own_heads() -> None:
         torch.testing.assert_close(alone, both[:, head : head + 1], atol=1e-6, rtol=0)
 
 
-def test_texts_of_other_lengths_have_their_own_pattern() -> None:
+def test_texts_of_other_lengths_have_their_own_pattern_laid_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    laid: list[tuple[Relative, ...]] = []
+
+    def noted(heads: list[Relative], *more: Any) -> Pattern:
+        laid.append(tuple(heads))
+        return patterned(heads, *more)
+
+    expected = {(num_text, layer): attended(layer, num_text)[0] for num_text in (7, 3) for layer in (1, 2)}
+    monkeypatch.setattr(sparse_vdit, "patterned", noted)
     log, method = Log(5), made("sparse-vdit", heads=HEADS_OF_LAYERS, block=16, dense_steps=0.0)
-    for num_text in (7, 3, 7):
-        found = method.attend(*qkv(TOKENS + num_text), here(GRID, log, layer=1), dense)
-        torch.testing.assert_close(found, attended(1, num_text)[0], atol=1e-6, rtol=0)
+    for num_text, layer in itertools.product((7, 3, 7, 3), (1, 2)):
+        found = method.attend(*qkv(TOKENS + num_text), here(GRID, log, layer=layer), dense)
+        torch.testing.assert_close(found, expected[num_text, layer], atol=1e-6, rtol=0)
+    assert len(laid) == 4, "for two lengths, those of either order of tokens"
+
+
+def held_bytes(value: Any, seen: set[int] | None = None) -> int:
+    """Of all tensors that something holds, however deep."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return value.untyped_storage().nbytes()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if dataclasses.is_dataclass(value) or isinstance(value, sparse_vdit.SparseVDiT):
+        parts = vars(value).values()
+    return sum(held_bytes(part, seen) for part in parts)
+
+
+def test_what_is_kept_does_not_grow_with_layers_but_for_the_numbers_of_heads() -> None:
+    def held(num_layers: int) -> int:
+        method = made("sparse-vdit", heads=(("diagonal:0.2", "multi-diagonal:0.1"),) * num_layers, block=16, dense_steps=0.0)
+        for layer in range(num_layers):
+            method.attend(*qkv(TOKENS), here(GRID, Log(num_layers), layer=layer), dense)
+        return held_bytes(method)
+
+    assert 0 < held(9) - held(1) <= 8 * 2 * HEADS * 8
 
 
 @pytest.mark.parametrize(("layer", "more"), [(3, {}), (1, {"dense_steps": 0.2}), (1, {"dense_layers": 0.3})])
@@ -197,6 +232,36 @@ def test_patterns_for_other_numbers_of_heads_are_refused() -> None:
     assert arm(mistakes, heads=[["full"] * 8] * 7) is not None
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"balance": 0.2}, "heads are given, and balance"),
+        ({"fit": "own.json", "balance": 0.1}, "heads are given, and balance and fit"),
+    ],
+)
+def test_heads_beside_what_would_choose_them_are_refused(options: dict[str, Any], told: str) -> None:
+    mistakes: list[str] = []
+    assert arm(mistakes, heads=[["full"] * 8] * 7, **options) is None
+    assert any(told in line for line in mistakes)
+
+
+def test_blocks_other_than_those_a_fit_was_measured_with_are_refused() -> None:
+    mistakes: list[str] = []
+    assert arm(mistakes, block=64) is None
+    assert any("block is 64: what patterns lose was measured with blocks of 32" in line for line in mistakes)
+    own = arm(mistakes, block=32)
+    assert own is not None
+    usual = arm([])
+    assert usual is not None
+    assert own.accelerators[0].settings == usual.accelerators[0].settings
+
+
+def test_no_step_and_no_layer_is_dense_but_by_its_fit() -> None:
+    own = arm([])
+    assert own is not None
+    assert (own.accelerators[0].settings["dense_steps"], own.accelerators[0].settings["dense_layers"]) == (0, 0)
+
+
 @pytest.mark.parametrize("num_text", [0, 7])
 def test_the_probe_attends_to_everything_and_measures_what_each_candidate_loses(num_text: int) -> None:
     probe, log = PatternProbe((3,), 16), Log(1)
@@ -243,4 +308,5 @@ def test_operations_fall_by_the_mean_of_the_heads() -> None:
     saved, (step,) = log.settle(None)
     pairs = torch.stack([seen(name, 0) for name in HEADS_OF_LAYERS[1]])
     assert step.sparsity == pytest.approx(1 - float(pairs.double().mean()))
-    assert saved == pytest.approx(step.sparsity / 5), "one layer of five"
+    kept = [int(patterned([read(name)], GRID, 16, CPU).keep.sum()) * 16 * 16 / TOKENS**2 for name in HEADS_OF_LAYERS[1]]
+    assert saved == pytest.approx((1 - sum(kept) / HEADS) / 5), "one layer of five, in whole blocks"

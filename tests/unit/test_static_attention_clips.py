@@ -27,7 +27,7 @@ GRID = (7, 8, 8)
 WINDOW = 4
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "re-ttention": {"sparsity": 0.7, "block": 16, "dense_steps": 0.0, "interval": 3},
-    "sparse-vdit": {"block": 16},
+    "sparse-vdit": {"block": 16, "heads": [["diagonal:0.5", "multi-diagonal:0.1", "skip", "stripe:0.3", *["full"] * 4]] * 7},
     "freelong": {"window": WINDOW},
 }
 NEUTRAL: Mapping[str, dict[str, Any]] = {"re-ttention": {"sparsity": 0}, "sparse-vdit": {"balance": 0}, "freelong": {}}

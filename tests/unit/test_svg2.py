@@ -17,7 +17,7 @@ from orchestrator.methods import Request, find, read_settings
 from stages.accelerators import svg2
 from stages.accelerators.attending import Log
 from stages.accelerators.svg2 import Svg2, Svg2Settings, in_clusters, kept_clusters
-from stages.sparse.clusters import Clusters, clustered, first_centres, in_blocks
+from stages.sparse.clusters import Clusters, clustered, first_centres, in_blocks, nearest, with_ones
 from stages.sparse.kernel import attend, by_blocks
 from stages.sparse.pattern import NO_TOKEN
 from tests.unit.attention_calls import GEOMETRY, dense, here, masked, qkv
@@ -143,14 +143,41 @@ def test_centres_are_found_once_for_a_branch_and_a_layer_and_followed_from_step_
         return clustered(x, centres, rounds)
 
     monkeypatch.setattr(svg2, "clustered", noted)
-    attending, log = made(), Log(7)
+    attending, log = made(first_rounds_per_step=25), Log(7)
     for step, layer, branch in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (1, 1, 0), (1, 0, 1)):
         attending.attend(*lumps(), here(GRID, log, step, layer, branch), dense)
     assert told == [(5, 50), (9, 50)] * 3 + [(5, 2), (9, 2)] * 3
     attending.attend(*lumps(), here(GRID, log, 1, 0, heads=range(2, 4)), dense)
     assert told[-2:] == [(5, 50), (9, 50)], "other heads of the same layer"
-    made().attend(*lumps(), here(GRID, log, 2), dense)
+    made(first_rounds_per_step=25).attend(*lumps(), here(GRID, log, 2), dense)
     assert told[-2:] == [(5, 50), (9, 50)], "another stage"
+
+
+def test_a_short_stage_has_fewer_first_rounds_and_the_shortest_none() -> None:
+    found = [Svg2Settings().rounds_from_scratch(num) for num in (1, 2, 9, 10, 50)]
+    assert found == [0, 10, 45, 50, 50]
+    assert Svg2Settings(first_rounds=4).rounds_from_scratch(1) == 4
+
+
+def test_a_stage_stays_dense_whose_steps_would_not_cover_the_first_rounds_and_others_have_as_many_as_they_cover() -> None:
+    q, k, v = lumps()
+    log, attending = Log(7), made()
+    assert torch.equal(attending.attend(q, k, v, here(GRID, log, 4, steps=range(4, 5)), dense), dense(q, k, v))
+    assert [call.density for call in log.calls] == [1.0]
+    attending.attend(q, k, v, here(GRID, log, 7, steps=range(4, 10)), dense)
+    expected = clustered(k[0], first_centres(k[0], 9), 15).centres
+    torch.testing.assert_close(attending._centres[0, 0, 0][1], expected)
+    attending.attend(q, k, v, here(GRID, log, 9, steps=range(4, 10)), dense)
+    assert float(log.calls[-1].density) < 1, "its last step goes on from the centres there are"
+
+
+def test_the_nearest_centre_is_found_in_half_width_too() -> None:
+    """Centres far from 0 and close together: of their squares every digit counts."""
+    x, centres = (torch.randn(2, num, 8, generator=torch.Generator().manual_seed(num)).bfloat16() for num in (200, 30))
+    x, centres = x + 9, (centres * 0.5 + 9)
+    found = nearest(with_ones(x), centres.float())
+    squares = (x.double().unsqueeze(2) - centres.double().unsqueeze(1)).square().sum(-1)
+    assert torch.equal(squares.gather(2, found.unsqueeze(2)).squeeze(2), squares.min(-1).values)
 
 
 def test_a_step_goes_on_from_the_centres_of_the_step_before() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from orchestrator.resolve import resolve_arm
 from orchestrator.types import Grid, VideoShape
+from parallel.groups import Group
 from stages.accelerators import makers
 from stages.accelerators.attending import Here
 from stages.accelerators.base import Boost, Now
@@ -58,8 +61,12 @@ class InWindows:
 
     work = 1.0
 
+    def __init__(self) -> None:
+        self._ordered: Ordered | None = None
+
     def tokens(self, now: Now, grid: Grid) -> Ordered:
-        return Ordered(Windows(grid, (4, 2)).order(), grid, 8)
+        self._ordered = self._ordered or Ordered(Windows(grid, (4, 2)).order(), grid, 8)
+        return self._ordered
 
     def saw(self, x: Tensor, v: Tensor, now: Now) -> None:
         """Nothing."""
@@ -86,29 +93,95 @@ def test_the_order_of_tokens_and_attention_on_given_rows_change_nothing_by_thems
     torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
 
 
+def never(*given: Any) -> Any:
+    raise AssertionError("everything was computed")
+
+
+def trunk_of(h: Tensor) -> Trunk:
+    """Two blocks that do nothing."""
+
+    def attend_on(index: int, state: State, rows: Tensor, counts: tuple[int, ...]) -> State:
+        return state
+
+    def finish(index: int, state: State, found: State) -> State:
+        return (state[0] + found[0],)
+
+    return Trunk((h,), 2, never, never, never, finish, lambda state: state[0], {}, 0.5, "net", attend_on=attend_on)
+
+
 def test_a_block_attends_with_means_and_adds_what_they_find_to_every_token() -> None:
     """Text goes by as it is."""
-    grid, tome = (1, 4, 6), Tome(TomeSettings(ratio=0.5, window=(4, 4), shuffle=False), resident("wan-mini").geometry)
-    h, text, seen = noise(1, 24, 3, seed=1), noise(1, 2, 3, seed=2), list[Tensor]()
+    grid, tome = (16, 4, 6), Tome(TomeSettings(ratio=0.5, window=(4, 4), shuffle=False), resident("wan-mini").geometry)
+    h, text, seen = noise(1, 16 * 24, 3, seed=1), noise(1, 2, 3, seed=2), list[Tensor]()
 
     def attend_on(index: int, state: State, rows: Tensor, counts: tuple[int, ...]) -> State:
         seen.append(state[0])
-        assert counts == (16,)
+        assert counts == (16 * 16,)
         assert torch.equal(state[1], text)
         return state[0] * 2, state[1] * 3
 
     def finish(index: int, state: State, found: State) -> State:
         return state[0] + found[0], found[1]
 
-    def never(*given: Any) -> Any:
-        raise AssertionError("everything was computed")
-
     trunk = Trunk((h, text), 1, never, never, never, finish, lambda state: state[0], {}, 0.5, "net", attend_on=attend_on)
     assert tome.tokens(NOW, grid) is not None
     out = tome.forward(trunk, NOW)
-    merge = match(h, torch.tensor([[0, 2, 8, 10]]), 8, 16)
+    merge = match(h, torch.tensor([[0, 2, 8, 10]]).expand(16, -1), 8, 16)
     torch.testing.assert_close(seen[0], merge.merged(h))
     torch.testing.assert_close(out, h + merge.spread(2 * merge.merged(h)))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_stage_tells_the_device_its_destinations_at_once(shuffle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy to the device is waited for: one in a stage, none in a step. Tensors on "meta" stand for those on a device."""
+    own, crossing = Tome(TomeSettings(shuffle=shuffle), resident("wan-mini").geometry), list[str]()
+
+    def to(x: Tensor, device: Any, *given: Any, **more: Any) -> Tensor:
+        if isinstance(device, torch.device) and device != x.device:
+            crossing.append(str(tuple(x.shape)))
+        return real(x, device, *given, **more)
+
+    real = Tensor.to
+    monkeypatch.setattr(Tensor, "to", to)
+    tokens, event = (4, 8, 8), replace(EVENT, grid=(4, 16, 16))
+    h = torch.empty(1, 4 * 8 * 8, 3, device="meta")
+    for step in event.steps:
+        for branch in (0, 1):
+            assert own.tokens(Now(step, LEVEL, branch, event), tokens) is not None
+            own.forward(trunk_of(h), Now(step, LEVEL, branch, event))
+    assert len(crossing) == 1, crossing
+    assert len(event.steps) > 1
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_destinations_of_a_step_are_those_drawn_for_it_wherever_the_stage_begins(shuffle: bool) -> None:
+    windows = Windows((4, 8, 8), (4, 4))
+    for start in (0, 2):
+        event, own = replace(EVENT, steps=range(start, 6)), Tome(TomeSettings(shuffle=shuffle), resident("wan-mini").geometry)
+        own.tokens(Now(start, LEVEL, 0, event), (4, 8, 8))
+        for step in event.steps:
+            found = own._chosen(Now(step, LEVEL, 0, event), windows, torch.device("cpu"))
+            assert torch.equal(found, windows.destinations(step if shuffle else None))
+
+
+@pytest.mark.parametrize("name", ["wan2.2-ti2v-5b", "hunyuanvideo-i2v"])
+def test_where_a_clean_first_frame_lies_is_found_once_for_a_stage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes from the host."""
+    found, real = list[int](), Ordered.first_frame
+
+    def watched(ordered: Ordered) -> Tensor:
+        found.append(1)
+        return real.fget(ordered)  # type: ignore[attr-defined, no-any-return]
+
+    monkeypatch.setattr(Ordered, "first_frame", property(watched))
+    own, cond, grid = resident(name), placed(name, GRID), GRID
+    boost = Boost((InWindows,), replace(EVENT, grid=grid), own.geometry)
+    own.accelerate(boost)
+    for step in range(3):
+        boost.at(step, LEVEL)
+        own.denoise(cond.pin(noise(1, own.geometry.latent_channels, *grid, seed=1)), LEVEL, cond)
+    own.accelerate(None)
+    assert len(found) == 1
 
 
 def test_a_key_of_many_tokens_counts_as_so_many_keys_and_text_as_one() -> None:
@@ -149,6 +222,7 @@ def arm(*accelerators: Any, **more: Any) -> tuple[Any, list[str]]:
         ([{"tome": {"ratio": 0.8}}], {}, ["ratio", "0.75"]),
         ([{"tome": {"window": [3, 4]}}], {}, ["window is [3, 4]", "even"]),
         ([{"tome": {"window": [8, 8]}}], {}, ["window is [8, 8]", "4 x 6", "[2, 2]"]),
+        (["tome"], {}, ["window is [4, 4]", "5 windows", "16", "[2, 2]"]),
         ([{"tome": {"ratio": 0.05}}], {}, ["ratio is 0.05", "0.0625"]),
         (["tome", "taylorseer"], {}, ["tome and taylorseer cannot be combined"]),
         (["tome"], {"planner": "fresco"}, ["fresco", "tome", "cannot be combined"]),
@@ -182,6 +256,22 @@ def test_a_clip_named_in_a_spec_merges_on_every_grid_that_holds_a_window_and_not
     assert [tome._windows and tome._windows.tokens for tome in made] == [
         (t, h // 2, w // 2) for t, h, w in (stage.grid for stage in found.decision.action.stages)
     ]
+
+
+@pytest.mark.parametrize("window", [(2, 2), (2, 4), (4, 4), (6, 2)])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+def test_every_rank_has_two_rows_at_least_of_a_grid_that_merges(window: tuple[int, int], num_ranks: int) -> None:
+    """Compiled blocks take no and one row for constants. Which grids merge is the same at every width."""
+    trunk: Any = SimpleNamespace(sequence=Group(range(num_ranks), 0, None, torch.device("cpu")))
+    tried = 0
+    for grid in itertools.product(range(1, 6), range(2, 9), range(2, 12, 2)):
+        own = Tome(TomeSettings(ratio=0.75, window=window), resident("wan-mini").geometry)
+        windows, does_merge = Windows(grid, window), own.tokens(NOW, grid) is not None
+        assert does_merge == (windows.num >= 16)
+        if does_merge:
+            assert min(own._place(trunk, windows).counts) >= 2
+            tried += 1
+    assert tried
 
 
 def test_the_forwards_of_a_method_that_reflects_are_whole() -> None:
