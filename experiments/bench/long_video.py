@@ -2,9 +2,8 @@
 
     python -m experiments.bench.long_video --ranks 1 4 --times 2 4 8 16 --out long.json
 
-Every length is made by every number of ranks, and is the same video. Beside them a plain run of the full length, and FreeLong,
-up to ``--plain-up-to`` times the native length, as their attention grows with its square. Flicker is the mean change from frame
-to frame, in levels of 255, where a latent frame begins: at a border of blocks, and elsewhere.
+Every length is made by every number of ranks, and is the same video; up to ``--plain-up-to`` also by a plain run and FreeLong.
+Flicker is the mean change to the next frame, in levels of 255, where a latent frame begins: at borders of blocks, and elsewhere.
 """
 
 from __future__ import annotations
