@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.keeper import Keeper
+from orchestrator.keeper import Keeper, Packable
 from orchestrator.pods import ClipWorkshop
 from orchestrator.work import Worker
 
@@ -36,6 +36,15 @@ class Deadly(Checkpoints):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Waiting(Keeper):
+    """Waits for the last boundary of all: the clip may be done before a busy disk has it, and then nobody would die of it."""
+
+    def keep(self, item_key: str, boundary: Packable, made_by: Mapping[str, str]) -> None:
+        super().keep(item_key, boundary, made_by)
+        if boundary.pack()["stage"] == DEATHS[-1]:
+            self.settle()
+
+
 @dataclass(frozen=True)
 class DeadlyWorkshop(ClipWorkshop):
     deaths: Path = Path()
@@ -43,5 +52,5 @@ class DeadlyWorkshop(ClipWorkshop):
     def make(self, parts: frozenset[str], device: str, num_threads: int, groups: Groups | None = None) -> Worker:
         worker: Any = super().make(parts, device, num_threads, groups)
         assert self.checkpoints is not None
-        worker.keeper = Keeper(Deadly(self.checkpoints, self.deaths))
+        worker.keeper = Waiting(Deadly(self.checkpoints, self.deaths))
         return worker  # type: ignore[no-any-return]
