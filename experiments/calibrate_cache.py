@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 from orchestrator.arms import Arm
 from orchestrator.model_geometry import ModelGeometry
@@ -47,18 +48,25 @@ def measure(
     warmup = warmup_of(arm.num_steps)
     told = [change for change in changes if warmup <= change.step < arm.num_steps - 1]  # the others are always computed
     return CacheFit(
-        model=arm.model,
-        revision=arm.revision,
-        grids=tuple(grids),
-        num_steps=arm.num_steps,
-        solver=arm.solver or model.geometry.solver,
-        shift=arm.under_its_shift(model.geometry).full_shift,
-        guidance=arm.guidance,
-        num_clips=len(grids) * len(prompts),
+        **sampled_as(model, arm, grids, len(prompts)),
         warmup=warmup,
         signals={name: fit_signal([c.signals[name] for c in told], [c.output for c in told]) for name in SIGNALS},
         ratios=mean_ratios(changes, arm.num_steps),
     )
+
+
+def sampled_as(model: Model, arm: Arm, grids: Sequence[Grid], num_prompts: int) -> dict[str, Any]:
+    """What every fit says of the runs that it rests on."""
+    return {
+        "model": arm.model,
+        "revision": arm.revision,
+        "grids": tuple(grids),
+        "num_steps": arm.num_steps,
+        "solver": arm.solver or model.geometry.solver,
+        "shift": arm.under_its_shift(model.geometry).full_shift,
+        "guidance": arm.guidance,
+        "num_clips": len(grids) * num_prompts,
+    }
 
 
 def watched(model: Model, arm: Arm, shape: VideoShape, prompt: Prompt, seed: int) -> list[Change]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.calibrate_cache import shape_of
+from experiments.calibrate_cache import sampled_as, shape_of
 from orchestrator.arms import Arm
 from orchestrator.prompts import Prompt
 from orchestrator.types import Grid
@@ -92,14 +92,7 @@ def measure(
         watch(probe, model, arm, grid, prompt, place if prompt.seed is None else prompt.seed)
         on_clip(num)
     return PatternFit(
-        model=arm.model,
-        revision=arm.revision,
-        grids=tuple(grids),
-        num_steps=arm.num_steps,
-        solver=arm.solver or model.geometry.solver,
-        shift=arm.under_its_shift(model.geometry).full_shift,
-        guidance=arm.guidance,
-        num_clips=len(grids) * len(prompts),
+        **sampled_as(model, arm, grids, len(prompts)),
         block=block,
         steps=probe.steps,
         candidates=CANDIDATES,

@@ -47,9 +47,8 @@ def calibrate_cache(
     from orchestrator.cli_calibrate_cache import Options, run_calibrate_cache
     from orchestrator.cli_generate import Machine
 
-    asked: dict[str, Any] = {"model": model, "weights": weights, "height": height, "width": width, "frames": frames}
-    asked |= {"steps": steps, "guidance": guidance, "solver": solver, "shift": shift}
-    settings = {key: value for key, value in asked.items() if value is not None}
+    size = {"height": height, "width": width, "frames": frames}
+    settings = _given(model=model, weights=weights, **size, steps=steps, guidance=guidance, solver=solver, shift=shift)
     run_calibrate_cache(Options(settings, prompts, limit, grids, out), Machine(device, attention, False), as_json)
 
 
@@ -77,10 +76,14 @@ def calibrate_sparse(
     from orchestrator.cli_calibrate_sparse import run_calibrate_sparse
     from orchestrator.cli_generate import Machine
 
-    asked: dict[str, Any] = {"model": model, "weights": weights, "height": height, "width": width, "frames": frames}
-    asked |= {"steps": steps, "guidance": guidance, "solver": solver, "shift": shift}
-    settings = {key: value for key, value in asked.items() if value is not None}
+    size = {"height": height, "width": width, "frames": frames}
+    settings = _given(model=model, weights=weights, **size, steps=steps, guidance=guidance, solver=solver, shift=shift)
     run_calibrate_sparse(Options(settings, prompts, limit, grids, out), block, Machine(device, attention, False), as_json)
+
+
+def _given(**asked: Any) -> dict[str, Any]:
+    """An arm's settings: what was asked for."""
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def register(app: typer.Typer) -> None:
