@@ -78,6 +78,11 @@ def _picked(x: Tensor, index: Tensor) -> Tensor:
     return rows.view(1, heads, -1, x.shape[-1])
 
 
+def _spread(x: Tensor, index: Tensor) -> Tensor:
+    """Columns ``index [1 or heads, n]`` of ``[heads, rows, blocks]``."""
+    return x.index_select(2, index[0]) if len(index) == 1 else torch.take_along_dim(x, index.unsqueeze(1), dim=2)
+
+
 def in_a_row(num_tokens: int, size: int, device: torch.device) -> Blocks:
     """Tokens as they come; the last block may have fewer."""
     return in_order(torch.arange(num_tokens, device=device).unsqueeze(0), size)
@@ -136,11 +141,10 @@ class Pattern:
 
     def seen_by(self, rows: Tensor) -> Tensor:
         """Which keys some queries, tokens ``rows [n]``, attend to: ``[heads, n, tokens]``."""
-        heads = len(self.keep)
-        mine = (self.queries.places[:, rows] // self.queries.size).expand(heads, -1)
-        columns = (self.keys.places // self.keys.size).expand(heads, -1)
-        picked = torch.take_along_dim(self.keep, mine.unsqueeze(2), dim=1)
-        return torch.take_along_dim(picked, columns.unsqueeze(1), dim=2)
+        mine, columns = self.queries.places[:, rows] // self.queries.size, self.keys.places // self.keys.size
+        if len(rows) < self.queries.num:
+            return _spread(_picked(self.keep.unsqueeze(0), mine)[0], columns)
+        return _picked(_spread(self.keep, columns).unsqueeze(0), mine)[0]
 
     def pairs(self) -> Tensor:
         """Which token attends to which, ``[heads, tokens, tokens]``: for small sequences."""
