@@ -5,9 +5,9 @@ the first keys, which act as a sink. Heads whose blocks recall enough of the wei
 those that recall least a lower one, so that the mean over all heads is what was asked for.
 
 Reconstructed from summaries. The published search is one pass of a kernel of its own; here dense attention's kernel does it, in
-more passes, which count: no search is due where fewer steps are left in the stage, or were spared by the last one, than it costs.
-With the defaults a stage needs 7 steps at 49,290 tokens and 12 at 115,200; shorter ones stay dense. Heads are compared over all
-ranks: at the first step after a search each tells the others what its heads recall.
+more passes, which count: none is due where the steps left in the stage, or those since the last one, spare fewer operations than
+it costs; text and empty slots are computed. With the defaults a stage needs 7 steps at 49,290 tokens and 12 at 115,200; shorter
+ones stay dense. Heads are compared over all ranks: at the first step after a search each tells the others what its heads recall.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class AdaSpa(BlockSparse):
             self._of_layer(here)[here.heads.start] = self._searched(q, k, here, dense)
         with Stopwatch(q.device) as attending:
             out = dense(q, k, v)
-        here.log.add(here, 1 + num_passes(self._blocks(q, here), q.shape[-1]), None, choosing, attending)
+        here.log.add(here, 1.0, None, choosing, attending, executed=1.0 + num_passes(self._blocks(q, here), q.shape[-1]))
         return out
 
     def is_dense(self, here: Here) -> bool:
@@ -103,13 +103,20 @@ class AdaSpa(BlockSparse):
     def _is_due(self, q: Tensor, here: Here) -> bool:
         """Only where the steps left in the stage spare more than a search costs, and those since the last one have."""
         found, now = self._of_layer(here).get(here.heads.start), here.now
-        num_least = num_passes(self._blocks(q, here), q.shape[-1]) / self.settings.sparsity
-        if now.event.last - now.step <= num_least:
+        cost, spared = num_passes(self._blocks(q, here), q.shape[-1]), self._spared(q, here)
+        if (now.event.last - now.step) * spared <= cost:
             return False
         if found is None:
             return True
         marks = (math.ceil(share * now.event.num_steps) for share in self.settings.search_again)
-        return now.step - found.step - 1 > num_least and any(found.step < mark <= now.step for mark in marks)
+        return (now.step - found.step - 1) * spared > cost and any(found.step < mark <= now.step for mark in marks)
+
+    def _spared(self, q: Tensor, here: Here) -> float:
+        """Of dense attention's operations, what a step leaves out after a search: ``1 - Pattern.executed``, without a device."""
+        num, size, num_tokens = self._blocks(q, here).num, self.settings.block, q.shape[2]
+        num_text = math.ceil((num_tokens - here.num_image) / size)
+        num_kept = usually_kept(num, self.settings.sparsity) + (2 * num + num_text) * num_text
+        return 1 - num_kept * (size / num_tokens) ** 2
 
     def _searched(self, q: Tensor, k: Tensor, here: Here, dense: Attention) -> Found:
         sums = block_sums(q, k, self._blocks(q, here), dense)
@@ -135,13 +142,18 @@ def graded(sums: Tensor, sparsity: float) -> Tensor:
     column is always kept.
     """
     num = sums.shape[-1]
-    usual = max(num, round((1 - sparsity) * num * num))
+    usual = usually_kept(num, sparsity)
     change = min(usual - max(num, usual // 2), num * num - usual)
     first = torch.arange(num, device=sums.device) == 0
     order = sums.masked_fill(first, torch.inf).flatten(1).argsort(dim=1, descending=True, stable=True)
     place = torch.arange(num * num, device=sums.device)
     grades = torch.stack([place >= bound for bound in (usual - change, usual, usual + change)]).sum(0, dtype=torch.uint8)
     return torch.empty_like(order, dtype=torch.uint8).scatter(1, order, grades.expand_as(order)).view_as(sums)
+
+
+def usually_kept(num: int, sparsity: float) -> int:
+    """Of ``num`` times ``num`` blocks, a mean over heads: every row keeps one at least."""
+    return max(num, round((1 - sparsity) * num * num))
 
 
 def settled(recall: Tensor, trusted: float) -> Tensor:

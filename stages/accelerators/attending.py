@@ -123,10 +123,10 @@ class Log:
         attending: Stopwatch | None = None,
         executed: float | Tensor | None = None,
     ) -> None:
-        """``density``: pairs of tokens attended, of all; above 1 where more was done than dense attention does.
+        """``density``: pairs of tokens attended, of all; above 1 where some are attended twice.
 
         ``recall``: of the weights that dense attention gives, what falls on the pairs kept, a mean over some queries.
-        ``executed``: as ``density``, operations; None: those of the pairs attended.
+        ``executed``: operations, of dense attention's, with those of choosing where they are many; None: as ``density``.
         """
         done = density if executed is None else executed
         self.calls.append(_Call(here.now.step, here.heads, density, done, recall, choosing, attending))

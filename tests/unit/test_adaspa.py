@@ -143,11 +143,9 @@ def test_what_a_search_found_is_used_until_the_next_one_which_finds_anew() -> No
         torch.testing.assert_close(found, kept)
     searched(spa, (6, 7), event, other, log)
     torch.testing.assert_close(searched(spa, (8,), event, other)[0], within(*other, method_pattern(other).pairs()))
-    densities = [float(call.density) for call in log.calls]
-    searches = [call.step for call, density in zip(log.calls, densities, strict=True) if density == SEARCH]
-    assert searches == [2, 6]
-    assert densities[:2] == [1.0, 1.0]
-    assert all(density < 0.6 for density in (densities[3], densities[4], densities[6]))
+    told = [(call.step, float(call.density), float(call.executed)) for call in log.calls]
+    assert [row for row in told if row[1] == 1] == [(0, 1, 1), (1, 1, 1), (2, 1, SEARCH), (6, 1, SEARCH)]
+    assert all(density < 0.6 for step, density, _ in told if step in (3, 5, 7))
 
 
 def method_pattern(qkv: Any) -> Any:
@@ -159,7 +157,7 @@ def method_pattern(qkv: Any) -> Any:
 def searches(steps: Sequence[int], event: StageEvent, head_dim: int = 8, **settings: Any) -> list[int]:
     log = Log(7)
     searched(method("adaspa", block=BLOCK, **settings), steps, event, noise(GRID, head_dim=head_dim), log)
-    return [call.step for call in log.calls if float(call.density) >= SEARCH]
+    return [call.step for call in log.calls if float(call.executed) >= SEARCH]
 
 
 def test_of_50_steps_the_10th_and_the_30th_search() -> None:
@@ -177,16 +175,25 @@ def test_every_stage_searches_at_its_first_step_or_as_many_later_as_is_set_but_n
     assert searches(third.steps, third) == [10], "60 % of the clip's 20 steps are done, and its own search is too near"
 
 
+@pytest.mark.parametrize(("grid", "num_text"), [((4, 4, 8), 0), (GRID, 0), (GRID, 4)])
 @pytest.mark.parametrize("head_dim", [8, 2, 1])
-def test_no_stage_attends_to_more_than_dense_attention_would(head_dim: int) -> None:
-    """Wherever it lies in a clip: a pass or four or eight are what a search costs."""
-    q, k, v = noise((4, 4, 8), heads=1, head_dim=head_dim)
+def test_no_stage_computes_more_than_dense_attention_would(head_dim: int, grid: Grid, num_text: int) -> None:
+    """Wherever it lies in a clip: a pass or four or eight are what a search costs, and of whole blocks fewer are spared."""
+    q, k, v = noise(grid, heads=1, head_dim=head_dim, num_text=num_text)
     for first, num in itertools.product((0, 8, 16, 23, 27, 31), (1, 2, 5, 8, 9, 13, 20, 50)):
         event, log = StageEvent((1, 1, 1), range(first, first + num), 50, 0, False), Log(7)
         spa = method("adaspa", sparsity=0.75, trusted_recall=1, dense_steps=0, block=BLOCK, search_again=(0.4, 0.6))
         for step in event.steps:
-            spa.attend(q, k, v, here((4, 4, 8), event, step, heads=range(1), log=log), dense)
-        assert sum(float(call.density) for call in log.calls) <= num, (first, num)
+            spa.attend(q, k, v, here(grid, event, step, heads=range(1), log=log), dense)
+        assert sum(float(call.executed) for call in log.calls) <= num, (first, num)
+
+
+@pytest.mark.parametrize("num_text", [0, 4, 40])
+def test_what_a_step_spares_is_known_before_a_search(num_text: int) -> None:
+    q, k, v = noise(GRID, num_text=num_text)
+    spa, log = method("adaspa", sparsity=0.6, block=BLOCK, trusted_recall=1), Log(7)
+    searched(spa, (5, 8), stage(num_steps=20), (q, k, v), log)
+    assert [float(call.executed) for call in log.calls] == pytest.approx([SEARCH, 1 - spa._spared(q, here(GRID))])
 
 
 @pytest.mark.parametrize(("num_steps", "head_dim", "pays"), [(2, 8, False), (3, 8, True), (6, 2, False), (7, 2, True)])
