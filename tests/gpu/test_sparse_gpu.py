@@ -27,6 +27,7 @@ from stages.sparse.clusters import clustered, first_centres
 from stages.sparse.kernel import attend, attend_with_sums, by_mask, by_mask_with_sums
 from stages.sparse.pattern import Blocks, Pattern, in_a_row, in_order, in_tiles
 from stages.sparse.weighted import by_bias, weighted
+from tests.gpu.clips import unwaiting
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -155,16 +156,7 @@ def test_a_method_gives_compiled_what_it_gives_block_by_block(models: dict[bool,
 @pytest.mark.parametrize("name", attending())
 def test_a_method_never_waits_for_the_gpu(models: dict[bool, Model], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clip(models[True], name)
-    denoise = models[True].denoise
-
-    def watched(*given: Any) -> Tensor:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return denoise(*given)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(models[True], "denoise", watched)
+    monkeypatch.setattr(models[True], "denoise", unwaiting(models[True].denoise))
     clip(models[True], name)
 
 
