@@ -3,8 +3,8 @@
 A softmax over few keys gives them all of the weight. Steps that attend to everything measure, query by query, which share the
 kept keys have of it; the sparse steps after them scale what they find by it, and may add what was missing when it was measured.
 
-A step that measures runs the sparse kernel over all pairs, for the sums of weights that dense attention's kernel does not give,
-and over the kept ones: it takes longer than a dense step, by as much as that kernel is slower and by what a sparse step takes.
+A step that measures takes as long as a dense step and a sparse one: dense attention's kernel gives sums of weights too. What the
+kept pairs take of it counts as choosing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from orchestrator.model_geometry import ModelGeometry
 from stages.accelerators.attending import Here, Stopwatch
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
 from stages.sparse.choosing import BlockSize
+from stages.sparse.dense import dense_with_sums
 from stages.sparse.kernel import attend_with_sums
 from stages.sparse.pattern import Pattern, in_a_row
 
@@ -79,22 +80,24 @@ class ReTtention(BlockSparse):
         place = here.now.branch, here.layer, here.heads.start
         measured = self._measured.get(place)
         if measured is None or here.now.step >= measured.step + self.sparse.interval:
-            found, self._measured[place] = self._measure(q, k, v, here, pattern)
+            found, self._measured[place] = self._measure(q, k, v, here, pattern, choosing or Stopwatch(q.device))
             return found
         found = super().attend_within(q, k, v, here, pattern, choosing)
         scaled = measured.share * found
         return (scaled if measured.missed is None else scaled + measured.missed).to(found.dtype)
 
-    def _measure(self, q: Tensor, k: Tensor, v: Tensor, here: Here, pattern: Pattern) -> tuple[Tensor, Measured]:
-        pattern = pattern.with_text(q.shape[2] - here.num_image)
-        everything = Pattern(pattern.queries, pattern.keys, torch.ones_like(pattern.keep))
+    def _measure(
+        self, q: Tensor, k: Tensor, v: Tensor, here: Here, pattern: Pattern, choosing: Stopwatch
+    ) -> tuple[Tensor, Measured]:
         with Stopwatch(q.device) as attending:
-            found, all_sums = attend_with_sums(q, k, v, everything)
+            found, all_sums = dense_with_sums(q, k, v)
+        with choosing:
+            pattern = pattern.with_text(q.shape[2] - here.num_image)
             kept, kept_sums = attend_with_sums(q, k, v, pattern)
             share = torch.exp(kept_sums - all_sums).unsqueeze(-1)
             missed = (found - share * kept).to(found.dtype) if self.sparse.residual else None
-        executed = everything.executed + pattern.executed
-        here.log.add(here, 1 + pattern.density, attending=attending, executed=executed)
+            executed = 1 + pattern.executed
+        here.log.add(here, 1.0, choosing=choosing, attending=attending, executed=executed)
         return found, Measured(here.now.step, share, missed)
 
 
