@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.dvg_config import DvgConfig
-from orchestrator.methods import find, read_settings
+from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Grid, VideoShape
 from parallel.groups import Groups
 from parallel.layout import layout
 from parallel.native import Native
-from stages.accelerators.base import Boost, Now, StageEvent
+from stages.accelerators.base import Now
 from stages.accelerators.trunk import Trunk
-from stages.denoise import run_stages, start
 from stages.models.base import Placed, load
-from stages.planners import make_planner
-from stages.sampling import NoiseLevel
 from tests.checkpoints import checkpoint
 from tests.dist.gang import Gang
-from tests.dist.joint_runs import hunyuan15_condition, hunyuan_condition
-from tests.dist.joint_runs import resident as joint_resident
-from tests.dist.test_wan import Case, condition, random, resident
+from tests.dist.method_runs import CASE, Make, beside_text, drifting, guided_clip, joint_steps, maker, shifted
+from tests.dist.test_wan import condition
 
 SHAPE = VideoShape(17, 64, 96)
-CASE = Case("wan-mini", is_guided=True)
 STEPS = 9
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "teacache": {"coefficients": (1.0, 0.0), "signal": "input", "threshold": 0.2},
@@ -61,27 +55,21 @@ class Watched:
         return out
 
 
-def made(name: str, told: list[Told], geometry: Any) -> Watched:
-    method = find(name, "accelerator")
-    return Watched(method.make(read_settings(method, SETTINGS[name]), geometry), told)
+def watched(name: str, told: list[Told]) -> Make:
+    def make(geometry: ModelGeometry) -> Callable[[], Watched]:
+        inner = maker(name, SETTINGS[name], geometry)
+        return lambda: Watched(inner(), told)
+
+    return make
 
 
 def clip(
     groups: Groups, name: str, folder: str, width: int, num_branches: int = 1, planner: str = "full"
 ) -> tuple[Tensor, list[Told], float] | None:
     """A guided clip by the first ``width`` ranks: its latent, what each forward of this rank computed, the operations."""
-    if groups.rank >= width:
-        return None
-    model, told = resident(CASE.name, folder), list[Told]()
-    model.attach(layout(groups, 0, width, num_branches), Native())
-    budget, steps = (0.5, 12) if planner == "dvg" else (None, STEPS)
-    makers = (functools.partial(made, name, told, model.geometry),)
-    plan = make_planner(planner, model.geometry, SHAPE, steps, budget, DvgConfig(tolerance=0.2), accelerators=makers)
-    boundary = start(model, plan, condition(CASE), 3)
-    while boundary.decision is None or boundary.stage < len(boundary.decision.action.stages):
-        boundary, _ = run_stages(model, plan, boundary, boundary.stage + 1)
-    model.attach(None, None)
-    return boundary.x, told, boundary.past.tflops
+    told: list[Told] = []
+    boundary = guided_clip(groups, watched(name, told), folder, SHAPE, STEPS, width, num_branches, planner)
+    return None if boundary is None else (boundary.x, told, boundary.past.tflops)
 
 
 @functools.cache
@@ -128,22 +116,9 @@ JOINT_GRID: Grid = (3, 6, 10)
 
 def joint(groups: Groups, model_name: str, folder: str, name: str, width: int) -> tuple[list[Tensor], list[Told]] | None:
     """Velocities of a few steps on drifting noise, by a model whose text tokens join the image's."""
-    if groups.rank >= width:
-        return None
-    own, told = joint_resident(model_name, folder), list[Told]()
-    own.attach(layout(groups, 0, width, 1), Native())
-    make = hunyuan15_condition if "1.5" in model_name else hunyuan_condition
-    placed = own.place(make(model_name, 7, JOINT_GRID), tuple(tuple(range(n)) for n in JOINT_GRID), "index")
-    boost = Boost((functools.partial(made, name, told, own.geometry),), StageEvent(JOINT_GRID, range(STEPS), STEPS, 0, False))
-    own.accelerate(boost)
-    found, x = [], random(1, own.geometry.latent_channels, *JOINT_GRID, seed=1)
-    for step in range(STEPS):
-        level = NoiseLevel(1 - step / 20, 1000 - 50.0 * step, 950 - 50.0 * step)
-        boost.at(step, level)
-        found.append(own.denoise(x + 0.02 * step, level, placed))
-    own.accelerate(None)
-    own.attach(None, None)
-    return found, told
+    told: list[Told] = []
+    ran = joint_steps(groups, watched(name, told), model_name, folder, JOINT_GRID, STEPS, width, shifted)
+    return None if ran is None else (ran[0], told)
 
 
 @pytest.mark.parametrize("name", ["teacache", "adacache", "first-block"])
@@ -167,20 +142,10 @@ def spread(groups: Groups, model_name: str, folder: str, name: str) -> tuple[lis
     told: list[Told] = []
     is_joint = model_name == "hunyuanvideo"
     model.attach(layout(groups, 0, 4, 1 if is_joint else 2), Native())
-    axes = tuple(tuple(range(size)) for size in SPREAD_GRID)
-    make = hunyuan_condition(model_name, 7, SPREAD_GRID) if is_joint else condition(CASE)
-    placed = model.place(make, axes, "index") if is_joint else Placed(make)
-    event = StageEvent(SPREAD_GRID, range(STEPS), STEPS, 0, False)
-    boost = Boost((functools.partial(made, name, told, model.geometry),), event)
-    model.accelerate(boost)
-    found, x = [], random(1, model.geometry.latent_channels, *SPREAD_GRID, seed=3)
-    for step in range(STEPS):
-        level = NoiseLevel(1 - step / 20, 1000 - 50.0 * step, 950 - 50.0 * step)
-        boost.at(step, level)
-        found.append(model.denoise(x * (1 + 0.05 * step), level, placed))
-    model.accelerate(None)
+    placed = beside_text(model, model_name, SPREAD_GRID) if is_joint else Placed(condition(CASE))
+    found = drifting(model, watched(name, told), placed, SPREAD_GRID, STEPS, lambda x, step: x * (1 + 0.05 * step), seed=3)
     model.attach(None, None)
-    return found, told
+    return found[0], told
 
 
 _models: dict[str, Any] = {}

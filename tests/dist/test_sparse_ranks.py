@@ -6,31 +6,21 @@ A method of attention is a line of ``SETTINGS``; all tests run for it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.dvg_config import DvgConfig
-from orchestrator.methods import find, read_settings
 from orchestrator.types import Attended, Grid, VideoShape
 from parallel.groups import Groups
-from parallel.layout import layout
-from parallel.native import Native
 from stages.accelerators.attending import Here
-from stages.accelerators.base import Boost, StageEvent
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
-from stages.denoise import run_stages, start
-from stages.planners import make_planner
-from stages.sampling import NoiseLevel
 from stages.sparse.pattern import Pattern, in_a_row
 from tests.checkpoints import checkpoint
 from tests.dist.gang import Gang
-from tests.dist.joint_runs import hunyuan_condition
-from tests.dist.joint_runs import resident as joint_resident
-from tests.dist.test_wan import Case, condition, random, resident
+from tests.dist.method_runs import CASE, Make, guided_clip, joint_steps, maker, shifted
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "toy": {"dense_steps": 0.25, "dense_layers": 0.0},
@@ -51,7 +41,6 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
 """By which each leaves something out of a clip of ``STEPS`` steps on ``SHAPE``, not everything. Tiny models have two layers."""
 SHAPE = VideoShape(17, 128, 160)
 """Of 5 x 8 x 10 tokens on wan-mini."""
-CASE = Case("wan-mini", is_guided=True)
 STEPS = 4
 JOINT_GRID: Grid = (5, 16, 20)
 """Of as many tokens on HunyuanVideo, and 7 of text."""
@@ -70,49 +59,22 @@ class Toy(BlockSparse):
         return Pattern(blocks, blocks, keep.unsqueeze(1).expand(-1, blocks.num, -1))
 
 
-def maker(name: str, geometry: Any) -> Callable[[], Any]:
+def method(name: str) -> Make:
     if name == "toy":
-        return functools.partial(Toy, SparseSettings(**SETTINGS[name]), geometry)
-    method = find(name, "accelerator")
-    return functools.partial(method.make, read_settings(method, SETTINGS[name]), geometry)
+        return lambda geometry: functools.partial(Toy, SparseSettings(**SETTINGS[name]), geometry)
+    return functools.partial(maker, name, SETTINGS[name])
 
 
 def clip(groups: Groups, name: str, folder: str, width: int, num_branches: int = 1, planner: str = "full") -> Found | None:
     """A guided clip by the first ``width`` ranks."""
-    if groups.rank >= width:
-        return None
-    model = resident(CASE.name, folder)
-    model.attach(layout(groups, 0, width, num_branches), Native())
-    budget, steps = (0.5, 12) if planner == "dvg" else (None, STEPS)
-    makers = (maker(name, model.geometry),)
-    plan = make_planner(planner, model.geometry, SHAPE, steps, budget, DvgConfig(tolerance=0.2), accelerators=makers)
-    boundary = start(model, plan, condition(CASE), 3)
-    while boundary.decision is None or boundary.stage < len(boundary.decision.action.stages):
-        boundary, _ = run_stages(model, plan, boundary, boundary.stage + 1)
-    model.attach(None, None)
-    return boundary.x, boundary.past.attended, boundary.past.tflops
+    boundary = guided_clip(groups, method(name), folder, SHAPE, STEPS, width, num_branches, planner)
+    return None if boundary is None else (boundary.x, boundary.past.attended, boundary.past.tflops)
 
 
 def joint(groups: Groups, name: str, folder: str, width: int) -> Found | None:
     """The velocities of a few steps on drifting noise, by a model whose text tokens join the image's."""
-    if groups.rank >= width:
-        return None
-    own = joint_resident("hunyuanvideo", folder)
-    own.attach(layout(groups, 0, width, 1), Native())
-    given = hunyuan_condition("hunyuanvideo", 7, JOINT_GRID)
-    placed = own.place(given, tuple(tuple(range(n)) for n in JOINT_GRID), "index")
-    event = StageEvent(JOINT_GRID, range(STEPS), STEPS, 0, False)
-    boost = Boost((maker(name, own.geometry),), event, own.geometry)
-    own.accelerate(boost)
-    found, x = [], random(1, own.geometry.latent_channels, *JOINT_GRID, seed=1)
-    for step in range(STEPS):
-        level = NoiseLevel(1 - step / 20, 1000 - 50.0 * step, 950 - 50.0 * step)
-        boost.at(step, level)
-        found.append(own.denoise(x + 0.02 * step, level, placed))
-    attended = boost.attended()
-    own.accelerate(None)
-    own.attach(None, None)
-    return torch.stack(found), attended, boost.share
+    ran = joint_steps(groups, method(name), "hunyuanvideo", folder, JOINT_GRID, STEPS, width, shifted)
+    return None if ran is None else (torch.stack(ran[0]), *ran[1:])
 
 
 def compare(ranks: list[Found], expected: Found) -> None:

@@ -10,22 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.dvg_config import DvgConfig
-from orchestrator.methods import find, read_settings
+from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Grid, VideoShape
 from parallel.groups import Groups
-from parallel.layout import layout
-from parallel.native import Native
-from stages.accelerators.base import Boost, Now, StageEvent
-from stages.denoise import run_stages, start
-from stages.planners import make_planner
-from stages.sampling import NoiseLevel
+from stages.accelerators.base import Now
 from stages.token_sets import Some, TokenSet
 from tests.checkpoints import checkpoint
 from tests.dist.gang import Gang
-from tests.dist.joint_runs import hunyuan15_condition, hunyuan_condition
-from tests.dist.joint_runs import resident as joint_resident
-from tests.dist.test_wan import Case, condition, random, resident
+from tests.dist.method_runs import CASE, Make, guided_clip, joint_steps, maker
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "ras": {"dense_steps": 1, "reset_steps": (4,)},
@@ -34,7 +26,6 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
 """By which each leaves tokens out of a short clip."""
 SHAPE = VideoShape(17, 64, 96)
 """Of 5 x 4 x 6 tokens on wan-mini, of which no 2 or 4 ranks have as many when some are left out."""
-CASE = Case("wan-mini", is_guided=True)
 STEPS = 7
 JOINT_GRID: Grid = (3, 6, 10)
 Told = list[tuple[int, list[int]]]
@@ -59,49 +50,28 @@ class Watched:
         return found
 
 
-def maker(name: str, told: Told, geometry: Any) -> Callable[[], Any]:
-    method = find(name, "accelerator")
-    return lambda: Watched(method.make(read_settings(method, SETTINGS[name]), geometry), told)
+def watched(name: str, told: Told) -> Make:
+    def make(geometry: ModelGeometry) -> Callable[[], Watched]:
+        inner = maker(name, SETTINGS[name], geometry)
+        return lambda: Watched(inner(), told)
+
+    return make
 
 
 def clip(
     groups: Groups, name: str, folder: str, width: int, num_branches: int = 1, planner: str = "full"
 ) -> tuple[Tensor, Told, float] | None:
     """A guided clip by the first ``width`` ranks: its latent, what this rank chose, the operations."""
-    if groups.rank >= width:
-        return None
-    model, told = resident(CASE.name, folder), Told()
-    model.attach(layout(groups, 0, width, num_branches), Native())
-    budget, steps = (0.5, 12) if planner == "dvg" else (None, STEPS)
-    makers = (maker(name, told, model.geometry),)
-    plan = make_planner(planner, model.geometry, SHAPE, steps, budget, DvgConfig(tolerance=0.2), accelerators=makers)
-    boundary = start(model, plan, condition(CASE), 3)
-    while boundary.decision is None or boundary.stage < len(boundary.decision.action.stages):
-        boundary, _ = run_stages(model, plan, boundary, boundary.stage + 1)
-    model.attach(None, None)
-    return boundary.x, told, boundary.past.tflops
+    told = Told()
+    boundary = guided_clip(groups, watched(name, told), folder, SHAPE, STEPS, width, num_branches, planner)
+    return None if boundary is None else (boundary.x, told, boundary.past.tflops)
 
 
 def joint(groups: Groups, model_name: str, folder: str, name: str, width: int) -> tuple[Tensor, Told, float] | None:
     """Velocities of a few steps on drifting noise, by a model whose text tokens join the image's."""
-    if groups.rank >= width:
-        return None
-    own, told = joint_resident(model_name, folder), Told()
-    own.attach(layout(groups, 0, width, 1), Native())
-    make = hunyuan15_condition if "1.5" in model_name else hunyuan_condition
-    placed = own.place(make(model_name, 7, JOINT_GRID), tuple(tuple(range(n)) for n in JOINT_GRID), "index")
-    event = StageEvent(JOINT_GRID, range(STEPS), STEPS, 0, False)
-    boost = Boost((maker(name, told, own.geometry),), event, own.geometry)
-    own.accelerate(boost)
-    found, x = [], random(1, own.geometry.latent_channels, *JOINT_GRID, seed=1)
-    for step in range(STEPS):
-        level = NoiseLevel(1 - step / 20, 1000 - 50.0 * step, 950 - 50.0 * step)
-        boost.at(step, level)
-        found.append(own.denoise(x * (1 + 0.02 * step), level, placed))
-        boost.saw(x, found[-1])
-    own.accelerate(None)
-    own.attach(None, None)
-    return torch.stack(found), told, boost.share
+    told = Told()
+    ran = joint_steps(groups, watched(name, told), model_name, folder, JOINT_GRID, STEPS, width)
+    return None if ran is None else (torch.stack(ran[0]), told, ran[2])
 
 
 @functools.cache

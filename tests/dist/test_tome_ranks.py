@@ -3,60 +3,40 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.dvg_config import DvgConfig
-from orchestrator.methods import find, read_settings
 from orchestrator.types import Grid, VideoShape
 from parallel.groups import Groups
 from parallel.layout import layout
 from parallel.native import Native
 from stages.accelerators.base import Boost, StageEvent
-from stages.denoise import run_stages, start
 from stages.models.base import Condition, Placed
-from stages.planners import make_planner
 from stages.sampling import NoiseLevel
 from tests.checkpoints import checkpoint
 from tests.dist.gang import Gang
-from tests.dist.joint_runs import hunyuan15_condition, hunyuan_condition
 from tests.dist.joint_runs import resident as joint_resident
+from tests.dist.method_runs import CASE, beside_text, guided_clip, maker
 from tests.dist.test_wan import Case, condition, random, resident
 
 SETTINGS: Mapping[str, dict[str, Any]] = {"tome": {"ratio": 0.5, "window": (2, 2)}, "w2sd": {"steps": 2}}
 SHAPE = VideoShape(17, 96, 112)
 """Of 5 x 6 x 7 tokens on wan-mini: nine windows in a frame, and loose tokens."""
-CASE = Case("wan-mini", is_guided=True)
 GRID: Grid = (3, 12, 10)
 """Of 3 x 6 x 5 tokens by patches of 2 x 2."""
-TEXT = 7
 Found = tuple[Tensor, float]
 """The latent, the operations."""
 
 
-def maker(name: str, geometry: Any) -> Callable[[], Any]:
-    method = find(name, "accelerator")
-    return functools.partial(method.make, read_settings(method, SETTINGS[name]), geometry)
-
-
 def clip(groups: Groups, name: str, folder: str, width: int, num_branches: int = 1, planner: str = "full") -> Found | None:
     """A guided clip by the first ``width`` ranks."""
-    if groups.rank >= width:
-        return None
-    model = resident(CASE.name, folder)
-    model.attach(layout(groups, 0, width, num_branches), Native())
-    budget, steps = (0.5, 12) if planner == "dvg" else (None, 4)
-    makers = (maker(name, model.geometry),)
-    plan = make_planner(planner, model.geometry, SHAPE, steps, budget, DvgConfig(tolerance=0.2), accelerators=makers)
-    boundary = start(model, plan, condition(CASE), 3)
-    while boundary.decision is None or boundary.stage < len(boundary.decision.action.stages):
-        boundary, _ = run_stages(model, plan, boundary, boundary.stage + 1)
-    model.attach(None, None)
-    return boundary.x, boundary.past.tflops
+    make = functools.partial(maker, name, SETTINGS[name])
+    boundary = guided_clip(groups, make, folder, SHAPE, 4, width, num_branches, planner)
+    return None if boundary is None else (boundary.x, boundary.past.tflops)
 
 
 @pytest.mark.parametrize("planner", ["full", "dvg"])
@@ -78,7 +58,7 @@ def velocity(groups: Groups, name: str, folder: str, width: int) -> Found | None
     own = resident(name, folder) if name.startswith("wan") else joint_resident(name, folder)
     own.attach(layout(groups, 0, width, 1), Native())
     placed = place(own, name)
-    boost = Boost((maker("tome", own.geometry),), StageEvent(GRID, range(4), 4, 0, False), own.geometry)
+    boost = Boost((maker("tome", SETTINGS["tome"], own.geometry),), StageEvent(GRID, range(4), 4, 0, False), own.geometry)
     level = NoiseLevel(0.64, 640.0, 512.0)
     boost.at(0, level)
     own.accelerate(boost)
@@ -92,9 +72,7 @@ def place(own: Any, name: str) -> Placed:
     if name.startswith("wan"):
         given: Condition = condition(Case(name, is_guided=True))
         return Placed(given, pinned=random(1, own.geometry.latent_channels, 1, *GRID[1:], seed=5))
-    make = hunyuan15_condition if "1.5" in name else hunyuan_condition
-    found: Placed = own.place(make(name, TEXT, GRID), tuple(tuple(range(size)) for size in GRID), "index")
-    return found
+    return beside_text(own, name, GRID)
 
 
 @pytest.mark.parametrize("name", ["wan2.2-ti2v-5b", "hunyuanvideo-i2v", "hunyuanvideo-1.5"])
