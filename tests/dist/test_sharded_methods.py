@@ -13,16 +13,17 @@ from orchestrator.types import Grid
 from parallel.groups import Groups
 from parallel.layout import layout
 from parallel.native import Native
-from stages.models.base import Placed, load
+from stages.models.base import Branch, Condition, Placed, load
+from stages.models.tiny_wan import TEXT_DIM
 from tests.checkpoints import checkpoint
 from tests.dist.gang import Gang
 from tests.dist.method_runs import CASE, drifting, maker
-from tests.dist.test_wan import condition, resident
+from tests.dist.test_wan import random, resident
 
 GRID: Grid = (5, 16, 20)
 STEPS = 4
 SETTINGS: dict[str, dict[str, Any]] = {
-    "adaspa": {"dense_steps": 0.0, "block": 32, "sparsity": 0.7, "trusted_recall": 0.0},
+    "adaspa": {"dense_steps": 0.0, "block": 32, "sparsity": 0.7, "trusted_recall": 0.37},
     "svg2": {"dense_steps": 0.25, "dense_layers": 0.0, "query_clusters": 3, "key_clusters": 6, "at_tokens": 400, "top_p": 0.5},
     "ras": {"dense_steps": 1, "reset_steps": (3,)},
     "lipar": {"threshold": 1.1, "warmup": 1, "refresh": 3, "last_steps": 1},
@@ -31,9 +32,15 @@ SLICES = [(2, 1), (2, 2), (4, 2)]
 """Ranks that have the weights once, and branches of guidance among which they are split."""
 
 
+def unlike() -> Condition:
+    """Guided by a prompt so loud that the heads of the two branches do not recall alike."""
+    branches = (Branch({"text": loudness * random(1, 6, TEXT_DIM, seed=1)}, 100) for loudness in (1e3, 1.0))
+    return Condition(*branches, 3.0, 2.0)
+
+
 def velocities(model: Any, name: str) -> tuple[Tensor, float]:
     """Of a few steps, both branches each, and the share of the operations executed."""
-    ran = drifting(model, functools.partial(maker, name, SETTINGS[name]), Placed(condition(CASE)), GRID, STEPS)
+    ran = drifting(model, functools.partial(maker, name, SETTINGS[name]), Placed(unlike()), GRID, STEPS)
     return torch.stack(ran[0]), ran[2]
 
 
