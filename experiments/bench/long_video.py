@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import multiprocessing
-import os
 import pathlib
 import time
 from dataclasses import dataclass, replace
@@ -22,9 +20,9 @@ from typing import Any
 
 from experiments.bench.common import save
 from experiments.bench.long_video_report import report
+from experiments.bench.ranks import introduce, met, started
 
 PROMPT = "a red ball moves right"
-HOST = "127.0.0.1"
 TIMEOUT = timedelta(minutes=10)
 Row = dict[str, Any]
 
@@ -46,24 +44,11 @@ class Plan:
     videos: str | None
 
 
-def serve(plan: Plan, rank: int, num_ranks: int, pipe: Connection) -> None:
+def serve(plan: Plan, num_ranks: int, rank: int, pipe: Connection) -> None:
     """Entry of a process: the rows of all lengths, sent by rank 0."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    import torch
+    store, device = met(plan.device, rank, pipe, TIMEOUT)
+    from parallel.groups import Groups
 
-    from parallel.groups import Groups, join_store, open_store
-
-    if plan.device == "cpu":
-        torch.set_num_threads(1)
-    else:
-        torch.cuda.set_device(rank)
-    if rank == 0:
-        store, port = open_store(HOST, TIMEOUT)
-        pipe.send(port)
-    else:
-        store = join_store(HOST, pipe.recv(), TIMEOUT)
-    device = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank)
     groups = Groups(store, rank, num_ranks, device, TIMEOUT)
     rows = _rows(plan, groups)
     if rank == 0:
@@ -242,18 +227,10 @@ def _status_bytes(name: str) -> int:
 
 def measured(plan: Plan, num_ranks: int) -> list[Row]:
     """By so many processes. Raises RuntimeError when one of them ends early."""
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe() for _ in range(num_ranks)]
-    crew = [context.Process(target=serve, args=(plan, rank, num_ranks, pipes[rank][1])) for rank in range(num_ranks)]
-    for process in crew:
-        process.start()
-    for _, theirs in pipes:
-        theirs.close()
+    crew, pipes = started(serve, num_ranks, plan, num_ranks)
     try:
-        port = pipes[0][0].recv()
-        for ours, _ in pipes[1:]:
-            ours.send(port)
-        rows: list[Row] = pipes[0][0].recv()
+        introduce(pipes, TIMEOUT)
+        rows: list[Row] = pipes[0].recv()
     except EOFError as error:
         raise RuntimeError(f"rank 0 of {num_ranks} ended early") from error
     finally:

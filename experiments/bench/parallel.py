@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import pathlib
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from experiments.bench.parallel_cases import NATIVE, OTHERS, PEER, REAL, SECTIONS
 from experiments.bench.parallel_rank import Plan, serve
 from experiments.bench.parallel_tables import tables
+from experiments.bench.ranks import introduce, started
 
 MULTICAST_OFF = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 """GPUs may be shared with others of the host, which multicast can take out of service."""
@@ -64,16 +65,11 @@ def _num_gpus() -> int:
 
 def start(plan: Plan) -> list[SpawnProcess]:
     """All ranks, who meet at a port that rank 0 opened."""
-    context = multiprocessing.get_context("spawn")
-    pairs = [context.Pipe() for _ in range(plan.num_ranks)]
-    processes = [context.Process(target=serve, args=(plan, rank, theirs), daemon=True) for rank, (_, theirs) in enumerate(pairs)]
-    for process in processes:
-        process.start()
-    if not pairs[0][0].poll(plan.timeout_s):
-        raise SystemExit("rank 0 did not open a port")
-    port = pairs[0][0].recv()
-    for ours, _ in pairs[1:]:
-        ours.send(port)
+    processes, pipes = started(serve, plan.num_ranks, plan)
+    try:
+        introduce(pipes, timedelta(seconds=plan.timeout_s))
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from None
     return processes
 
 

@@ -12,11 +12,10 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from experiments.bench.parallel_cases import OF_A_MODEL
+from experiments.bench.ranks import met
 
 if TYPE_CHECKING:
     from experiments.bench.parallel_rig import Rig
-
-HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,7 @@ class Plan:
 
 
 def serve(plan: Plan, rank: int, pipe: Connection) -> None:
-    """Entry of a process. Rank 0 sends the port that it opened; the others are sent it."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    import torch
-
-    if plan.device == "cpu":
-        torch.set_num_threads(1)
-    else:
-        torch.cuda.set_device(rank)
+    """Entry of a process."""
     run(plan, rank, pipe)
     sys.stdout.flush()
     if rank == 0:  # its store and its answers are what the others still read
@@ -57,18 +48,11 @@ def serve(plan: Plan, rank: int, pipe: Connection) -> None:
 
 
 def run(plan: Plan, rank: int, pipe: Connection) -> None:
-    import torch
-
-    from experiments.bench.parallel_rig import Rig
-    from parallel.groups import Groups, join_store, open_store
-
     timeout = timedelta(seconds=plan.timeout_s)
-    if rank == 0:
-        store, port = open_store(HOST, timeout)
-        pipe.send(port)
-    else:
-        store = join_store(HOST, pipe.recv(), timeout)
-    device = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank)
+    store, device = met(plan.device, rank, pipe, timeout)
+    from experiments.bench.parallel_rig import Rig
+    from parallel.groups import Groups
+
     started_s = time.monotonic()
     groups = Groups(store, rank, plan.num_ranks, device, timeout)
     facts: dict[str, Any] = {"num_ranks": plan.num_ranks, "is_tiny": plan.is_tiny, "timeout_s": plan.timeout_s}
