@@ -106,7 +106,7 @@ class Some:
     def cells(self) -> Tensor:
         """The latent cells ``[T, H, W]`` of the tokens here."""
         here = torch.zeros(math.prod(self.grid), dtype=torch.bool, device=self.rows.device)
-        here[self.rows] = True
+        here.index_fill_(0, self.rows, True)
         return in_cells(here.view(self.grid), self.patch)
 
     def take(self, x: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:

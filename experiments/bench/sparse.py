@@ -2,9 +2,9 @@
 
 ``python -m experiments.bench.sparse --out FOLDER``; ``--toy`` tries all of it on a CPU, at sizes whose seconds say nothing. Every
 row is a file of the folder as soon as it is measured; ``report.md`` is made of them, again at every row. In order, as far as
-``--minutes`` go: HunyuanVideo-1.5's attention at its full grid, method by method, on structured tensors; DVG on that model with
-random weights, alone and with the two best; HunyuanVideo at its full grid; smaller grids; recall on what wan-mini attends to;
-the kernel's parts and settings.
+``--minutes`` go: HunyuanVideo-1.5's attention at its full grid, method by method, on structured tensors; that model with random
+weights, with DVG and without, alone and with methods that were faster than dense there; HunyuanVideo at its full grid; smaller
+grids; recall on what wan-mini attends to; the kernel's parts and settings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from experiments.bench import sparse_kernel, sparse_model
 from experiments.bench.common import save
-from experiments.bench.sparse_report import best_two, report, rows_of
+from experiments.bench.sparse_report import report, rows_of, worthwhile
 from experiments.bench.sparse_rows import CASES, Case, Layer, Row, dense_seconds, fitted, made_twice, through_a_clip, undisturbed
 from experiments.bench.structured import Recipe, Structured
 from orchestrator.geometry import model as geometry_of
@@ -154,13 +154,15 @@ class Bench:
         return Structured(self.recipe, layer.tokens, geometry.heads, geometry.head_dim, NUM_TEXT, self.device, dtype)
 
     def clips(self) -> None:
-        """DVG on the model of the full grid: alone, and with the two methods that were best there."""
+        """The model of the full grid, with DVG and without: alone, and with methods that were faster than dense there."""
         place, steps = self.sizes.full, self.sizes.clip_steps
-        arms = [None, *best_two(rows_of(self.out), self.cases, place.model)]
+        best = worthwhile(rows_of(self.out), self.cases, place.model)
+        first, others = [None, *best[:1]], best[1:]
+        arms = [*(("dvg", case) for case in first), *(("full", case) for case in first), *(("dvg", case) for case in others)]
         tables = sparse_model.Tables(self.recipe)
         prepared: list[Any] = []
 
-        def measure(case: Case | None) -> Row:
+        def measure(planner: str, case: Case | None) -> Row:
             if not prepared:
                 model, condition = self._model(place)
                 prepared.extend((model, condition, warmed_and_sketched(model, condition)))
@@ -171,8 +173,10 @@ class Bench:
             makers = sparse_model.makers_of(case, model, place.shape, steps, tables)
             small = VideoShape(33, 256, 256, place.shape.fps)
             warm_s = sparse_model.warmed(model, makers, small, condition) if case and self.device.type == "cuda" else 0.0
-            told = model, sketch, makers, place.shape, steps, tables
-            return {"warm_s": warm_s, **undisturbed(lambda: sparse_model.refined(*told))}
+            told = makers, place.shape, steps, tables
+            if planner == "full":
+                return {"warm_s": warm_s, **undisturbed(lambda: sparse_model.whole(model, condition, *told))}
+            return {"warm_s": warm_s, **undisturbed(lambda: sparse_model.refined(model, sketch, *told))}
 
         def warmed_and_sketched(model: Model, condition: Condition) -> Any:
             """What is planned or compiled for a shape is so before anything is timed."""
@@ -181,9 +185,9 @@ class Bench:
             sparse_model.sketched(model, condition, place.shape, steps)
             return sparse_model.sketched(model, condition, place.shape, steps)
 
-        for case in arms:
-            name = "dvg" if case is None else f"dvg + {case.name}"
-            self.row("clips", name, lambda case=case: measure(case), 60.0 if case else 120.0, model=place.model)  # type: ignore[misc]
+        for arm in arms:
+            name = f"{arm[0]} + {arm[1].name}" if arm[1] else arm[0]
+            self.row("clips", name, lambda arm=arm: measure(*arm), 40.0 if prepared else 120.0, model=place.model)  # type: ignore[misc]
 
     def _model(self, place: Place) -> tuple[Model, Condition]:
         if self.device.type != "cuda":

@@ -64,7 +64,8 @@ def on_recorded(case: Case, model: Model, recorder: Recorder, shape: VideoShape,
     make = made(case, model.geometry, shape, num_steps)
     rows = []
     for index in sorted(recorder.layers):
-        layer = Layer(model.geometry, model.geometry.latent_grid(shape), num_steps, model.device, index)
+        dtype = recorder.seen[index, 0][0].dtype
+        layer = Layer(model.geometry, model.geometry.latent_grid(shape), num_steps, model.device, index, dtype)
         found = through_a_clip(make, layer, Recorded(recorder, index), dense_s=1.0)
         kept = {name: found.get(name) for name in ("sparsity", "recall", "error", "best_recall", "num_sparse")}
         rows.append({"layer": index, **kept})
@@ -139,16 +140,32 @@ def refined(
     model: Model, sketch: tuple[Boundary, float], makers: Makers, shape: VideoShape, num_steps: int, tables: Tables
 ) -> Row:
     """The stages after the sketch under one arm: seconds of all, operations, and what attention kept."""
-    planner, (boundary, sketch_s), made_s = dvg_planner(model, shape, num_steps, makers), sketch, tables.spent_s
+    return _rest(model, dvg_planner(model, shape, num_steps, makers), sketch, tables)
+
+
+def whole(model: Model, condition: Condition, makers: Makers, shape: VideoShape, num_steps: int, tables: Tables) -> Row:
+    """The run without DVG that it is compared with: all steps on the full grid."""
+    config = DvgConfig.for_model(model.geometry, {"image_condition": "index"})
+    planner = make_planner("full", model.geometry, shape, num_steps, None, config, accelerators=makers)
+    return _rest(model, planner, (start(model, planner, condition, 3), 0.0), tables)
+
+
+def _rest(model: Model, planner: Planner, begun: tuple[Boundary, float], tables: Tables) -> Row:
+    (boundary, first_s), made_s, began_s = begun, tables.spent_s, clock_s(model.device)
+    stages_s = {"stage1_s": first_s} if first_s else {}
     if boundary.decision is None:
-        raise RuntimeError("the sketch has decided nothing")
-    action, began_s = boundary.decision.action, clock_s(model.device)
+        boundary, seconds = run_stages(model, planner, boundary, 1)
+        stages_s |= seconds
+    if boundary.decision is None:
+        raise RuntimeError("the first stage has decided nothing")
+    action = boundary.decision.action
     boundary, seconds = run_stages(model, planner, boundary, len(action.stages))
-    compile_s = seconds.pop("compile_s", 0.0)
+    stages_s |= seconds
+    compile_s = stages_s.pop("compile_s", 0.0)
     attended = boundary.past.attended
     return {
-        "seconds": sketch_s + sum(seconds.values()) - (tables.spent_s - made_s),
-        "stages_s": {"stage1_s": sketch_s, **seconds},
+        "seconds": sum(stages_s.values()) - (tables.spent_s - made_s),
+        "stages_s": stages_s,
         "compile_s": compile_s,
         "wall_s": clock_s(model.device) - began_s,
         "tflops": boundary.past.tflops,

@@ -28,6 +28,8 @@ from stages.sparse.kernel import spread_rows
 
 NUM_ROWS = 64
 """Queries by which recall is measured."""
+AHEAD_CYCLES = 40_000_000
+"""About 20 ms of a GPU in which the host asks for all that a call does: as in a model, whose other kernels keep it busy."""
 LEAST = 0.001
 """Of a step that is told from a dense one by what it leaves out, or does besides."""
 Row = dict[str, Any]
@@ -73,6 +75,8 @@ class Layer:
     device: torch.device
     index: int | None = None
     """None: one in the middle."""
+    dtype: torch.dtype = torch.bfloat16
+    """Of its tensors on a GPU."""
 
     @property
     def tokens(self) -> Grid:
@@ -85,9 +89,9 @@ class Layer:
 
     @functools.cached_property
     def dense(self) -> Attention:
-        """cuDNN's kernel on a GPU."""
-        heads = self.geometry.heads, self.geometry.head_dim
-        return choose("cudnn", self.device, *heads) if self.device.type == "cuda" else F.scaled_dot_product_attention
+        """cuDNN's kernel on a GPU, where it takes the type."""
+        heads, takes = (self.geometry.heads, self.geometry.head_dim), self.dtype.itemsize == 2
+        return choose("cudnn", self.device, *heads) if self.device.type == "cuda" and takes else F.scaled_dot_product_attention
 
     def here(self, step: int, heads: int, log: Log) -> Here:
         event = StageEvent(self.grid, range(self.num_steps), self.num_steps, 0, False)
@@ -152,10 +156,12 @@ def through_a_clip(
 ) -> Row:
     """One layer's attention at every step: what was kept, seconds of choosing and attending, and of all that a call takes.
 
-    Recall is told by another clip under ``measuring``, so that no second is spent on it; None: by the one that is timed.
+    Seconds of the device are those it works; of calls, in another clip, those that the host waits for each. Recall is told by one
+    more under ``measuring``, so that no second is spent on it; None: by the one that is timed.
     """
     warm_up(make, layer, source)
-    steps, walls, found = undisturbed(lambda: _clip(make, layer, source))
+    steps, _, found = undisturbed(lambda: _clip(make, layer, source, is_ahead=True))
+    walls = undisturbed(lambda: _clip(make, layer, source))[1]
     if measuring is not None:
         pairs = zip(steps, _clip(measuring, layer, source)[0], strict=True)
         steps = tuple(dataclasses.replace(one, recall=other.recall) for one, other in pairs)
@@ -172,14 +178,18 @@ def through_a_clip(
     }
 
 
-def _clip(make: Callable[[], Attending], layer: Layer, source: Source) -> tuple[tuple[Attended, ...], list[float], Tensor]:
-    """What every step kept, seconds of each, and what the last one gave."""
+def _clip(
+    make: Callable[[], Attending], layer: Layer, source: Source, is_ahead: bool = False
+) -> tuple[tuple[Attended, ...], list[float], Tensor]:
+    """What every step kept, seconds of each, and what the last one gave. ``is_ahead``: the device first waits for the host."""
     attending, log = make(), Log(layer.geometry.num_layers)
     walls: list[float] = []
     found = torch.empty(0)
     for step in range(layer.num_steps):
         q, k, v = source.at(step)
         began_s = clock_s(layer.device)
+        if is_ahead and layer.device.type == "cuda":
+            torch.cuda._sleep(AHEAD_CYCLES)
         found = attending.attend(q, k, v, layer.here(step, q.shape[1], log), layer.dense)
         walls.append(clock_s(layer.device) - began_s)
     return log.settle(None)[1], walls, found
@@ -208,7 +218,7 @@ def undisturbed(measure: Callable[[], Found]) -> Found:
 def summed(steps: tuple[Attended, ...], walls: list[float], dense_s: float, num_steps: int) -> Row:
     """Sparsity and recall are of steps that left something out; ``speed`` of all that are not dense, searches and full steps too.
 
-    Choosing counts in it. ``clip_speed``: of all steps; ``wall_speed``: with the host.
+    Choosing counts in it. ``clip_speed``: of all steps; ``wall_speed``: with the host, which waits for each call.
     """
     sparse = [one for one in steps if one.sparsity > LEAST]
     active = [one for one in steps if abs(one.sparsity) > LEAST or one.choose_s > 0]

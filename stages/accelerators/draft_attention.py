@@ -2,7 +2,7 @@
 
 A tile is 8 x 16 tokens of one frame. Where the frame is no multiple, tiles at its far borders have fewer tokens, and their means
 are of those alone; the published code leaves such grids out. Where a tile is more than half of a frame, as on a small model's
-grids and in first stages, its longer side is halved until it is not; a GPU takes no tile that is not made of sixteens of tokens.
+grids and in first stages, its longer side is halved until it is not, as long as it is made of sixteens of tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from orchestrator.types import Grid
 from stages.accelerators.attending import Here
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
 from stages.sparse.choosing import largest, pooled, whole_tiles
-from stages.sparse.kernel import LEAST_TILE, tile
 from stages.sparse.pattern import Blocks, Pattern, in_tiles
 
+LEAST_TILE = 16
+"""Tokens of which tiles are made."""
 Side = Annotated[int, Field(ge=1)]
 
 
@@ -59,11 +60,11 @@ class DraftAttention(BlockSparse):
 
 
 def fitting(shape: tuple[int, int], grid: Grid) -> tuple[int, int]:
-    """With its longer side halved while it is more than half of a frame of ``grid`` tokens, and a GPU takes the half."""
+    """With its longer side halved while it is more than half of a frame of ``grid`` tokens, and the half is made of sixteens."""
     height, width = shape
     while height * width > grid[1] * grid[2] // 2:
         half = (height, width // 2) if width > height else (height // 2, width)
-        if tile(half[0] * half[1]) < LEAST_TILE:
+        if half[0] * half[1] % LEAST_TILE:
             break
         height, width = half
     return height, width

@@ -21,6 +21,7 @@ from orchestrator.model_geometry import ModelGeometry
 from orchestrator.types import Grid
 from stages.accelerators.attending import Here
 from stages.accelerators.block_sparse import KEY_BLOCK, QUERY_BLOCK, Sparse, SparseSettings
+from stages.sparse.choosing import sent
 from stages.sparse.pattern import Pattern, in_order
 
 Settled = dict[str, Any]
@@ -64,17 +65,26 @@ class Svg(Sparse):
         self.settings = settings
         self._kinds: dict[int, tuple[Pattern, Pattern]] = {}
         """Spatial and temporal, of one head, by the number of text tokens: the branches of guidance may differ in it."""
+        self._drawn: dict[int, Tensor] = {}
+        """Tokens by step: of one."""
 
     def pattern(self, q: Tensor, k: Tensor, v: Tensor, here: Here) -> Pattern | None:
         if self.settings.density == 1:
             return None
         kinds = self._of(q.shape[2] - here.num_image, here, q.device)
-        rows = sampled(here.num_image, self.settings.samples, here.now.step, q.device)
+        rows = self._rows(here, q.device)
         spatial, temporal = errors(q[0], k[0], v[0], rows, kinds)
         orders = [kind.queries.slots[:, : here.num_image] for kind in kinds]
         order = torch.where((temporal < spatial).unsqueeze(1), orders[1], orders[0])
         keep = kinds[0].keep.expand(len(order), -1, -1)
         return Pattern(in_order(order, QUERY_BLOCK), in_order(order, KEY_BLOCK), keep)
+
+    def _rows(self, here: Here, device: torch.device) -> Tensor:
+        """The same for all layers and branches of a step."""
+        step = here.now.step
+        if step not in self._drawn:
+            self._drawn = {step: sampled(here.num_image, self.settings.samples, step, device)}
+        return self._drawn[step]
 
     def _of(self, num_text: int, here: Here, device: torch.device) -> tuple[Pattern, Pattern]:
         found = self._kinds.get(num_text)
@@ -87,7 +97,7 @@ class Svg(Sparse):
 def sampled(num_tokens: int, num: int, step: int, device: torch.device) -> Tensor:
     """``num`` of the tokens, drawn for this step."""
     generator = torch.Generator().manual_seed(step)
-    return torch.randint(num_tokens, (num,), generator=generator).to(device, non_blocking=True)
+    return sent(torch.randint(num_tokens, (num,), generator=generator), device)
 
 
 def half_width(num_image: int, num_text: int, density: float) -> float:

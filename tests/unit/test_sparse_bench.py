@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from experiments.bench.sparse import TOY, Bench
-from experiments.bench.sparse_report import best_two, report, rows_of
+from experiments.bench.sparse_report import report, rows_of, worthwhile
 from experiments.bench.sparse_rows import (
     CASES,
     Case,
@@ -140,15 +140,21 @@ def test_a_method_that_keeps_all_has_no_speed_of_sparse_steps() -> None:
     assert "speed" not in row
 
 
-def test_the_two_best_are_of_two_methods_and_keep_enough_where_any_do() -> None:
-    told = {"spargeattn, top 50 %": (2.0, 0.9), "spargeattn, mass 0.98": (1.9, 0.9), "svg": (1.5, 0.95), "adaspa": (3.0, 0.3)}
+def test_worth_while_is_what_beats_dense_each_method_once_and_first_what_keeps_enough() -> None:
+    told = {
+        "spargeattn, top 50 %": (2.0, 0.9),
+        "spargeattn, mass 0.98": (1.9, 0.9),
+        "svg": (1.5, 0.95),
+        "svg2": (0.9, 0.9),
+        "adaspa": (3.0, 0.3),
+    }
     rows = [
         {"section": "methods", "name": name, "model": "m", "num_sparse": 4, "clip_speed": speed, "recall": recall}
         for name, (speed, recall) in told.items()
     ]
-    assert [case.name for case in best_two(rows, CASES, "m")] == ["spargeattn, top 50 %", "svg"]
-    assert [case.name for case in best_two(rows[3:], CASES, "m")] == ["adaspa"]
-    assert best_two(rows, CASES, "another model") == []
+    assert [case.name for case in worthwhile(rows, CASES, "m")] == ["spargeattn, top 50 %", "svg", "adaspa"]
+    assert [case.name for case in worthwhile(rows[3:4], CASES, "m")] == ["svg2"]
+    assert worthwhile(rows, CASES, "another model") == []
 
 
 def test_cases_name_every_method_that_attends_by_pattern() -> None:
@@ -176,8 +182,8 @@ def test_the_toy_run_measures_clips_recorded_tensors_and_parts_of_the_kernel(tmp
     rows = rows_of(tmp_path)
     assert [row["left"] for row in rows if "left" in row] == []
     assert {row["section"] for row in rows} == {"methods", "clips", "recorded", "kernel"}
-    alone, best = [row for row in rows if row["section"] == "clips"]
-    assert (alone["name"], best["name"]) == ("dvg", "dvg + svg")
+    alone, best, full, full_best = [row for row in rows if row["section"] == "clips"]
+    assert [row["name"] for row in (alone, best, full, full_best)] == ["dvg", "dvg + svg", "full", "full + svg"]
     assert alone["grids"] == best["grids"]
     assert alone["attended"] == []
     assert best["is_finite"]

@@ -70,15 +70,3 @@ def test_a_stopwatch_leaves_out_compiling_and_adds_up_what_it_is_entered_for(mon
             pass
         told.append(watch.seconds())
     assert told == [2.0, 3.0, 3.0], "a device that had other work meanwhile was not kept waiting for all of the compiling"
-
-
-def test_on_a_gpu_a_mask_of_all_pairs_is_for_short_sequences_alone() -> None:
-    def pattern(num_tokens: int, size: int) -> Pattern:
-        blocks = in_a_row(num_tokens, size, CPU)
-        return Pattern(blocks, blocks, torch.ones(1, blocks.num, blocks.num, dtype=torch.bool))
-
-    assert kernel.takes_blocks(pattern(5000, 128), on_gpu=True)
-    assert not kernel.takes_blocks(pattern(4000, 40), on_gpu=True)
-    with pytest.raises(ValueError, match=r"blocks of 40 queries and 40 keys .* 5,000 tokens: .* multiples of 16"):
-        kernel.takes_blocks(pattern(5000, 40), on_gpu=True)
-    assert not kernel.takes_blocks(pattern(5000, 128), on_gpu=False), "the reference"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from stages.sparse.kernel import _listed, block_mask, by_blocks, by_mask, has_tiles, kernel_options, recall, spread_rows
-from stages.sparse.pattern import NO_TOKEN, Blocks, Pattern, in_a_row, in_order, in_tiles
+from stages.sparse.kernel import _listed, block_mask, by_blocks, by_mask, filled_up, kernel_options, recall, spread_rows
+from stages.sparse.pattern import NO_TOKEN, Blocks, Pattern, _picked, in_a_row, in_order, in_tiles
 
 CPU = torch.device("cpu")
 SIZES = st.integers(1, 9)
@@ -158,18 +158,33 @@ def test_kept_blocks_are_listed_in_order_the_others_count_for_nothing(rows: list
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@given(st.integers(1, 40), st.integers(1, 40))
+@given(st.integers(1, 10), st.integers(1, 10))
 def test_tiles_of_the_kernel_divide_the_blocks(dtype: torch.dtype, queries: int, keys: int) -> None:
-    query_block, key_block = 16 * queries, 16 * keys
+    query_block, key_block = 64 * queries, 64 * keys
     options = kernel_options(query_block, key_block, dtype)
     assert query_block % options.get("BLOCK_M", 128) == key_block % options.get("BLOCK_N", 128) == 0
-    assert min(options.get("BLOCK_M", 128), options.get("BLOCK_N", 128)) >= 16
+    assert min(options.get("BLOCK_M", 128), options.get("BLOCK_N", 128)) >= 32
 
 
-@pytest.mark.parametrize(("size", "fits"), [(128, True), (96, True), (16, True), (24, False), (8, False), (100, False)])
-def test_blocks_that_no_tile_divides_are_left_to_the_mask(size: int, fits: bool) -> None:
-    blocks = in_a_row(200, size, CPU)
-    assert has_tiles(Pattern(blocks, blocks, torch.ones(1, blocks.num, blocks.num, dtype=torch.bool))) == fits
+@pytest.mark.parametrize(("size", "filled"), [(128, 128), (192, 192), (64, 64), (96, 128), (32, 64), (7, 64), (100, 128)])
+def test_blocks_are_filled_up_to_what_the_kernel_takes(size: int, filled: int) -> None:
+    blocks = in_order(torch.randperm(200, generator=torch.Generator().manual_seed(0)).unsqueeze(0), size)
+    found = filled_up(Pattern(blocks, blocks, torch.ones(1, blocks.num, blocks.num, dtype=torch.bool))).queries
+    assert (found.size, found.num) == (filled, blocks.num)
+    assert torch.equal(found.counts, blocks.counts)
+    x = torch.randn(1, 2, 200, 3)
+    assert torch.equal(found.put(found.take(x)), x)
+
+
+@given(
+    st.integers(0, 9), st.sampled_from([1, 3, 4, 8]), st.sampled_from([torch.bool, torch.bfloat16, torch.float32]), st.booleans()
+)
+def test_rows_are_the_same_however_they_are_copied(first: int, width: int, dtype: torch.dtype, per_head: bool) -> None:
+    whole = torch.randn(1, 20, 2, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = whole[:, first:, :, first % 5 : first % 5 + width].transpose(1, 2)
+    index = torch.randint(x.shape[2], (2 if per_head else 1, 7), generator=torch.Generator().manual_seed(1))
+    expected = torch.stack([x[0, head, index[head % len(index)]] for head in range(2)]).unsqueeze(0)
+    assert torch.equal(_picked(x, index), expected)
 
 
 def test_recall_is_the_weight_on_kept_keys_and_1_where_all_are_kept() -> None:
