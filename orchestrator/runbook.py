@@ -16,7 +16,7 @@ from orchestrator.events import Arrived, Event, Finish, GiveUp, Reached
 from orchestrator.geometry import ModelGeometry, model
 from orchestrator.ledger import Ledger
 from orchestrator.store import Destination
-from orchestrator.types import Action, Item, Phase, Record
+from orchestrator.types import Action, Decision, Item, Phase, Record
 
 
 class Runbook:
@@ -81,48 +81,21 @@ def make_record(
     finish: Finish, arm: Arm, geometry: ModelGeometry, device: str, host: str, video: str, finished_at: str | None = None
 ) -> Record:
     """The flat row of a finished item. ``video`` is relative to the run folder; ``finished_at`` None: now, UTC."""
-    item, decision, clip, timings_s = finish.item, finish.decision, finish.clip, finish.timings_s
-    action, demand = decision.action, decision.demand
-    sketch_s, refine_s = timings_s.get("sketch_s", 0.0), timings_s.get("refine_s", 0.0)
-    spatial_weight, temporal_weight = decision.weights or (None, None)
+    item, action, clip = finish.item, finish.decision.action, finish.clip
     return Record(
-        item_key=item.item_key,
-        arm=item.arm,
-        prompt_id=item.prompt_id,
-        prompt=item.prompt,
-        seed=item.seed,
-        model=arm.model,
-        planner=arm.planner,
-        budget=arm.budget,
+        **_asked(item, arm),
         num_steps=sum(stage.steps for stage in action.stages),
-        guidance=arm.guidance,
-        num_frames=arm.num_frames,
-        height=arm.height,
-        width=arm.width,
-        fps=arm.fps,
-        spatial_demand=demand.spatial if demand else None,
-        temporal_demand=demand.temporal if demand else None,
-        spatial_weight=spatial_weight,
-        temporal_weight=temporal_weight,
-        neutral_demand=bool(demand and demand.neutral),
-        action=action.name,
-        s2=action.s2,
-        f2=action.f2,
-        why=decision.why,
-        density=action.density,
+        solver=arm.solver or geometry.solver,
+        **_decided(finish.decision),
         density_executed=density_executed(geometry, action, arm.num_steps),
         tokens_full=geometry.num_tokens(geometry.latent_grid(arm.shape)),
-        stage_grids="|".join("x".join(map(str, stage.grid)) for stage in action.stages),
-        stage_s=_stage_seconds(action, timings_s),
-        text_s=timings_s.get("text_s", 0.0),
-        sketch_s=sketch_s,
-        refine_s=refine_s,
-        denoise_s=sketch_s + refine_s,
-        decode_s=timings_s.get("decode_s", 0.0),
-        encode_s=timings_s.get("encode_s", 0.0),
+        stage_s=_stage_seconds(action, finish.timings_s),
+        **_seconds(finish.timings_s),
         latency_s=finish.latency_s,
         device_s=finish.device_s,
         degree=max((phase.width for phase in finish.phases), default=1),
+        stage_degrees=_stage_degrees(action, finish.phases),
+        sizing=max(finish.phases, key=lambda phase: phase.width).why if finish.phases else "",
         attempts=finish.attempt,
         device=device,
         host=host,
@@ -130,19 +103,56 @@ def make_record(
         num_bytes=clip.num_bytes,
         sha256=clip.sha256,
         finished_at=finished_at or datetime.now(UTC).isoformat(timespec="seconds"),
-        image=item.image,
-        solver=arm.solver or geometry.solver,
-        stage_degrees=_stage_degrees(action, finish.phases),
-        sizing=max(finish.phases, key=lambda phase: phase.width).why if finish.phases else "",
-        accelerators="+".join(use.name for use in arm.accelerators),
-        reconstructed="+".join(arm.reconstructed),
         tflops=clip.tflops,
         num_restored=clip.num_restored,
         restored_by=clip.restored_by,
-        restore_s=timings_s.get("restore_s", 0.0),
         **attended.told(clip.attended),
         **_prediction(arm, geometry, action),
     )
+
+
+def _asked(item: Item, arm: Arm) -> dict[str, Any]:
+    return {
+        "item_key": item.item_key,
+        "arm": item.arm,
+        "prompt_id": item.prompt_id,
+        "prompt": item.prompt,
+        "seed": item.seed,
+        "image": item.image,
+        "model": arm.model,
+        "planner": arm.planner,
+        "accelerators": "+".join(use.name for use in arm.accelerators),
+        "reconstructed": "+".join(arm.reconstructed),
+        "budget": arm.budget,
+        "guidance": arm.guidance,
+        "num_frames": arm.num_frames,
+        "height": arm.height,
+        "width": arm.width,
+        "fps": arm.fps,
+    }
+
+
+def _decided(decision: Decision) -> dict[str, Any]:
+    action, demand = decision.action, decision.demand
+    spatial_weight, temporal_weight = decision.weights or (None, None)
+    return {
+        "spatial_demand": demand.spatial if demand else None,
+        "temporal_demand": demand.temporal if demand else None,
+        "spatial_weight": spatial_weight,
+        "temporal_weight": temporal_weight,
+        "neutral_demand": bool(demand and demand.neutral),
+        "action": action.name,
+        "s2": action.s2,
+        "f2": action.f2,
+        "why": decision.why,
+        "density": action.density,
+        "stage_grids": "|".join("x".join(map(str, stage.grid)) for stage in action.stages),
+    }
+
+
+def _seconds(timings_s: Mapping[str, float]) -> dict[str, Any]:
+    told = {name: timings_s.get(name, 0.0) for name in ("text_s", "sketch_s", "refine_s", "decode_s", "encode_s", "restore_s")}
+    return {**told, "denoise_s": told["sketch_s"] + told["refine_s"]}
 
 
 def _prediction(arm: Arm, geometry: ModelGeometry, action: Action) -> dict[str, Any]:
