@@ -49,10 +49,11 @@ def maybe_compile(fn: Fn, enabled: bool, token_dims: Mapping[str, int] = TOKEN_D
 
 
 def open_ended(fn: Callable[..., Any], most_variants: int) -> Callable[..., Any]:
-    """``fn`` compiled as one graph for all sizes of its tensors.
+    """``fn`` compiled as one graph for all sizes of its tensors, and for each value of whole numbers that it is called with.
 
-    Sizes that happen to be equal at first are not taken for one. Beyond torch's usual 8 variants it would go on uncompiled; here
-    there may be ``most_variants``, and one more raises FailOnRecompileLimitHit.
+    Left to itself torch takes a number for another one's: 2.11 ran kernels of one size of block on blocks of another. Sizes that
+    happen to be equal at first are not taken for one. Beyond torch's usual 8 variants it would go on uncompiled; here there may
+    be ``most_variants``, and one more raises FailOnRecompileLimitHit.
     """
     from torch.fx.experimental import _config
 
@@ -61,7 +62,7 @@ def open_ended(fn: Callable[..., Any], most_variants: int) -> Callable[..., Any]
     compiled = torch.compile(fn, dynamic=True, fullgraph=True)
 
     def run(*args: Any, **options: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=most_variants), shapes.patch(use_duck_shape=False):
+        with torch._dynamo.config.patch(recompile_limit=most_variants, specialize_int=True), shapes.patch(use_duck_shape=False):
             return _timed(compiled, args, options)
 
     return run

@@ -15,17 +15,18 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from stages.compiling import open_ended
 from stages.sparse.pattern import NO_TOKEN, Pattern
 
-LEAST_TILE, MOST_TILE = 64, 128
-"""Slots that the kernel takes at once, of queries and of keys. In tiles of 32 torch 2.11 computes wrongly (Hopper)."""
+LEAST_TILE, MOST_TILE = 16, 128
+"""Slots that the kernel takes at once, of queries and of keys."""
 MOST_VARIANTS = 256
 """Of the compiled kernel: by sizes of blocks, widths of heads, types, and whether there is more than one head."""
+Lists = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     """``[1, heads, tokens, d]`` to the same; every query has to see one key at least.
 
-    Text tokens are in the pattern (``Pattern.with_text``). On a GPU blocks of 128 queries and 64 or 128 keys are fast; those that
-    are no multiple of 64 are filled up to one, and cost as much.
+    Text tokens are in the pattern (``Pattern.with_text``). On a GPU blocks of 128 queries and 64 or 128 keys are fast, those of
+    other multiples of 16 slower; the rest are filled up to such a one.
     """
     kernel = by_blocks if q.is_cuda else by_mask
     return kernel(q, k, v, pattern)
@@ -45,9 +46,7 @@ def by_blocks(
     options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Only kept pairs of blocks are computed. ``run`` is FlexAttention; None: compiled. ``options`` go before its own."""
-    given = filled_up(pattern)
-    out: Tensor = _run(q, k, v, given, run, options)
-    return given.queries.put(out.transpose(0, 1))
+    return _run(q, k, v, pattern, run, options or {}, False)[0]
 
 
 def attend_with_sums(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -66,10 +65,8 @@ def by_blocks_with_sums(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, run: Callable[..., Any] | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`by_blocks`."""
-    given = filled_up(pattern)
-    out, more = _run(q, k, v, given, run, {}, return_aux=AuxRequest(lse=True))
-    put = given.queries.put
-    return put(out.transpose(0, 1)), put(more.lse.transpose(0, 1).unsqueeze(-1)).squeeze(-1)
+    out, sums = _run(q, k, v, pattern, run, {}, True)
+    return out, sums.squeeze(-1)
 
 
 def _run(
@@ -78,15 +75,21 @@ def _run(
     v: Tensor,
     pattern: Pattern,
     run: Callable[..., Any] | None,
-    options: Mapping[str, Any] | None,
-    **more: Any,
-) -> Any:
+    options: Mapping[str, Any],
+    with_sums: bool,
+) -> tuple[Tensor, ...]:
     """Heads go as a batch, whose size the compiled kernel leaves open: ``[heads, 1, slots, d]``."""
-    queries, keys = pattern.queries, pattern.keys
+    given = filled_up(pattern)
+    queries, keys = given.queries, given.keys
     taken = (x.transpose(0, 1) for x in (queries.take(q), keys.take(k), keys.take(v)))
-    told = {**kernel_options(queries.size, keys.size, q.dtype), **(options or {})}
-    mask = block_mask(pattern, told_apart=run is not None)
-    return (run or compiled())(*taken, block_mask=mask, kernel_options=told, **more)
+    told = {**kernel_options(queries.size, keys.size, q.dtype), **options}
+    if run is None:
+        found = compiled()(*taken, *_lists(given), _is_token(given), (queries.size, keys.size), told, with_sums)
+    else:
+        found = run(*taken, block_mask=block_mask(given), kernel_options=told, return_aux=AuxRequest(lse=with_sums))
+    out, more = found
+    parts = (out, more.lse.unsqueeze(-1)) if with_sums else (out,)
+    return tuple(queries.put(part.transpose(0, 1)) for part in parts)
 
 
 def filled_up(pattern: Pattern) -> Pattern:
@@ -106,7 +109,8 @@ def kernel_options(query_block: int, key_block: int, dtype: torch.dtype = torch.
     Tiles are the kernel's own choice where blocks are made of its largest ones, else as large as blocks, and memory next to the
     arithmetic, allow. Hopper's engine for copies, which torch looks for itself, saves 7 % of the time.
     """
-    options: dict[str, Any] = {"IS_DIVISIBLE": True, "USE_TMA": dtype.itemsize == 2}
+    is_large = min(tile(query_block), tile(key_block)) >= 64
+    options: dict[str, Any] = {"IS_DIVISIBLE": True, "USE_TMA": is_large and dtype.itemsize == 2}
     if tile(query_block) < MOST_TILE:
         options["BLOCK_M"] = min(tile(query_block), 32 if dtype == torch.float32 else 64)
     if tile(key_block) < MOST_TILE:
@@ -114,29 +118,32 @@ def kernel_options(query_block: int, key_block: int, dtype: torch.dtype = torch.
     return options
 
 
-def block_mask(pattern: Pattern, told_apart: bool = True) -> BlockMask:
-    """Of slots, heads as a batch. Blocks of keys with an empty slot are looked at key by key, all others are taken whole.
-
-    ``told_apart``: what is kept is told key by key too, for FlexAttention uncompiled, which looks at no lists of blocks.
-    """
-    queries, keys, keep = pattern.queries, pattern.keys, pattern.keep
-    counts, heads = keys.counts.unsqueeze(1), len(pattern.keep)
-    some, whole = _listed(keep & (counts > 0) & (counts < keys.size)), _listed(keep & (counts == keys.size))
-    is_token = (keys.slots != NO_TOKEN).expand(heads, -1).contiguous()
-
-    def has_token(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return is_token[batch, key]
+def block_mask(pattern: Pattern) -> BlockMask:
+    """Of slots, heads as a batch; for FlexAttention uncompiled, which looks at no lists of blocks but only at pairs of slots."""
+    queries, keys, keep, is_token = pattern.queries, pattern.keys, pattern.keep, _is_token(pattern)
 
     def is_kept(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return is_token[batch, key] & keep[batch, query // queries.size, key // keys.size]
 
-    return BlockMask.from_kv_blocks(
-        *some, *whole,
-        BLOCK_SIZE=(queries.size, keys.size),
-        mask_mod=is_kept if told_apart else has_token,
-        seq_lengths=(queries.slots.shape[1], keys.slots.shape[1]),
-        compute_q_blocks=False,  # the lists that only a gradient needs; sorting them takes longer than attention
-    )  # fmt: skip
+    lengths = queries.slots.shape[1], keys.slots.shape[1]
+    return _masked(_lists(pattern), (queries.size, keys.size), lengths, is_kept)
+
+
+def _masked(lists: Lists, sizes: tuple[int, int], lengths: tuple[int, int], is_seen: Callable[..., Tensor]) -> BlockMask:
+    nothing = [None] * 4  # the lists that only a gradient needs; making them takes longer than attention
+    return BlockMask(lengths, *lists, *nothing, BLOCK_SIZE=sizes, mask_mod=is_seen)  # type: ignore[arg-type]
+
+
+def _is_token(pattern: Pattern) -> Tensor:
+    """Whether there is a token in each slot of keys, ``[heads, slots]``."""
+    return (pattern.keys.slots != NO_TOKEN).expand(len(pattern.keep), -1).contiguous()
+
+
+def _lists(pattern: Pattern) -> Lists:
+    """Blocks of keys with an empty slot, looked at key by key, and all others, which are taken whole: how many, and which."""
+    keys, keep = pattern.keys, pattern.keep
+    counts = keys.counts.unsqueeze(1)
+    return *_listed(keep & (counts > 0) & (counts < keys.size)), *_listed(keep & (counts == keys.size))
 
 
 def _listed(keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,13 +155,36 @@ def _listed(keep: Tensor) -> tuple[Tensor, Tensor]:
     return keep.sum(-1, dtype=torch.int32).unsqueeze(1), listed[..., :num].contiguous().unsqueeze(1)
 
 
+def _within(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_some: Tensor,
+    some: Tensor,
+    num_whole: Tensor,
+    whole: Tensor,
+    is_token: Tensor,
+    sizes: tuple[int, int],
+    options: Mapping[str, Any],
+    with_sums: bool,
+) -> Any:
+    """FlexAttention in what is to be compiled."""
+
+    def has_token(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return is_token[batch, key]
+
+    mask = _masked((num_some, some, num_whole, whole), sizes, (q.shape[2], k.shape[2]), has_token)
+    aux = AuxRequest(lse=True) if with_sums else AuxRequest()
+    return flex_attention(q, k, v, block_mask=mask, kernel_options=options, return_aux=aux)
+
+
 @functools.cache
 def compiled() -> Callable[..., Any]:
-    """FlexAttention, once for each size of block, whatever the numbers of tokens, blocks and heads (``MOST_VARIANTS``).
+    """:func:`_within`, once for each size of block, whatever the numbers of tokens, blocks and heads (``MOST_VARIANTS``).
 
     Uncompiled it would make a matrix of all pairs of tokens, so beyond that many it raises.
     """
-    return open_ended(flex_attention, MOST_VARIANTS)
+    return open_ended(_within, MOST_VARIANTS)
 
 
 def recall(q: Tensor, k: Tensor, pattern: Pattern, num_rows: int = 64) -> Tensor:

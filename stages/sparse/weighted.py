@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
-from stages.sparse.kernel import compiled
+from stages.compiling import open_ended
+from stages.sparse.kernel import MOST_VARIANTS
 
 
 def weighted(q: Tensor, k: Tensor, v: Tensor, log_weights: Tensor) -> Tensor:
@@ -31,5 +34,10 @@ def by_scores(q: Tensor, k: Tensor, v: Tensor, log_weights: Tensor, run: Callabl
     def raised(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + log_weights[key]
 
-    out: Tensor = (run or compiled())(*(x.transpose(0, 1) for x in (q, k, v)), score_mod=raised)
+    out: Tensor = (run or _compiled())(*(x.transpose(0, 1) for x in (q, k, v)), score_mod=raised)
     return out.transpose(0, 1)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return open_ended(flex_attention, MOST_VARIANTS)

@@ -35,10 +35,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 @torch.inference_mode()
-def attend(heads: int, num_tokens: int, size: int = 16) -> None:
-    blocks = in_a_row(num_tokens, size, CPU)
+def attend(heads: int, num_tokens: int, size: int = 16, key_size: int | None = None) -> None:
+    queries, keys = in_a_row(num_tokens, size, CPU), in_a_row(num_tokens, key_size or size, CPU)
     q, k, v = torch.randn(3, 1, heads, num_tokens, 16)
-    by_blocks(q, k, v, Pattern(blocks, blocks, torch.ones(heads, blocks.num, blocks.num, dtype=torch.bool)))
+    by_blocks(q, k, v, Pattern(queries, keys, torch.ones(heads, queries.num, keys.num, dtype=torch.bool)))
 
 
 def test_sizes_that_are_alike_by_chance_at_first_may_differ_later(compiled: list[Any]) -> None:
@@ -46,6 +46,20 @@ def test_sizes_that_are_alike_by_chance_at_first_may_differ_later(compiled: list
     for heads, num_tokens in ((4, 100), (6, 64), (3, 128)):
         attend(heads, num_tokens)
     assert len(compiled) == 1
+
+
+def numbers(graph: Any) -> tuple[Any, ...]:
+    """The sizes of blocks, and those of tiles, that FlexAttention is called with."""
+    call = next(node for node in graph.graph.nodes if "flex_attention" in str(node.target))
+    *_, queries, keys, _ = call.args[4]
+    return queries, keys, call.args[6].get("BLOCK_M"), call.args[6].get("BLOCK_N")
+
+
+def test_blocks_of_another_size_are_compiled_anew_with_their_numbers(compiled: list[Any]) -> None:
+    for size, key_size in ((64, 64), (16, 16), (32, 64), (64, 64), (128, 64), (256, 64), (40, 40)):
+        attend(2, 300, size, key_size)
+    found = [(64, 64, 32, 64), (16, 16, 16, 16), (32, 64, 32, 64), (128, 64, None, 64), (256, 64, None, 64), (48, 48, 16, 16)]
+    assert [numbers(graph) for graph in compiled] == found
 
 
 def test_seconds_of_compiling_the_kernel_are_told_apart_from_work() -> None:
