@@ -87,7 +87,7 @@ def _is_made_of_words(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
-    if len(index) == 1 and not x.is_contiguous():
+    if len(index) == 1:
         return x.index_select(2, index[0])
     heads, num_tokens = x.shape[1:3]
     first = torch.arange(0, heads * num_tokens, num_tokens, device=x.device).unsqueeze(1)
