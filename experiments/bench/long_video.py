@@ -42,6 +42,7 @@ class Plan:
     plain_up_to: int
     blocks: Row
     videos: str | None
+    is_random: bool
 
 
 def serve(plan: Plan, num_ranks: int, rank: int, pipe: Connection) -> None:
@@ -59,6 +60,8 @@ def serve(plan: Plan, num_ranks: int, rank: int, pipe: Connection) -> None:
 
 def _rows(plan: Plan, groups: Any) -> list[Row]:
     """Blocks first, the shortest video before all others, and decoding after them: what a process has held once it may keep."""
+    if plan.device == "cuda":
+        _clip(plan, groups, plan.times[0], "dualparal")  # compiles, and makes the ranks known to each other
     made = [_clip(plan, groups, times, "dualparal") for times in plan.times]
     if groups.num_ranks == 1:
         plain = [times for times in plan.times if times <= plan.plain_up_to]
@@ -115,7 +118,19 @@ def _clip(plan: Plan, groups: Any, times: int, method: str) -> tuple[Row, Any]:
 def _model(plan: Plan, device: str) -> Any:
     from stages.models.base import load
 
-    return load(plan.model, plan.weights, device)
+    return _random(plan)[0] if plan.is_random else load(plan.model, plan.weights, device)
+
+
+@functools.cache
+def _random(plan: Plan) -> tuple[Any, Any]:
+    """The model on this process's GPU, the same numbers in every process, and a prompt; no decoder."""
+    import torch
+
+    from experiments.bench import single_gpu_models as large
+
+    torch.manual_seed(0)
+    subject = large.Subject(plan.model, _native(plan), plan.steps, 2, 2)
+    return large.ours(subject, (large.transformer(subject),)), large.condition(subject)
 
 
 @functools.cache
@@ -123,6 +138,8 @@ def _condition(plan: Plan, device: str) -> Any:
     from stages.models.base import Request
 
     model = _model(plan, device)
+    if plan.is_random:
+        return _random(plan)[1]
     return model.encode(Request(plan.prompt, _native(plan), model.geometry.default_guidance))
 
 
@@ -151,8 +168,8 @@ def _planner(plan: Plan, times: int, method: str) -> Any:
 
 
 def _flicker(plan: Plan, groups: Any, latent: Any, row: Row) -> Row:
-    """Mean change between neighbouring frames, one run of frames at a time; nothing where several ranks made them."""
-    if groups.num_ranks > 1:
+    """Mean change between neighbouring frames, one run of frames at a time; nothing of several ranks or a random model."""
+    if groups.num_ranks > 1 or plan.is_random:
         return {}
     import numpy as np
 
@@ -259,12 +276,13 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=4)
     parser.add_argument("--order", default="noisiest", choices=("noisiest", "cleanest"))
     parser.add_argument("--videos", help="folder for them")
+    parser.add_argument("--random", action="store_true", help="random weights, on GPUs: seconds and memory, no flicker")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("long_video.json"))
     given = parser.parse_args()
     names = ("block_frames", "overlap_frames", "context_frames", "in_flight", "order")
     plan = Plan(
         *(given.model, given.weights, given.device, given.prompt, given.steps, given.height, given.width),
-        *(tuple(given.times), given.plain_up_to, {name: getattr(given, name) for name in names}, given.videos),
+        *(tuple(given.times), given.plain_up_to, {name: getattr(given, name) for name in names}, given.videos, given.random),
     )
     rows: list[Row] = []
     for num_ranks in given.ranks:

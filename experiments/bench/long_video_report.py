@@ -14,7 +14,7 @@ def report(path: pathlib.Path) -> str:
     plan, rows = found["plan"], found["rows"]
     said = ", ".join(f"{name} {value}" for name, value in plan["blocks"].items() if value is not None)
     parts = [
-        f"# Long videos of {plan['model']}",
+        f"# Long videos of {plan['model']}{', random weights' * plan.get('is_random', False)}",
         f"{plan['height']}x{plan['width']} pixels, {plan['steps']} steps, {said}. {found['device']}, torch {found['torch']}, "
         f"commit {found['commit']}, {found['date']}.",
         *([found["note"]] if "note" in found else []),
@@ -22,17 +22,23 @@ def report(path: pathlib.Path) -> str:
         "State: keys, values, latents and solvers that lay on a rank's device at once, the most of any rank. Peak: of the "
         "process, with its weights, text encoder and libraries; it falls by nothing that was held once.",
         _table(["method", "length", "frames", "ranks", "state MB", "peak MB", "s", "s per frame", "TFLOP"], map(_cost, rows)),
+        *(_flicker(seen) if (seen := [row for row in rows if "inside" in row]) else []),
+        _same(rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _flicker(rows: list[Mapping[str, Any]]) -> list[str]:
+    return [
         "## Flicker",
         "Mean change to the next frame, in levels of 255, where a latent frame begins: at a border of blocks at the last step "
         "(with an overlap: anywhere in it, or the first frame after it), and elsewhere. At a place: the most, over the places "
         "in a block, of the mean over all blocks. Plain runs have no blocks; theirs are looked at in the same places.",
         _table(
             ["method", "length", "borders", "at borders", "inside", "ratio", "at a place", "spread inside", "last quarter"],
-            [_seen(row) for row in rows if "inside" in row],
+            map(_seen, rows),
         ),
-        _same(rows),
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def _cost(row: Mapping[str, Any]) -> list[str]:

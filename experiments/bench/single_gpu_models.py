@@ -95,7 +95,10 @@ def _hunyuan15(subject: Subject) -> Any:
 def _wan(subject: Subject) -> Any:
     from diffusers import WanTransformer3DModel
 
-    return WanTransformer3DModel()
+    geometry = subject.geometry
+    width = geometry.heads * geometry.head_dim
+    inner = (geometry.linear_macs // geometry.num_layers - 6 * width**2) // (2 * width)
+    return WanTransformer3DModel(num_attention_heads=geometry.heads, num_layers=geometry.num_layers, ffn_dim=inner)
 
 
 _KINDS: dict[str, Callable[[Subject], Any]] = {"hunyuan": _hunyuan, "hunyuan15": _hunyuan15, "wan": _wan}
