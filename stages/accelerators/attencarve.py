@@ -10,6 +10,8 @@ altogether are a cache's work, and not part of this.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -71,10 +73,16 @@ class AttenCarve(BlockSparse):
     def _blocks(self, grid: Grid, device: torch.device) -> tuple[Blocks, Tensor]:
         """Made once: a stage has one grid."""
         if self._laid is None:
-            order = hilbert(grid)
-            blocks = in_order(sent(order.unsqueeze(0), device), self.settings.block)
-            self._laid = blocks, sent(neighbours(order, grid, self.settings.block), device)
+            order, beside = on_host(grid, self.settings.block)
+            self._laid = in_order(sent(order.unsqueeze(0), device), self.settings.block), sent(beside, device)
         return self._laid
+
+
+@functools.lru_cache(maxsize=32)
+def on_host(grid: Grid, size: int) -> tuple[Tensor, Tensor]:
+    """The curve, and which blocks are neighbours: made once for all clips, as devices wait for it where a host is busy."""
+    order = hilbert(grid)
+    return order, neighbours(order, grid, size)
 
 
 def neighbours(order: Tensor, grid: Grid, size: int) -> Tensor:
