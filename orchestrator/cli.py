@@ -82,7 +82,7 @@ def generate(
     weights: Weights = None,
     lora: Annotated[list[str] | None, typer.Option(help="PATH[:SCALE][:both|high|low], repeatable.")] = None,
     image: Annotated[str | None, typer.Option(help="First frame, for models that take one.")] = None,
-    preset: Annotated[str | None, typer.Option(help="fast, balanced or careful: a planner, its budget, accelerators.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A planner, a budget and accelerators by one name of `dvg methods`.")] = None,
     planner: Annotated[
         str | None, typer.Option(help="A name of `dvg methods`, or {name: {setting: value}}; default: dvg.")
     ] = None,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from orchestrator.methods import named
 
-PresetName = Literal["fast", "balanced", "careful"]
+PresetName = Literal["fast", "balanced", "careful", "sparse", "long"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,18 @@ PRESETS: Mapping[PresetName, Preset] = {
         None,
         ({"taylorseer": {"interval": 2}},),
     ),
+    "sparse": Preset(
+        "dvg",
+        "4.6x on HunyuanVideo-1.5 at 49,290 tokens, random weights, where dvg alone has 2.8x",
+        0.5,
+        ("attencarve",),
+    ),
+    "long": Preset("dualparal", "wan-mini at 8 times its length: frames change at borders 0.8 times as much as inside blocks"),
 }
-"""The fastest first. Of the methods measured (``experiments/results/methods_wan_mini_202611.md``) these are on or near the fronts
-of speed against what the checker sees, and against likeness to the full run, and need nothing fitted to a model."""
+"""The first three, the fastest first, are on or near the fronts of speed against what the checker sees, and against likeness to
+the full run (``experiments/results/methods_wan_mini_202611.md``). ``sparse`` is for clips of tens of thousands of tokens
+(``sparse_h200_202611.md``), ``long`` for those beyond the trained length (``long_video_wan_mini_202611.md``). None needs anything
+fitted to a model."""
 DECIDED = ("planner", "budget", "accelerators")
 """Keys that a preset decides."""
 
