@@ -176,7 +176,9 @@ def best(rates: Mapping[str, float]) -> str:
 
 def measure(length: int, device: torch.device, heads: int, head_dim: int, dtype: torch.dtype) -> dict[str, float]:
     """TFLOP/s of each installed kernel on ``length`` tokens, best of ``NUM_ROUNDS``; those that fail are left out."""
-    q, k, v = (torch.randn(1, length, heads, head_dim, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
+    own = torch.Generator(device).manual_seed(0)  # the process's goes on alike, whether this is measured or known
+    shape = 1, length, heads, head_dim
+    q, k, v = (torch.randn(shape, device=device, dtype=dtype, generator=own).transpose(1, 2) for _ in range(3))
     flops = 4.0 * length**2 * heads * head_dim
     rates = {}
     for name in installed():

@@ -79,6 +79,13 @@ def test_a_measurement_is_taken_once_and_kept(monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(attention.cache_file().read_text()) == attention.measurements()
 
 
+def test_measuring_leaves_the_random_numbers_that_come_after_it_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "installed", lambda: ())
+    before = torch.get_rng_state()
+    assert attention.measure(16, CPU, 2, 8, torch.float32) == {}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_kernel_that_did_not_import_is_measured_once_it_does(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
