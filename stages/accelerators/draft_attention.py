@@ -18,10 +18,9 @@ from orchestrator.types import Grid
 from stages.accelerators.attending import Here
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
 from stages.sparse.choosing import largest, pooled, whole_tiles
+from stages.sparse.kernel import LEAST_TILE
 from stages.sparse.pattern import Blocks, Pattern, in_tiles
 
-LEAST_TILE = 16
-"""Tokens of which tiles are made."""
 Side = Annotated[int, Field(ge=1)]
 
 

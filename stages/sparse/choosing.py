@@ -11,14 +11,13 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from parallel.seam import Attention
+from stages.sparse.kernel import LEAST_TILE, MOST_TILE
 from stages.sparse.pattern import Blocks
-
-LEAST, TILE = 16, 128
 
 
 def whole_tiles(size: int) -> int:
-    """For a setting: a block that a GPU's kernel takes. Raises ValueError for others."""
-    if size % TILE and (size < LEAST or TILE % size):
+    """For a setting: a block that a GPU's kernel takes as it is. Raises ValueError for others."""
+    if size % MOST_TILE and (size < LEAST_TILE or MOST_TILE % size):
         raise ValueError(f"a block is of 16, 32 or 64 tokens, or of a multiple of 128; {size} is none of these")
     return size
 
