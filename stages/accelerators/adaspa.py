@@ -113,8 +113,8 @@ class AdaSpa(BlockSparse):
 
     def _spared(self, q: Tensor, here: Here) -> float:
         """Of dense attention's operations, what a step leaves out after a search: ``1 - Pattern.executed``, without a device."""
-        num, size, num_tokens = self._blocks(q, here).num, self.settings.block, q.shape[2]
-        num_text = math.ceil((num_tokens - here.num_image) / size)
+        size, num_tokens = self.settings.block, q.shape[2]
+        num, num_text = (math.ceil(some / size) for some in (here.num_image, num_tokens - here.num_image))
         num_kept = usually_kept(num, self.settings.sparsity) + (2 * num + num_text) * num_text
         return 1 - num_kept * (size / num_tokens) ** 2
 

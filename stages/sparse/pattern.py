@@ -65,8 +65,10 @@ class Blocks:
 
     def filled_up(self, num_more: int) -> Blocks:
         """With so many empty slots more behind each block."""
+        if num_more == 0:
+            return self
         slots = F.pad(self.slots.unflatten(1, (-1, self.size)), (0, num_more), value=NO_TOKEN)
-        return Blocks(slots.flatten(1), self.size + num_more, self.num_tokens) if num_more else self
+        return Blocks(slots.flatten(1), self.size + num_more, self.num_tokens)
 
     def followed_by(self, num_more: int) -> Blocks:
         """With so many tokens more, after those there are, in blocks of their own."""
