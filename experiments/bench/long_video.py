@@ -279,6 +279,8 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="random weights, on GPUs: seconds and memory, no flicker")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("long_video.json"))
     given = parser.parse_args()
+    if given.random and given.device == "cpu":
+        parser.error("--random makes a large model on GPUs: give --device cuda")
     names = ("block_frames", "overlap_frames", "context_frames", "in_flight", "order")
     plan = Plan(
         *(given.model, given.weights, given.device, given.prompt, given.steps, given.height, given.width),

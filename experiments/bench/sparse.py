@@ -216,7 +216,8 @@ class Bench:
         layer = Layer(place.geometry, place.grid, place.num_steps, self.device)
         told = {"tokens": layer.num_tokens, "heads": place.geometry.heads}
         source = self._structured(place, layer)
-        tensors, dense_s = source.at(0), dense_seconds(layer, source)
+        tensors = source.at(0)
+        dense_s = sparse_kernel.seconds(layer.device, lambda: layer.dense(*tensors))
         for name, sizes, density in kernel_cases():
             self.row("kernel", name, lambda s=sizes, d=density: sparse_kernel.parts(layer, tensors, s, d, dense_s), **told)  # type: ignore[misc]
         for name in sparse_kernel.OPTIONS if self.device.type == "cuda" else ():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments.bench.sparse_rows import Layer, Row
 from stages.accelerators.attending import Stopwatch
-from stages.sparse.kernel import _lists, attend, by_blocks
+from stages.sparse.kernel import attend, by_blocks, lists_of
 from stages.sparse.pattern import Pattern, in_a_row
 
 BLOCKS = ((128, 128), (128, 64))
@@ -62,7 +62,7 @@ def parts(layer: Layer, tensors: tuple[Tensor, Tensor, Tensor], sizes: tuple[int
         "blocks": list(sizes),
         "density": float(given.density),
         "attend_s": whole_s,
-        "lists_s": seconds(layer.device, lambda: _lists(given)),
+        "lists_s": seconds(layer.device, lambda: lists_of(given)),
         "gather_s": seconds(layer.device, lambda: (queries.put(queries.take(q)), keys.take(k), keys.take(v))),
         "speed": dense_s / whole_s,
     }

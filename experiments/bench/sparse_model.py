@@ -154,10 +154,7 @@ def _rest(model: Model, planner: Planner, begun: tuple[Boundary, float], tables:
     (boundary, first_s), made_s, began_s = begun, tables.spent_s, clock_s(model.device)
     stages_s = {"stage1_s": first_s} if first_s else {}
     if boundary.decision is None:
-        boundary, seconds = run_stages(model, planner, boundary, 1)
-        stages_s |= seconds
-    if boundary.decision is None:
-        raise RuntimeError("the first stage has decided nothing")
+        raise RuntimeError("nothing has been decided")
     action = boundary.decision.action
     boundary, seconds = run_stages(model, planner, boundary, len(action.stages))
     stages_s |= seconds

@@ -139,15 +139,25 @@ def fitted(case: Case, layer: Layer, source: Source) -> Case:
 
 
 def dense_seconds(layer: Layer, source: Source, rounds: int = 5) -> float:
-    """Of dense attention on one step's tensors: the median of some calls."""
+    """Of dense attention on one step's tensors: the median of some calls, each begun as a method's is (a device that works
+    without a pause is hotter, and a tenth slower)."""
     q, k, v = source.at(0)
     layer.dense(q, k, v)
     watches = []
     for _ in range(rounds):
+        _ahead(layer.device)
         with Stopwatch(layer.device) as watch:
             layer.dense(q, k, v)
         watches.append(watch)
     return median(watch.seconds() for watch in watches)
+
+
+def _ahead(device: torch.device) -> float:
+    """Waits for the device, and lets it wait for the host. When that began."""
+    began_s = clock_s(device)
+    if device.type == "cuda":
+        torch.cuda._sleep(AHEAD_CYCLES)
+    return began_s
 
 
 @torch.inference_mode()
@@ -187,9 +197,7 @@ def _clip(
     found = torch.empty(0)
     for step in range(layer.num_steps):
         q, k, v = source.at(step)
-        began_s = clock_s(layer.device)
-        if is_ahead and layer.device.type == "cuda":
-            torch.cuda._sleep(AHEAD_CYCLES)
+        began_s = _ahead(layer.device) if is_ahead else clock_s(layer.device)
         found = attending.attend(q, k, v, layer.here(step, q.shape[1], log), layer.dense)
         walls.append(clock_s(layer.device) - began_s)
     return log.settle(None)[1], walls, found

@@ -66,7 +66,7 @@ class Svg(Sparse):
         self._kinds: dict[int, tuple[Pattern, Pattern]] = {}
         """Spatial and temporal, of one head, by the number of text tokens: the branches of guidance may differ in it."""
         self._drawn: dict[int, Tensor] = {}
-        """Tokens by step: of one."""
+        """The tokens drawn, by step: of the last one asked for."""
 
     def pattern(self, q: Tensor, k: Tensor, v: Tensor, here: Here) -> Pattern | None:
         if self.settings.density == 1:

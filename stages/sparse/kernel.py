@@ -84,7 +84,7 @@ def _run(
     taken = (x.transpose(0, 1) for x in (queries.take(q), keys.take(k), keys.take(v)))
     told = {**kernel_options(queries.size, keys.size, q.dtype), **options}
     if run is None:
-        found = compiled()(*taken, *_lists(given), _is_token(given), (queries.size, keys.size), told, with_sums)
+        found = compiled()(*taken, *lists_of(given), _is_token(given), (queries.size, keys.size), told, with_sums)
     else:
         found = run(*taken, block_mask=block_mask(given), kernel_options=told, return_aux=AuxRequest(lse=with_sums))
     out, more = found
@@ -126,7 +126,7 @@ def block_mask(pattern: Pattern) -> BlockMask:
         return is_token[batch, key] & keep[batch, query // queries.size, key // keys.size]
 
     lengths = queries.slots.shape[1], keys.slots.shape[1]
-    return _masked(_lists(pattern), (queries.size, keys.size), lengths, is_kept)
+    return _masked(lists_of(pattern), (queries.size, keys.size), lengths, is_kept)
 
 
 def _masked(lists: Lists, sizes: tuple[int, int], lengths: tuple[int, int], is_seen: Callable[..., Tensor]) -> BlockMask:
@@ -139,7 +139,7 @@ def _is_token(pattern: Pattern) -> Tensor:
     return (pattern.keys.slots != NO_TOKEN).expand(len(pattern.keep), -1).contiguous()
 
 
-def _lists(pattern: Pattern) -> Lists:
+def lists_of(pattern: Pattern) -> Lists:
     """Blocks of keys with an empty slot, looked at key by key, and all others, which are taken whole: how many, and which."""
     keys, keep = pattern.keys, pattern.keep
     counts = keys.counts.unsqueeze(1)
