@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from orchestrator.dvg_config import DvgConfig
 from orchestrator.methods import Request, available, find, read_settings
 from orchestrator.types import Grid
+from stages.accelerators.attencarve import on_host
 from stages.accelerators.attending import Here, Log
 from stages.accelerators.block_sparse import BlockSparse, SparseSettings
 from stages.sparse import kernel
@@ -25,6 +26,14 @@ MORE: dict[str, dict[str, Any]] = {"freelong": {"window": 3}, "svg2": {"first_ro
 """Settings by which a short clip is sparse, and soon done."""
 GRID: Grid = (6, 9, 10)
 NUM_TEXT = 7
+
+
+@pytest.fixture(autouse=True)
+def nothing_known() -> Iterator[None]:
+    """What is kept between clips was made of tensors with values; of those here nothing may stay."""
+    on_host.cache_clear()
+    yield
+    on_host.cache_clear()
 
 
 def made(name: str) -> Any:

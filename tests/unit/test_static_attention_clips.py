@@ -101,7 +101,11 @@ def test_operations_are_those_of_the_pairs_that_were_attended(name: str) -> None
     geometry = model().geometry
     share, whole = attention_share(geometry, GRID), forward_tflops(geometry, GRID)
     assert [row.step for row in found.past.attended] == [0, 1, 2, 3]
-    expected = sum(2 * whole * (1 - row.sparsity * share) for row in found.past.attended)
+    kept = [1 - row.sparsity for row in found.past.attended]
+    if name == "re-ttention":  # a full step finds what the pattern does too
+        kept = [one + min(kept) if one == 1 else one for one in kept]
+        assert max(kept) > 1 > min(kept)
+    expected = sum(2 * whole * (1 - share + one * share) for one in kept)
     assert found.past.tflops == pytest.approx(expected)
     if name == "freelong":
         assert [row.sparsity for row in found.past.attended] == pytest.approx([-WINDOW / 7] * 4)
