@@ -71,7 +71,7 @@ class Ledger:
 
     def fail(self, item: Item, error: str, story: Iterable[str], attempts: int) -> dict[str, Any]:
         """Write the item's failure file and return what is in it."""
-        failure = {**_item_row(item), "error": error, "story": list(story), "attempts": attempts}
+        failure = {**item_row(item), "error": error, "story": list(story), "attempts": attempts}
         write_atomic(self.paths.failure(item.item_key), json.dumps(failure, indent=2))
         return failure
 
@@ -161,7 +161,8 @@ class Ledger:
         return staging_name(item.arm, item.prompt_id, item.seed, attempt)
 
 
-def _item_row(item: Item) -> dict[str, Any]:
+def item_row(item: Item) -> dict[str, Any]:
+    """Which item a row is about, as records and failures say it."""
     return {
         "item_key": item.item_key,
         "arm": item.arm,

@@ -14,7 +14,7 @@ from orchestrator.checkpoints import Checkpoints, Found
 from orchestrator.cost import denoise_s
 from orchestrator.events import Arrived, Event, Finish, GiveUp, Reached
 from orchestrator.geometry import ModelGeometry, model
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, item_row
 from orchestrator.store import Destination
 from orchestrator.types import Action, Decision, Item, Phase, Record
 
@@ -113,11 +113,7 @@ def make_record(
 
 def _asked(item: Item, arm: Arm) -> dict[str, Any]:
     return {
-        "item_key": item.item_key,
-        "arm": item.arm,
-        "prompt_id": item.prompt_id,
-        "prompt": item.prompt,
-        "seed": item.seed,
+        **item_row(item),
         "image": item.image,
         "model": arm.model,
         "planner": arm.planner,
