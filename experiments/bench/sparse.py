@@ -21,7 +21,18 @@ import torch
 from experiments.bench import sparse_kernel, sparse_model
 from experiments.bench.common import save
 from experiments.bench.sparse_report import report, rows_of, worthwhile
-from experiments.bench.sparse_rows import CASES, Case, Layer, Row, dense_seconds, fitted, made_twice, through_a_clip, undisturbed
+from experiments.bench.sparse_rows import (
+    CASES,
+    Case,
+    Layer,
+    Row,
+    dense_seconds,
+    fitted,
+    made_twice,
+    seconds,
+    through_a_clip,
+    undisturbed,
+)
 from experiments.bench.structured import Recipe, Structured
 from orchestrator.geometry import model as geometry_of
 from orchestrator.methods import find
@@ -217,7 +228,7 @@ class Bench:
         told = {"tokens": layer.num_tokens, "heads": place.geometry.heads}
         source = self._structured(place, layer)
         tensors = source.at(0)
-        dense_s = sparse_kernel.seconds(layer.device, lambda: layer.dense(*tensors))
+        dense_s = seconds(layer.device, lambda: layer.dense(*tensors))
         for name, sizes, density in kernel_cases():
             self.row("kernel", name, lambda s=sizes, d=density: sparse_kernel.parts(layer, tensors, s, d, dense_s), **told)  # type: ignore[misc]
         for name in sparse_kernel.OPTIONS if self.device.type == "cuda" else ():

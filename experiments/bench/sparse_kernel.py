@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.bench.sparse_rows import Layer, Row
-from stages.accelerators.attending import Stopwatch
+from experiments.bench.sparse_rows import Layer, Row, seconds
 from stages.sparse.kernel import attend, by_blocks, lists_of
 from stages.sparse.pattern import Pattern, in_a_row
 
@@ -38,17 +36,6 @@ def pattern(layer: Layer, sizes: tuple[int, int], density: float) -> Pattern:
     keep = drawn < density
     keep[:, :, 0] = True
     return Pattern(queries, keys, keep)
-
-
-def seconds(device: torch.device, call: Callable[[], object], rounds: int = 5) -> float:
-    """The median of some calls after one that is not counted."""
-    call()
-    watches = []
-    for _ in range(rounds):
-        with Stopwatch(device) as watch:
-            call()
-        watches.append(watch)
-    return median(watch.seconds() for watch in watches)
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,8 +116,12 @@ def finished(model: Model, planner: Planner, condition: Condition) -> Boundary:
 
 
 def dvg_planner(model: Model, shape: VideoShape, num_steps: int, makers: Makers = ()) -> Planner:
+    return _planner("dvg", 0.5, model, shape, num_steps, makers)
+
+
+def _planner(name: str, budget: float | None, model: Model, shape: VideoShape, num_steps: int, makers: Makers) -> Planner:
     config = DvgConfig.for_model(model.geometry, {"image_condition": "index"})
-    return make_planner("dvg", model.geometry, shape, num_steps, 0.5, config, accelerators=makers)
+    return make_planner(name, model.geometry, shape, num_steps, budget, config, accelerators=makers)
 
 
 def makers_of(case: Case | None, model: Model, shape: VideoShape, num_steps: int, tables: Tables) -> Makers:
@@ -140,24 +144,24 @@ def refined(
     model: Model, sketch: tuple[Boundary, float], makers: Makers, shape: VideoShape, num_steps: int, tables: Tables
 ) -> Row:
     """The stages after the sketch under one arm: seconds of all, operations, and what attention kept."""
-    return _rest(model, dvg_planner(model, shape, num_steps, makers), sketch, tables)
+    boundary, sketch_s = sketch
+    return _rest(model, dvg_planner(model, shape, num_steps, makers), boundary, {"stage1_s": sketch_s}, tables)
 
 
 def whole(model: Model, condition: Condition, makers: Makers, shape: VideoShape, num_steps: int, tables: Tables) -> Row:
     """The run without DVG that it is compared with: all steps on the full grid."""
-    config = DvgConfig.for_model(model.geometry, {"image_condition": "index"})
-    planner = make_planner("full", model.geometry, shape, num_steps, None, config, accelerators=makers)
-    return _rest(model, planner, (start(model, planner, condition, 3), 0.0), tables)
+    planner = _planner("full", None, model, shape, num_steps, makers)
+    return _rest(model, planner, start(model, planner, condition, 3), {}, tables)
 
 
-def _rest(model: Model, planner: Planner, begun: tuple[Boundary, float], tables: Tables) -> Row:
-    (boundary, first_s), made_s, began_s = begun, tables.spent_s, clock_s(model.device)
-    stages_s = {"stage1_s": first_s} if first_s else {}
+def _rest(model: Model, planner: Planner, boundary: Boundary, spent_s: Mapping[str, float], tables: Tables) -> Row:
+    """What comes after ``boundary``, with the seconds of stages before it."""
+    made_s, began_s = tables.spent_s, clock_s(model.device)
     if boundary.decision is None:
         raise RuntimeError("nothing has been decided")
     action = boundary.decision.action
     boundary, seconds = run_stages(model, planner, boundary, len(action.stages))
-    stages_s |= seconds
+    stages_s = {**spent_s, **seconds}
     compile_s = stages_s.pop("compile_s", 0.0)
     attended = boundary.past.attended
     return {

@@ -138,16 +138,22 @@ def fitted(case: Case, layer: Layer, source: Source) -> Case:
     return dataclasses.replace(case, settings={**case.settings, "heads": (heads,) * layer.geometry.num_layers})
 
 
-def dense_seconds(layer: Layer, source: Source, rounds: int = 5) -> float:
-    """Of dense attention on one step's tensors: the median of some calls, each begun as a method's is (a device that works
-    without a pause is hotter, and a tenth slower)."""
-    q, k, v = source.at(0)
-    layer.dense(q, k, v)
+def dense_seconds(layer: Layer, source: Source) -> float:
+    """Of dense attention on one step's tensors, each call begun as a method's is (a device that works without a pause is hotter,
+    and a tenth slower)."""
+    tensors = source.at(0)
+    return seconds(layer.device, lambda: layer.dense(*tensors), is_ahead=True)
+
+
+def seconds(device: torch.device, call: Callable[[], object], rounds: int = 5, is_ahead: bool = False) -> float:
+    """The median of some calls after one that is not counted; ``is_ahead``: before each the device waits for the host."""
+    call()
     watches = []
     for _ in range(rounds):
-        _ahead(layer.device)
-        with Stopwatch(layer.device) as watch:
-            layer.dense(q, k, v)
+        if is_ahead:
+            _ahead(device)
+        with Stopwatch(device) as watch:
+            call()
         watches.append(watch)
     return median(watch.seconds() for watch in watches)
 
