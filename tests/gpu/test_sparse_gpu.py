@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
@@ -12,22 +10,17 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from experiments.bench.sparse_kernel import pattern as drawn
-from experiments.bench.sparse_kernel import seconds
-from experiments.bench.sparse_rows import Layer
+from experiments.bench.sparse_rows import Layer, seconds
 from experiments.bench.structured import Recipe, Structured
-from orchestrator.dvg_config import DvgConfig
 from orchestrator.geometry import model as geometry_of
-from orchestrator.methods import ACCELERATORS, find, read_settings
-from orchestrator.methods import Request as Asked
+from orchestrator.methods import ACCELERATORS, find
 from orchestrator.types import VideoShape
-from stages.denoise import run_stages, start
-from stages.models.base import Model, Request, load
-from stages.planners import make_planner
+from stages.models.base import Model
 from stages.sparse.clusters import clustered, first_centres
 from stages.sparse.kernel import attend, attend_with_sums, by_mask, by_mask_with_sums
 from stages.sparse.pattern import Blocks, Pattern, in_a_row, in_order, in_tiles
 from stages.sparse.weighted import by_bias, weighted
-from tests.gpu.clips import unwaiting
+from tests.gpu.clips import Clip, eager_and_compiled, unwaiting
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -128,22 +121,12 @@ def attending() -> list[str]:
 
 @pytest.fixture(scope="module")
 def models() -> dict[bool, Model]:
-    return {is_compiled: load("wan-mini", None, "cuda", compile_blocks=is_compiled) for is_compiled in (False, True)}
+    return eager_and_compiled()
 
 
-def clip(model: Model, name: str | None, planner: str = "full") -> tuple[Tensor, float, list[float]]:
-    makers = ()
-    if name is not None:
-        method = find(name, "accelerator")
-        request = Asked(model.geometry, SHAPE, NUM_STEPS, 2.0, planner, DvgConfig())
-        settings: Any = method.resolve(read_settings(method, {}), request)
-        makers = (functools.partial(method.make, settings, model.geometry),)
-    budget = 0.5 if planner == "dvg" else None
-    plan = make_planner(planner, model.geometry, SHAPE, NUM_STEPS, budget, DvgConfig(), accelerators=makers)
-    boundary = start(model, plan, model.encode(Request("a red circle moves left", SHAPE, 2.0, "blue square")), 3)
-    while boundary.decision is None or boundary.stage < len(boundary.decision.action.stages):
-        boundary, _ = run_stages(model, plan, boundary, boundary.stage + 1)
-    return boundary.x.cpu(), boundary.past.tflops, [step.sparsity for step in boundary.past.attended]
+def clip(model: Model, name: str, planner: str = "full") -> tuple[Tensor, float, list[float]]:
+    found = Clip(SHAPE, NUM_STEPS, name, planner=planner).run(model)
+    return found.x.cpu(), found.past.tflops, [step.sparsity for step in found.past.attended]
 
 
 @pytest.mark.parametrize("planner", ["full", "dvg"])
